@@ -1,0 +1,1 @@
+"""Benchmark CNN inference on one machine so that every printed number can be trusted."""
