@@ -1,0 +1,210 @@
+"""Say what each precision needs of a CPU, and judge from oneDNN's own trace what really ran.
+
+A precision is a data type on an instruction set. `avx_*` precisions are capped below AMX with ONEDNN_MAX_CPU_ISA, so
+that on a machine that has both, `avx_bfloat16` and `amx_bfloat16` are different measurements.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cnnbench.errors import SkippedError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What one precision means.
+
+    `flags`: alternatives of /proc/cpuinfo flags, one alternative of which the CPU must have whole. `max_isa`: the
+    cap handed to oneDNN. `trace_isa`: what an implementation's name in the trace must match. `trace_type`: the data
+    type its source and weights must have. `softmax_bound`: how far a probability may lie from the fp32 reference.
+    `top1_agreement`: the share of the check batch whose best class must be the reference's. `missing`: why the
+    precision cannot run yet, empty when it can.
+    """
+
+    name: str
+    flags: tuple[frozenset[str], ...]
+    max_isa: str
+    trace_isa: str
+    trace_type: str
+    softmax_bound: float
+    top1_agreement: float
+    missing: str = ""
+
+
+_NOT_YET = "no model of this precision can be staged yet"
+_AVX_CAP = "AVX512_CORE_BF16"
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision(
+            "avx_fp32",
+            flags=(frozenset({"avx2", "fma"}),),
+            max_isa=_AVX_CAP,
+            trace_isa=r"avx512_core|avx2",
+            trace_type="f32",
+            softmax_bound=1e-3,
+            top1_agreement=1.0,
+        ),
+        Precision(
+            "avx_bfloat16",
+            flags=(frozenset({"avx512_bf16"}),),
+            max_isa=_AVX_CAP,
+            trace_isa=r"avx512_core_bf16",
+            trace_type="bf16",
+            softmax_bound=0.15,
+            top1_agreement=0.9,
+        ),
+        Precision(
+            "avx_int8",
+            flags=(frozenset({"avx512_vnni"}), frozenset({"avx_vnni"})),
+            max_isa=_AVX_CAP,
+            trace_isa=r"avx512_core_vnni|avx512_core_bf16|avx2_vnni",
+            trace_type="[us]8",
+            softmax_bound=0.3,
+            top1_agreement=0.85,
+            missing=_NOT_YET,
+        ),
+        Precision(
+            "amx_bfloat16",
+            flags=(frozenset({"amx_tile", "amx_bf16"}),),
+            max_isa="AVX512_CORE_AMX",
+            trace_isa=r"avx512_core_amx|avx10_1_512_amx",
+            trace_type="bf16",
+            softmax_bound=0.15,
+            top1_agreement=0.9,
+            missing=_NOT_YET,
+        ),
+        Precision(
+            "amx_bfloat32",
+            flags=(frozenset({"amx_tile", "amx_bf16"}),),
+            max_isa="AVX512_CORE_AMX",
+            trace_isa=r"avx512_core_amx|avx10_1_512_amx",
+            trace_type="f32",
+            softmax_bound=0.15,
+            top1_agreement=0.9,
+            missing=_NOT_YET,
+        ),
+        Precision(
+            "amx_int8",
+            flags=(frozenset({"amx_tile", "amx_int8"}),),
+            max_isa="AVX512_CORE_AMX",
+            trace_isa=r"avx512_core_amx|avx10_1_512_amx",
+            trace_type="[us]8",
+            softmax_bound=0.3,
+            top1_agreement=0.85,
+            missing=_NOT_YET,
+        ),
+    )
+}
+
+REQUIRED_SHARE = 0.95
+"""The share of the network's multiply-accumulates that must have run as the precision says, for a valid result."""
+
+
+def require(precision: Precision, cpu_flags: frozenset[str]) -> None:
+    """Raise SkippedError unless this program and this CPU can run the precision."""
+    if precision.missing:
+        raise SkippedError(f"{precision.name}: {precision.missing}")
+    lacking = [sorted(needed - cpu_flags) for needed in precision.flags]
+    if all(lacking):
+        what = " or ".join(" and ".join(flags) for flags in lacking)
+        raise SkippedError(f"{precision.name}: this CPU lacks {what}")
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One convolution or matrix product of oneDNN's trace: its implementation, data types and size."""
+
+    implementation: str
+    source_type: str
+    weights_type: str
+    macs: int
+
+
+_CONVOLUTION = re.compile(
+    r"(?:g(?P<g>\d+))?mb(?P<mb>\d+)_ic(?P<ic>\d+)oc(?P<oc>\d+)_"
+    r"(?:id\d+od\d+kd\d+sd\d+dd\d+pd\d+_)?ih\d+oh(?P<oh>\d+)kh(?P<kh>\d+)\S*?_iw\d+ow(?P<ow>\d+)kw(?P<kw>\d+)"
+)
+_TYPE = {role: re.compile(rf"(?:^|\s){role}(?:_|:)([a-z]+\d+)") for role in ("src", "wei")}
+
+
+def parse_verbose(lines: Iterable[str]) -> list[Primitive]:
+    """Return the convolutions and matrix products that a oneDNN trace (ONEDNN_VERBOSE=1) shows as executed.
+
+    Reads the formats of oneDNN 2.x and 3.x, with `dnnl_verbose` or `onednn_verbose` in front and with or without the
+    `primitive` and version fields; other lines are somebody else's output. The fields are described at
+    https://uxlfoundation.github.io/oneDNN/dev_guide_verbose.html.
+    """
+    primitives = []
+    for line in lines:
+        fields = line.strip().split(",")
+        if fields[0] not in ("onednn_verbose", "dnnl_verbose") or "exec" not in fields:
+            continue
+        after = fields[fields.index("exec") + 1 :]  # engine, kind, implementation, direction, tensors, ..., shape, ms
+        if len(after) < 8 or after[1] not in ("convolution", "matmul", "inner_product"):
+            continue
+        kind, implementation, tensors = after[1], after[2], after[4]
+        types = {role: found.group(1) for role, pattern in _TYPE.items() if (found := pattern.search(tensors))}
+        shape = next((field for field in reversed(after[5:-1]) if field), "")
+        primitives.append(
+            Primitive(implementation, types.get("src", ""), types.get("wei", ""), _count_macs(kind, shape))
+        )
+    return primitives
+
+
+def _count_macs(kind: str, shape: str) -> int:
+    """Return the multiply-accumulates of one primitive from the shape field of its trace line; 0 if it is not read."""
+    if kind == "convolution":
+        found = _CONVOLUTION.match(shape)
+        if not found:
+            return 0
+        size = {key: int(value) if value else 1 for key, value in found.groupdict().items()}
+        per_output = size["ic"] // size["g"] * size["kh"] * size["kw"]
+        return size["mb"] * size["oc"] * size["oh"] * size["ow"] * per_output
+    if kind == "inner_product":
+        numbers = re.fullmatch(r"mb(\d+)ic(\d+)oc(\d+)", shape.replace("_", ""))
+        return 0 if not numbers else int(numbers[1]) * int(numbers[2]) * int(numbers[3])
+    operands = [[int(n) for n in operand.split("x")] for operand in shape.split(":") if re.fullmatch(r"[\dx]+", operand)]
+    if len(operands) < 2:
+        return 0
+    macs = operands[1][-1]
+    for extent in operands[0]:
+        macs *= extent
+    return macs
+
+
+@dataclass(frozen=True)
+class PrecisionProof:
+    """How much of the network ran at the precision: a share of its multiply-accumulates, and what ran instead."""
+
+    share: float
+    macs_needed: int
+    macs_proven: int
+    implementations: dict[str, float]
+
+
+def judge_trace(precision: Precision, primitives: Iterable[Primitive], macs_needed: int) -> PrecisionProof:
+    """Compare a trace with a precision.
+
+    `macs_needed`: what the traced steps had to compute, from the graph and not from the trace: work that oneDNN never
+    saw (because another library did it) then counts against the share. `implementations` gives each implementation's
+    share of the traced work, the largest first.
+    """
+    by_implementation: Counter[str] = Counter()
+    proven = 0
+    for primitive in primitives:
+        by_implementation[f"{primitive.implementation} {primitive.weights_type}"] += primitive.macs
+        runs_it = re.search(precision.trace_isa, primitive.implementation) is not None
+        types = (primitive.source_type, primitive.weights_type)
+        if runs_it and all(re.fullmatch(precision.trace_type, found) for found in types):
+            proven += primitive.macs
+    total = sum(by_implementation.values()) or 1
+    return PrecisionProof(
+        share=min(1.0, proven / macs_needed),
+        macs_needed=macs_needed,
+        macs_proven=proven,
+        implementations={name: macs / total for name, macs in by_implementation.most_common()},
+    )

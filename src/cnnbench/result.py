@@ -1,0 +1,90 @@
+"""Hold what one run found: everything later (KPI text, tables, comparisons) reads only this."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cnnbench.errors import CnnbenchError
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+KILLED = "Some instances were killed during execution! See README.md for more."
+"""The reason that the reference document gives when an instance has not produced a result."""
+
+Verdict = Literal["valid", "unstable", "invalid"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Kpi(_Model):
+    """One figure of merit: `key (unit): value` in the KPI text. Exactly one of a valid run is primary."""
+
+    key: str
+    unit: str
+    value: float
+    primary: bool = False
+
+
+class Criterion(_Model):
+    """One thing that makes a number valid: what was found, what was needed, and whether it held.
+
+    `severity`: whether a failure makes the run invalid or marks it as unstable.
+    """
+
+    name: str
+    passed: bool
+    found: str
+    needed: str
+    severity: Literal["invalid", "unstable"] = "invalid"
+
+
+class RunResult(_Model):
+    """One run of one test case.
+
+    `requested`: the parameters after all defaults. `effective`: what the plan made of them. `facts`: host, software,
+    artefacts and conditions by name, in the order in which they are printed. `plan`: the instances as planned.
+    `instances`: what each reported. `notes`: what a reader should know before comparing the number.
+    """
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    started: str
+    workload: str
+    case: str
+    requested: dict[str, str]
+    effective: dict[str, str]
+    facts: dict[str, str]
+    plan: dict[str, Any]
+    instances: list[dict[str, Any]]
+    kpis: list[Kpi]
+    criteria: list[Criterion]
+    notes: list[str]
+
+    @property
+    def failures(self) -> list[Criterion]:
+        """The criteria that did not hold, the invalidating ones first."""
+        return sorted((c for c in self.criteria if not c.passed), key=lambda c: c.severity)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Say valid, unstable (measured, but not steady) or invalid."""
+        return self.failures[0].severity if self.failures else "valid"
+
+    @property
+    def reason(self) -> str:
+        """Say why the run is not valid; empty when it is."""
+        return "; ".join(f"{c.name}: {c.found}, needed {c.needed}" if c.needed else c.found for c in self.failures)
+
+
+def load_run(directory: Path) -> RunResult:
+    """Read a logs directory's run.json; raise CnnbenchError when it is missing, cut off or of another schema."""
+    path = directory / RUN_FILE
+    if not path.is_file():
+        raise CnnbenchError(f"{directory}: no {RUN_FILE} there; the run did not get as far as a result")
+    try:
+        return RunResult.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise CnnbenchError(f"{path}: not a complete result of schema {SCHEMA}: {error.errors()[0]['msg']}") from error
