@@ -1,0 +1,167 @@
+"""Read the facts of this host that a KPI depends on: CPU, frequency, governor, memory, kernel.
+
+A fact that cannot be known is None and is left out of reports: inside a virtual machine there is often no cpufreq.
+"""
+
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cnnbench.errors import CnnbenchError
+from cnnbench.topology import HOST_SYSFS, read_online_cpus, read_topology
+
+HOST_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """What /proc/cpuinfo says of the first processor; the fields only x86 has are None elsewhere."""
+
+    vendor: str | None = None
+    family: int | None = None
+    model: int | None = None
+    stepping: int | None = None
+    model_name: str | None = None
+    flags: frozenset[str] = frozenset()
+    microcode: str | None = None
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """The host as a whole (online CPUs, whatever this process may use), as plain data."""
+
+    cpu_model: str | None
+    sockets: int
+    cores: int
+    threads: int
+    smt: bool
+    numa_nodes: int
+    frequency_mhz: float | None
+    governor: str | None
+    turbo: bool | None
+    microcode: str | None
+    hypervisor: bool | None
+    kernel: str | None
+    memory_bytes: int | None
+    transparent_hugepages: str | None
+    load_average: tuple[float, ...] | None  # over 1, 5 and 15 minutes
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the facts that are known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def read_cpuinfo(path: Path = HOST_PROC / "cpuinfo") -> CpuInfo:
+    """Read the identity and flags of the first processor."""
+    processors = _read_processors(path)
+    if not processors:
+        raise CnnbenchError(f"{path}: lists no processor; a Linux /proc/cpuinfo is needed to know the CPU")
+    fields = processors[0]
+    return CpuInfo(
+        vendor=fields.get("vendor_id"),
+        family=_to_int(fields.get("cpu family")),
+        model=_to_int(fields.get("model")),
+        stepping=_to_int(fields.get("stepping")),
+        model_name=fields.get("model name"),
+        flags=frozenset(fields.get("flags", fields.get("Features", "")).split()),  # Features: Arm
+        microcode=fields.get("microcode"),
+    )
+
+
+def sample_frequency_mhz(
+    cpus: Iterable[int] | None = None, sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC
+) -> float | None:
+    """Return the mean frequency of the CPUs (None: all online) right now, in MHz; None when nothing reports it.
+
+    Sample while the instances are busy. Without cpufreq the value is /proc/cpuinfo's, in a virtual machine the nominal.
+    """
+    wanted = tuple(read_online_cpus(sysfs) if cpus is None else cpus)
+    in_khz = [_to_float(_read_cpufreq(sysfs, cpu, "scaling_cur_freq")) for cpu in wanted]
+    seen = [khz / 1000 for khz in in_khz if khz]
+    if not seen:
+        in_mhz = [
+            _to_float(fields.get("cpu MHz"))
+            for fields in _read_processors(proc / "cpuinfo")
+            if _to_int(fields.get("processor")) in wanted
+        ]
+        seen = [mhz for mhz in in_mhz if mhz]
+    return round(statistics.fmean(seen), 1) if seen else None
+
+
+def read_host(cpus: Iterable[int] | None = None, sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC) -> HostFacts:
+    """Read the facts of the host; frequency and governor are those of `cpus` (None: all online)."""
+    online = read_online_cpus(sysfs)
+    sampled = online if cpus is None else tuple(cpus)
+    everything = frozenset(online)
+    host = read_topology(sysfs, affinity=everything, cgroup_cpus=everything)
+    cpu = read_cpuinfo(proc / "cpuinfo")
+    governors = {_read_cpufreq(sysfs, number, "scaling_governor") for number in sampled} - {None, ""}
+    return HostFacts(
+        cpu_model=cpu.model_name,
+        sockets=len(host.sockets),
+        cores=len(host.cores),
+        threads=len(online),
+        smt=host.smt,
+        numa_nodes=len(host.nodes),
+        frequency_mhz=sample_frequency_mhz(sampled, sysfs, proc),
+        governor="+".join(sorted(filter(None, governors))) or None,
+        turbo=_read_turbo(sysfs),
+        microcode=cpu.microcode,
+        hypervisor="hypervisor" in cpu.flags if cpu.flags else None,
+        kernel=_read(proc / "sys/kernel/osrelease"),
+        memory_bytes=_read_memory_bytes(proc),
+        transparent_hugepages=_search(r"\[(\w+)\]", _read(sysfs / "kernel/mm/transparent_hugepage/enabled")),
+        load_average=_read_load_average(proc),
+    )
+
+
+def _read_processors(path: Path) -> list[dict[str, str]]:
+    blocks = (_read(path) or "").split("\n\n")
+    lines = [[line.partition(":") for line in block.splitlines() if ":" in line] for block in blocks]
+    processors = [{key.strip(): value.strip() for key, _, value in block} for block in lines]
+    return [fields for fields in processors if "processor" in fields]
+
+
+def _read_turbo(sysfs: Path) -> bool | None:
+    """Read the turbo switch: `no_turbo` of intel_pstate, else `boost` of the other drivers."""
+    no_turbo = _read(sysfs / "devices/system/cpu/intel_pstate/no_turbo")
+    if no_turbo is not None:
+        return no_turbo == "0"
+    boost = _read(sysfs / "devices/system/cpu/cpufreq/boost")
+    return None if boost is None else boost == "1"
+
+
+def _read_memory_bytes(proc: Path) -> int | None:
+    kibibytes = _to_int(_search(r"MemTotal:\s*(\d+) kB", _read(proc / "meminfo")))
+    return None if kibibytes is None else kibibytes * 1024
+
+
+def _read_load_average(proc: Path) -> tuple[float, ...] | None:
+    text = _read(proc / "loadavg")
+    return None if text is None else tuple(float(word) for word in text.split()[:3])
+
+
+def _read_cpufreq(sysfs: Path, cpu: int, name: str) -> str | None:
+    return _read(sysfs / f"devices/system/cpu/cpu{cpu}/cpufreq" / name)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:  # absent, or a driver that refuses to say: either way the fact is unknown
+        return None
+
+
+def _search(pattern: str, text: str | None) -> str | None:
+    match = re.search(pattern, text or "")
+    return match.group(1) if match else None
+
+
+def _to_int(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+def _to_float(text: str | None) -> float | None:
+    return float(text) if text and re.fullmatch(r"\d+(\.\d+)?", text) else None  # some drivers say `<unknown>`

@@ -1,0 +1,1 @@
+"""Plan where the instances of a case run, and start them there."""

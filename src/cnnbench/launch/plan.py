@@ -1,0 +1,268 @@
+"""Plan which physical cores each instance gets: a pure function of the topology and what was asked for."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from cnnbench.errors import UsageError
+from cnnbench.topology import UNKNOWN_NODE, Core, Topology, format_cpu_list
+
+MODES = ("throughput", "latency", "accuracy")
+LATENCY_CORES = 4  # the reference document: 4 cores per test instance
+
+Cell = list[Core]  # free cores that share one socket and one NUMA node, in topology order
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the case asks for; None is a parameter that was not given, so its default may adapt to the host."""
+
+    mode: str
+    cores_per_instance: int | None = None
+    instances: int | None = None
+    weight_sharing: bool = False
+
+
+@dataclass(frozen=True)
+class InstancePlan:
+    """One instance: the logical CPUs it is pinned to, one per physical core, and where they lie."""
+
+    index: int
+    process: int
+    cpus: tuple[int, ...]
+    sockets: tuple[int, ...]
+    nodes: tuple[int, ...]
+    memory_node: int | None  # the node to bind memory to; None when the cores lie in several or an unknown one
+
+    @property
+    def threads(self) -> int:
+        """Return the number of intra-op threads: one for each core."""
+        return len(self.cpus)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All instances of a run, and what a reader of its KPIs should know about their placement."""
+
+    instances: tuple[InstancePlan, ...]
+    idle_cores: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cores_per_instance(self) -> int:
+        """Return the cores of an instance; where sockets differ, of the largest (a note says so)."""
+        return max(instance.threads for instance in self.instances)
+
+    @property
+    def cores(self) -> int:
+        """Return the number of physical cores in use."""
+        return sum(instance.threads for instance in self.instances)
+
+    @property
+    def processes(self) -> tuple[tuple[InstancePlan, ...], ...]:
+        """Return the instances of each process, in the order of the process numbers."""
+        numbers = sorted({instance.process for instance in self.instances})
+        return tuple(tuple(one for one in self.instances if one.process == number) for number in numbers)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the plan as data that JSON can hold."""
+        return {
+            "instances": [{**asdict(instance), "threads": instance.threads} for instance in self.instances],
+            "processes": [[instance.index for instance in process] for process in self.processes],
+            "cores": self.cores,
+            "cores_per_instance": self.cores_per_instance,
+            "idle_cores": self.idle_cores,
+            "notes": list(self.notes),
+        }
+
+
+def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
+    """Place the instances on distinct physical cores, inside one NUMA node (then one socket) where they fit.
+
+    A default that does not fit shrinks, and a note says so; an explicit value that does not fit is a UsageError.
+    """
+    _check(topology, request)
+    notes: list[str] = []
+    explicit = request.cores_per_instance is not None or request.instances is not None
+    if request.mode != "latency" and not explicit:
+        groups = [topology.cores_of_socket(socket) for socket in topology.sockets]
+    else:
+        size = _choose_size(topology, request, notes)
+        groups = _place(
+            topology,
+            size,
+            request.instances,
+            cross=request.instances is not None,
+            spread=request.mode != "latency" and request.cores_per_instance is None,
+            weight_sharing=request.weight_sharing,
+        )
+    instances = _number_instances(groups, request.weight_sharing)
+    idle_cores = len(topology.cores) - sum(instance.threads for instance in instances)
+    notes += _placement_notes(topology, request, instances)
+    if idle_cores:
+        notes.append(f"{idle_cores} of {_cores(len(topology.cores))} stay idle")
+    return Plan(instances, idle_cores, tuple(notes))
+
+
+def _check(topology: Topology, request: PlanRequest) -> None:
+    """Refuse explicit values this host cannot hold."""
+    total = len(topology.cores)
+    largest_socket = max(len(topology.cores_of_socket(socket)) for socket in topology.sockets)
+    size, count = request.cores_per_instance, request.instances
+    if request.mode not in MODES:
+        raise UsageError(f"MODE={request.mode}: must be one of {', '.join(MODES)}")
+    if size is not None and not 1 <= size <= total:
+        raise UsageError(f"CORES_PER_INSTANCE={size}: must be 1 to {total}, the usable physical cores of this host")
+    if size is not None and request.weight_sharing and size > largest_socket:
+        raise UsageError(
+            f"CORES_PER_INSTANCE={size}: must be 1 to {largest_socket}, the usable physical cores of one socket, "
+            "because WEIGHT_SHARING=True keeps an instance in one socket"
+        )
+    if count is not None and not 1 <= count <= total:
+        raise UsageError(f"INSTANCES={count}: must be 1 to {total}, the usable physical cores of this host")
+    if size is not None and count is not None and count > (most := _most_instances(topology, size, request)):
+        where = " without crossing sockets (WEIGHT_SHARING=True)" if request.weight_sharing else ""
+        raise UsageError(
+            f"INSTANCES={count} with CORES_PER_INSTANCE={size}: needs {count * size} physical cores, this host has "
+            f"{total} usable; at most {most} instances of {size} fit{where}"
+        )
+
+
+def _most_instances(topology: Topology, size: int, request: PlanRequest) -> int:
+    """Return how many instances the cores suffice for, NUMA nodes left aside."""
+    if request.weight_sharing:
+        return sum(len(topology.cores_of_socket(socket)) // size for socket in topology.sockets)
+    return len(topology.cores) // size
+
+
+def _choose_size(topology: Topology, request: PlanRequest, notes: list[str]) -> int:
+    """Return the cores per instance, and add a note where the default had to shrink."""
+    if request.cores_per_instance is not None:
+        return request.cores_per_instance
+    count = request.instances or 1
+    if request.mode == "latency":
+        return _choose_latency_size(topology, request, count, notes)
+    return next(
+        size
+        for size in range(len(topology.cores) // count, 0, -1)
+        if len(_place(topology, size, count, weight_sharing=request.weight_sharing)) == count
+    )
+
+
+def _choose_latency_size(topology: Topology, request: PlanRequest, count: int, notes: list[str]) -> int:
+    total = len(topology.cores)
+    largest_socket = max(len(topology.cores_of_socket(socket)) for socket in topology.sockets)
+    size = min(LATENCY_CORES, largest_socket)
+    reason = f"this host has {_cores(total)}"
+    if size < min(LATENCY_CORES, total):
+        reason = f"no socket of this host has more than {_cores(largest_socket)}"
+    if _most_instances(topology, size, request) < count:
+        size = next(n for n in range(size, 0, -1) if _most_instances(topology, n, request) >= count)
+        reason = f"INSTANCES={count} and this host has {_cores(total)}"
+    if size < LATENCY_CORES:
+        notes.append(f"CORES_PER_INSTANCE: {size} instead of the default {LATENCY_CORES}: {reason}")
+    return size
+
+
+def _place(
+    topology: Topology,
+    size: int,
+    count: int | None,
+    *,
+    cross: bool = False,
+    spread: bool = False,
+    weight_sharing: bool = False,
+) -> list[tuple[Core, ...]]:
+    """Place up to `count` instances (None: as many as fit) of `size` cores, in the narrowest domain that holds one.
+
+    The domains are the NUMA nodes, then the sockets, then the machine (never with weight sharing). `cross` lets the
+    instances that are left over go on to wider domains; `spread` balances over domains instead of filling in order.
+    """
+    cells = [
+        list(cores)
+        for socket in topology.sockets
+        for node in topology.nodes
+        if (cores := [core for core in topology.cores_of_node(node) if core.socket == socket])
+    ]
+    sockets = [[cell for cell in cells if cell[0].socket == socket] for socket in topology.sockets]
+    scopes = [[[cell] for cell in cells], sockets, *([] if weight_sharing else [[cells]])]
+    limit = len(topology.cores) if count is None else count
+    placed: list[tuple[Core, ...]] = []
+    for domains in scopes:
+        while len(placed) < limit and (roomy := [domain for domain in domains if _room(domain) >= size]):
+            placed.append(_take(max(roomy, key=_room) if spread else roomy[0], size))
+        if placed and not cross:
+            break
+    return sorted(placed, key=lambda cores: cores[0].id)
+
+
+def _take(cells: Sequence[Cell], size: int) -> tuple[Core, ...]:
+    """Remove `size` cores from the cells: whole cells first, the largest first, then the tightest one in part."""
+    taken: list[Core] = []
+    while (need := size - len(taken)) > 0:
+        open_cells = [cell for cell in cells if cell]
+        whole = [cell for cell in open_cells if len(cell) <= need]
+        cell = max(whole, key=len) if whole else min(open_cells, key=len)
+        taken += cell[:need]
+        del cell[:need]
+    return tuple(sorted(taken, key=lambda core: core.id))
+
+
+def _room(domain: Sequence[Cell]) -> int:
+    return sum(len(cell) for cell in domain)
+
+
+def _number_instances(groups: Iterable[Sequence[Core]], weight_sharing: bool) -> tuple[InstancePlan, ...]:
+    """Turn groups of cores into numbered instances; with weight sharing those of a socket share a process."""
+    instances = []
+    process_of_socket: dict[int, int] = {}
+    for index, cores in enumerate(groups):
+        nodes = tuple(sorted({core.node for core in cores}))
+        process = process_of_socket.setdefault(cores[0].socket, len(process_of_socket)) if weight_sharing else index
+        instances.append(
+            InstancePlan(
+                index=index,
+                process=process,
+                cpus=tuple(core.cpus[0] for core in cores),
+                sockets=tuple(sorted({core.socket for core in cores})),
+                nodes=nodes,
+                memory_node=nodes[0] if len(nodes) == 1 and nodes[0] != UNKNOWN_NODE else None,
+            )
+        )
+    return tuple(instances)
+
+
+def _placement_notes(topology: Topology, request: PlanRequest, instances: Sequence[InstancePlan]) -> list[str]:
+    """Say what about the placement could surprise the reader of a KPI."""
+    notes = []
+    if len({instance.threads for instance in instances}) > 1:
+        each = ", ".join(f"{instance.threads} on socket {instance.sockets[0]}" for instance in instances)
+        notes.append(f"instances differ in cores as the sockets do: {each}")
+    over_sockets = [instance.index for instance in instances if len(instance.sockets) > 1]
+    if over_sockets:
+        notes.append(f"{_name(over_sockets)} more than one socket")
+    over_nodes = [instance.index for instance in instances if len(instance.nodes) > 1]
+    if over_nodes:
+        size = max(instance.threads for instance in instances)
+        notes.append(
+            f"{_name(over_nodes)} more than one NUMA node, so memory is not bound to one: "
+            + _remedy(topology, size, request.weight_sharing)
+        )
+    return notes
+
+
+def _remedy(topology: Topology, size: int, weight_sharing: bool) -> str:
+    largest_node = max(len(topology.cores_of_node(node)) for node in topology.nodes)
+    if size > largest_node:
+        return f"CORES_PER_INSTANCE={largest_node} or less fits in one"
+    most = len(_place(topology, size, None, weight_sharing=weight_sharing))
+    return f"at most {most} instances of {_cores(size, '')} fit without"
+
+
+def _name(indices: Sequence[int]) -> str:
+    if len(indices) == 1:
+        return f"instance {indices[0]} spans"
+    return f"instances {format_cpu_list(indices)} span"
+
+
+def _cores(count: int, kind: str = "usable ") -> str:
+    return f"{count} {kind}core{'' if count == 1 else 's'}"

@@ -1,0 +1,312 @@
+import json
+
+import pytest
+
+from cnnbench.errors import UsageError
+from cnnbench.launch.plan import InstancePlan, PlanRequest, plan_instances
+from cnnbench.topology import Topology, read_topology
+from sysfs import make_sysfs_tree
+
+
+@pytest.fixture
+def machine(tmp_path):
+    def make(affinity: set[int] | None = None, **layout) -> Topology:
+        tree = make_sysfs_tree(tmp_path / f"machine{len(list(tmp_path.iterdir()))}", **layout)
+        return read_topology(tree, None if affinity is None else frozenset(affinity))
+
+    return make
+
+
+@pytest.fixture
+def two_sockets(machine):
+    """2 sockets, 8 cores each, SMT: CPUs 0-7 and 8-15, siblings 16-31."""
+    return machine(sockets=2, cores_per_socket=8)
+
+
+@pytest.fixture
+def snc2(machine):
+    """2 sockets of 2 nodes, 4 cores a node."""
+    return machine(sockets=2, cores_per_socket=8, nodes_per_socket=2)
+
+
+@pytest.fixture
+def nps4(machine):
+    """1 socket of 4 nodes, 4 cores a node."""
+    return machine(sockets=1, cores_per_socket=16, nodes_per_socket=4)
+
+
+def cpus(plan):
+    return [instance.cpus for instance in plan.instances]
+
+
+def span(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+@pytest.mark.parametrize("mode", ["throughput", "accuracy"])
+def test_throughput_is_one_instance_a_socket_on_one_thread_a_core(two_sockets, mode):
+    plan = plan_instances(two_sockets, PlanRequest(mode))
+    assert cpus(plan) == [span(0, 7), span(8, 15)]
+    assert plan.instances == (
+        InstancePlan(index=0, process=0, cpus=span(0, 7), sockets=(0,), nodes=(0,), memory_node=0),
+        InstancePlan(index=1, process=1, cpus=span(8, 15), sockets=(1,), nodes=(1,), memory_node=1),
+    )
+    assert [instance.threads for instance in plan.instances] == [8, 8]
+    assert plan.idle_cores == 0
+    assert plan.notes == ()
+
+
+def test_latency_is_4_cores_an_instance_and_as_many_as_fit(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("latency"))
+    assert cpus(plan) == [span(0, 3), span(4, 7), span(8, 11), span(12, 15)]
+    assert [one.process for one in plan.instances] == [0, 1, 2, 3]
+    assert plan.notes == ()
+
+
+def test_cores_given_fill_node_by_node_and_the_rest_is_idle(snc2):
+    plan = plan_instances(snc2, PlanRequest("throughput", cores_per_instance=3))
+    assert cpus(plan) == [span(0, 2), span(4, 6), span(8, 10), span(12, 14)]
+    assert [one.memory_node for one in plan.instances] == [0, 1, 2, 3]
+    assert plan.idle_cores == 4
+    assert plan.notes == ("4 of 16 usable cores stay idle",)
+
+
+def test_throughput_on_a_socket_of_several_nodes_spans_them_and_says_so(snc2):
+    plan = plan_instances(snc2, PlanRequest("throughput"))
+    assert cpus(plan) == [span(0, 7), span(8, 15)]
+    assert [(one.nodes, one.memory_node) for one in plan.instances] == [((0, 1), None), ((2, 3), None)]
+    assert plan.notes == (
+        "instances 0-1 span more than one NUMA node, so memory is not bound to one: "
+        "CORES_PER_INSTANCE=4 or less fits in one",
+    )
+
+
+def test_larger_than_a_node_takes_whole_nodes_of_one_socket(nps4):
+    plan = plan_instances(nps4, PlanRequest("throughput", cores_per_instance=8))
+    assert cpus(plan) == [span(0, 7), span(8, 15)]
+    assert [one.nodes for one in plan.instances] == [(0, 1), (2, 3)]
+
+
+def test_larger_than_a_node_touches_as_few_nodes_as_it_can(nps4):
+    plan = plan_instances(nps4, PlanRequest("throughput", cores_per_instance=6))
+    assert [one.nodes for one in plan.instances] == [(0, 1), (1, 2)]
+    assert cpus(plan) == [(0, 1, 2, 3, 4, 5), (6, 7, 8, 9, 10, 11)]
+    assert plan.idle_cores == 4
+
+
+def test_larger_than_a_node_stays_in_its_socket(snc2):
+    plan = plan_instances(snc2, PlanRequest("throughput", cores_per_instance=5))
+    assert cpus(plan) == [span(0, 4), span(8, 12)]
+    assert plan.idle_cores == 6
+
+
+def test_larger_than_a_socket_spans_sockets_and_says_so(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("throughput", cores_per_instance=12))
+    assert cpus(plan) == [span(0, 11)]
+    assert plan.instances[0].sockets == (0, 1)
+    assert plan.instances[0].memory_node is None
+    assert plan.notes[0] == "instance 0 spans more than one socket"
+    assert plan.notes[-1] == "4 of 16 usable cores stay idle"
+
+
+def test_a_node_that_spans_sockets_still_binds_memory(machine):
+    topology = machine(sockets=2, cores_per_socket=4, nodes={0: range(16)})
+    plan = plan_instances(topology, PlanRequest("throughput", cores_per_instance=3))
+    assert cpus(plan) == [span(0, 2), span(4, 6)]  # inside a socket, not 3 cores of each and 2 over
+    plan = plan_instances(topology, PlanRequest("throughput", cores_per_instance=8))
+    assert cpus(plan) == [span(0, 7)]
+    assert plan.instances[0].memory_node == 0
+    assert plan.notes == ("instance 0 spans more than one socket",)
+
+
+def test_instances_given_divide_the_cores_over_the_nodes(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("throughput", instances=4))
+    assert cpus(plan) == [span(0, 3), span(4, 7), span(8, 11), span(12, 15)]
+    plan = plan_instances(two_sockets, PlanRequest("throughput", instances=6))
+    assert cpus(plan) == [(0, 1), (2, 3), (4, 5), (8, 9), (10, 11), (12, 13)]  # 3 on each socket, not 4 and 2
+    assert plan.idle_cores == 4
+    plan = plan_instances(two_sockets, PlanRequest("throughput", instances=3))
+    assert cpus(plan) == [span(0, 3), span(4, 7), span(8, 11)]
+
+
+def test_one_instance_for_the_whole_machine(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("throughput", instances=1))
+    assert cpus(plan) == [span(0, 15)]
+    assert "instance 0 spans more than one socket" in plan.notes
+
+
+def test_latency_with_instances_given_keeps_4_cores(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("latency", instances=2))
+    assert cpus(plan) == [span(0, 3), span(4, 7)]
+    assert plan.notes == ("8 of 16 usable cores stay idle",)
+
+
+def test_latency_with_more_instances_than_fit_at_4_cores_shrinks(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("latency", instances=5))
+    assert {one.threads for one in plan.instances} == {3}
+    assert len(plan.instances) == 5
+    assert plan.notes[0] == (
+        "CORES_PER_INSTANCE: 3 instead of the default 4: INSTANCES=5 and this host has 16 usable cores"
+    )
+
+
+def test_instances_that_fit_only_across_nodes_cross_and_say_so(machine):
+    topology = machine(cores_per_socket=8, nodes_per_socket=2)
+    plan = plan_instances(topology, PlanRequest("throughput", cores_per_instance=3, instances=2))
+    assert cpus(plan) == [(0, 1, 2), (4, 5, 6)]
+    topology = machine(sockets=1, cores_per_socket=10, nodes_per_socket=2)
+    plan = plan_instances(topology, PlanRequest("throughput", cores_per_instance=3, instances=3))
+    assert cpus(plan) == [(0, 1, 2), (3, 4, 8), (5, 6, 7)]
+    assert [one.memory_node for one in plan.instances] == [0, None, 1]
+    assert plan.notes == (
+        "instance 1 spans more than one NUMA node, so memory is not bound to one: "
+        "at most 2 instances of 3 cores fit without",
+        "1 of 10 usable cores stay idle",
+    )
+
+
+def test_instances_that_must_cross_stay_in_a_socket_where_they_can(machine):
+    # Nodes of 3 cores, 2 a socket: a third instance of 2 cores in a socket takes the odd core of both nodes.
+    topology = machine(sockets=2, cores_per_socket=6, nodes_per_socket=2)
+    plan = plan_instances(topology, PlanRequest("latency", cores_per_instance=2, instances=6))
+    assert cpus(plan) == [(0, 1), (2, 5), (3, 4), (6, 7), (8, 11), (9, 10)]
+    assert all(len(one.sockets) == 1 for one in plan.instances)
+
+
+def test_a_default_that_does_not_fit_shrinks_and_says_so(machine):
+    plan = plan_instances(machine(cores_per_socket=2), PlanRequest("latency"))
+    assert cpus(plan) == [(0, 1)]
+    assert plan.notes == ("CORES_PER_INSTANCE: 2 instead of the default 4: this host has 2 usable cores",)
+
+
+def test_a_single_core(machine):
+    topology = machine(cores_per_socket=1, threads_per_core=1)
+    assert cpus(plan_instances(topology, PlanRequest("throughput"))) == [(0,)]
+    plan = plan_instances(topology, PlanRequest("latency"))
+    assert cpus(plan) == [(0,)]
+    assert plan.notes == ("CORES_PER_INSTANCE: 1 instead of the default 4: this host has 1 usable core",)
+
+
+def test_the_latency_default_shrinks_rather_than_spans_sockets(machine):
+    plan = plan_instances(machine(sockets=2, cores_per_socket=3), PlanRequest("latency"))
+    assert cpus(plan) == [(0, 1, 2), (3, 4, 5)]
+    assert plan.notes == (
+        "CORES_PER_INSTANCE: 3 instead of the default 4: no socket of this host has more than 3 usable cores",
+    )
+
+
+def test_offline_cores_are_not_planned(machine):
+    # Cores 1 and 6 are gone, core 2 lost its first thread.
+    topology = machine(sockets=2, cores_per_socket=4, offline=(1, 9, 6, 14, 2))
+    plan = plan_instances(topology, PlanRequest("throughput"))
+    assert cpus(plan) == [(0, 3, 10), (4, 5, 7)]
+
+
+def test_a_restricted_cpuset_plans_only_what_is_allowed(machine):
+    # Socket 0 keeps cores 0, 1 and the second thread of core 2; socket 1 keeps core 5.
+    topology = machine({0, 8, 1, 10, 5}, sockets=2, cores_per_socket=4)
+    plan = plan_instances(topology, PlanRequest("throughput"))
+    assert cpus(plan) == [(0, 1, 10), (5,)]
+    assert plan.cores_per_instance == 3
+    assert plan.notes == ("instances differ in cores as the sockets do: 3 on socket 0, 1 on socket 1",)
+
+
+def test_two_siblings_of_one_core_are_one_core(machine):
+    topology = machine({0, 4}, cores_per_socket=4)
+    with pytest.raises(UsageError, match=r"INSTANCES=2: must be 1 to 1, the usable physical cores of this host"):
+        plan_instances(topology, PlanRequest("throughput", instances=2))
+
+
+def test_nodes_that_differ_in_size_are_not_crossed_for_what_fits_in_the_larger(machine):
+    topology = machine({0, 1, 2, 3, 4, 5, 6}, cores_per_socket=8, nodes_per_socket=2, threads_per_core=1)
+    plan = plan_instances(topology, PlanRequest("latency"))
+    assert cpus(plan) == [(0, 1, 2, 3)]
+    assert plan.notes == ("3 of 7 usable cores stay idle",)
+
+
+def test_a_cpu_without_a_node_is_planned_apart_and_never_bound(machine):
+    topology = machine(cores_per_socket=4, threads_per_core=1, nodes={0: [0, 1]})
+    plan = plan_instances(topology, PlanRequest("throughput", cores_per_instance=2))
+    assert [(one.cpus, one.memory_node) for one in plan.instances] == [((2, 3), None), ((0, 1), 0)]
+
+
+def test_weight_sharing_is_one_process_a_socket(snc2):
+    plan = plan_instances(snc2, PlanRequest("latency", weight_sharing=True))
+    assert cpus(plan) == [span(0, 3), span(4, 7), span(8, 11), span(12, 15)]
+    assert [one.process for one in plan.instances] == [0, 0, 1, 1]
+    assert [[one.index for one in process] for process in plan.processes] == [[0, 1], [2, 3]]
+
+
+def test_weight_sharing_never_spans_sockets(machine):
+    topology = machine(sockets=2, cores_per_socket=6)
+    with pytest.raises(UsageError, match=r"CORES_PER_INSTANCE=8: must be 1 to 6.*WEIGHT_SHARING"):
+        plan_instances(topology, PlanRequest("throughput", cores_per_instance=8, weight_sharing=True))
+    with pytest.raises(UsageError, match=r"at most 2 instances of 4 fit without crossing sockets"):
+        plan_instances(topology, PlanRequest("throughput", cores_per_instance=4, instances=3, weight_sharing=True))
+    plan = plan_instances(topology, PlanRequest("throughput", cores_per_instance=4, instances=3))
+    assert [one.sockets for one in plan.instances] == [(0,), (0, 1), (1,)]
+    plan = plan_instances(topology, PlanRequest("throughput", instances=1, weight_sharing=True))
+    assert cpus(plan) == [span(0, 5)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (PlanRequest("speed"), r"MODE=speed: must be one of throughput, latency, accuracy"),
+        (PlanRequest("latency", cores_per_instance=17), r"CORES_PER_INSTANCE=17: must be 1 to 16"),
+        (PlanRequest("latency", cores_per_instance=0), r"CORES_PER_INSTANCE=0: must be 1 to 16"),
+        (PlanRequest("latency", instances=0), r"INSTANCES=0: must be 1 to 16"),
+        (PlanRequest("throughput", instances=17), r"INSTANCES=17: must be 1 to 16"),
+        (
+            PlanRequest("latency", cores_per_instance=4, instances=5),
+            r"INSTANCES=5 with CORES_PER_INSTANCE=4: needs 20 physical cores, this host has 16 usable; "
+            r"at most 4 instances of 4 fit",
+        ),
+    ],
+)
+def test_explicit_values_that_do_not_fit_are_refused(two_sockets, request_, message):
+    with pytest.raises(UsageError, match=message):
+        plan_instances(two_sockets, request_)
+
+
+@pytest.mark.parametrize("mode", ["throughput", "latency"])
+@pytest.mark.parametrize("weight_sharing", [False, True])
+@pytest.mark.parametrize("nodes_per_socket", [1, 2, 3])
+def test_every_plan_that_is_made_is_sound(machine, mode, weight_sharing, nodes_per_socket):
+    topology = machine({*range(11), 13, 18, 19}, sockets=2, cores_per_socket=6, nodes_per_socket=nodes_per_socket)
+    core_of = {cpu: core.id for core in topology.cores for cpu in core.cpus}
+    for size in (None, *range(1, 12)):
+        for count in (None, *range(1, 12)):
+            request = PlanRequest(mode, size, count, weight_sharing)
+            try:
+                plan = plan_instances(topology, request)
+            except UsageError:
+                assert size is not None  # a number of instances up to the number of cores always has a plan
+                continue
+            used = [core_of[cpu] for one in plan.instances for cpu in one.cpus]
+            assert len(used) == len(set(used)) == len(topology.cores) - plan.idle_cores
+            assert count in (None, len(plan.instances))
+            assert size in (None, *{one.threads for one in plan.instances})
+            assert not weight_sharing or all(len(one.sockets) == 1 for one in plan.instances)
+
+
+def test_a_plan_is_plain_data(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("latency", instances=1))
+    assert json.loads(json.dumps(plan.to_dict())) == {
+        "instances": [
+            {
+                "index": 0,
+                "process": 0,
+                "cpus": [0, 1, 2, 3],
+                "sockets": [0],
+                "nodes": [0],
+                "memory_node": 0,
+                "threads": 4,
+            }
+        ],
+        "processes": [[0]],
+        "cores": 4,
+        "cores_per_instance": 4,
+        "idle_cores": 12,
+        "notes": ["12 of 16 usable cores stay idle"],
+    }
