@@ -1,0 +1,121 @@
+"""Show how far a long step has come: a bar on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tqdm import tqdm
+
+LINE_INTERVAL_S = 5.0
+BYTES = "B"
+
+
+class Progress:
+    """Count finished units of one step and report on standard error.
+
+    `unit` is a plural noun ("images", "steps") or "B" for bytes, which are scaled to kB, MB and GB. `total` is None
+    where it is not known. `done` is what an earlier run had finished: it shows, but does not count into the rate.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label = label
+        self._total = total
+        self._unit = unit
+        self._done = done
+        self._done_before = done
+        self._stream = stream if stream is not None else sys.stderr
+        self._clock = clock
+        self._started_s = self._reported_s = clock()
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Progress:
+        """Begin to show; time counts from here."""
+        self._started_s = self._reported_s = self._clock()
+        # The engines' environments do without tqdm; their output goes to a log in any case.
+        if self._stream.isatty() and importlib.util.find_spec("tqdm"):
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=self._label,
+                total=self._total,
+                initial=self._done,
+                unit=self._unit if self._unit == BYTES else f" {self._unit}",
+                unit_scale=self._unit == BYTES,
+                file=self._stream,
+                dynamic_ncols=True,
+            )
+        return self
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more units as finished."""
+        self._done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif self._clock() - self._reported_s >= LINE_INTERVAL_S:
+            self._reported_s = self._clock()
+            self._write_line(self._remaining())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Say that the step is done, unless it failed."""
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._write_line(f"done in {_duration(self._clock() - self._started_s)}")
+
+    def _rate_per_s(self) -> float:
+        elapsed_s = self._clock() - self._started_s
+        return (self._done - self._done_before) / elapsed_s if elapsed_s > 0 else 0.0
+
+    def _remaining(self) -> str:
+        rate_per_s = self._rate_per_s()
+        if self._total is None or rate_per_s == 0:
+            return ""
+        return f"{_duration(max(0, self._total - self._done) / rate_per_s)} left"
+
+    def _write_line(self, ending: str) -> None:
+        rate_per_s = self._rate_per_s()
+        if self._unit == BYTES:
+            total = "" if self._total is None else f" of {bytes_text(self._total)}"
+            count, rate = f"{bytes_text(self._done)}{total}", f"{bytes_text(rate_per_s)}/s"
+        else:
+            total = "" if self._total is None else f" of {self._total}"
+            count, rate = f"{self._done}{total} {self._unit}", f"{rate_per_s:.3g}/s"
+        parts = [count, rate if rate_per_s else "", ending]
+        print(f"{self._label}: {', '.join(part for part in parts if part)}", file=self._stream, flush=True)
+
+
+def bytes_text(count: float) -> str:
+    """Write a number of bytes for people, in decimal units: 6744924160 is "6.7 GB"."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    units = ["kB", "MB", "GB", "TB"]
+    power = min(len(units), int(math.log10(count)) // 3)
+    return f"{count / 1000**power:.1f} {units[power - 1]}"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
