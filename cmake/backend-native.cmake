@@ -1,0 +1,6 @@
+# The native backend: instances are processes on this machine, so there is nothing to build.
+
+# Add what `make` builds for a workload.
+function(add_backend_target workload)
+  add_custom_target(${workload} ALL)
+endfunction()

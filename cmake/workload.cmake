@@ -1,0 +1,93 @@
+# add_workload() and add_testcase(): what a workload's CMakeLists.txt is written with.
+
+# Declare the workload of the calling directory.
+#
+#   add_workload(CASES <mode>[_<case type>]...)
+#
+# Adds, for every precision of cmake/<PLATFORM>.cmake, the given cases in the given order, then their SGX twins where
+# that file lists the precision in SGX_PRECISIONS too. Makes ctest.sh and list-kpi.sh in the build directory.
+function(add_workload)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "" "" "CASES")
+  if(NOT arg_CASES OR arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "add_workload: needs CASES and nothing else, such as CASES throughput latency throughput_gated")
+  endif()
+  cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME workload)
+  read_slug(slug)
+  set(declaration "${CMAKE_CURRENT_SOURCE_DIR}/cmake/${PLATFORM}.cmake")
+  if(NOT EXISTS "${declaration}")
+    file(GLOB declared RELATIVE "${CMAKE_CURRENT_SOURCE_DIR}/cmake" "${CMAKE_CURRENT_SOURCE_DIR}/cmake/*.cmake")
+    list(TRANSFORM declared REPLACE "\\.cmake$" "")
+    list(JOIN declared ", " declared)
+    message(FATAL_ERROR "${workload}: not available on PLATFORM=${PLATFORM}, there is no ${declaration}; it has ${declared}")
+  endif()
+  include("${declaration}")
+
+  add_backend_target(${workload})
+  foreach(precision IN LISTS PRECISIONS)
+    foreach(case IN LISTS arg_CASES)
+      add_testcase(SLUG ${slug} CASE ${case} PRECISION ${precision})
+    endforeach()
+    if(precision IN_LIST SGX_PRECISIONS)
+      foreach(case IN LISTS arg_CASES)
+        add_testcase(SLUG ${slug} CASE ${case} PRECISION ${precision} SGX)
+      endforeach()
+    endif()
+  endforeach()
+  add_script(ctest.sh)
+  add_script(list-kpi.sh)
+endfunction()
+
+# Add one test case, named test_<slug>_[sgx_]inference_<mode>_<precision>[_<case type>].
+#
+#   add_testcase(SLUG <slug> CASE <mode>[_<case type>] PRECISION <precision> [SGX])
+function(add_testcase)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "SGX" "SLUG;CASE;PRECISION" "")
+  if(NOT arg_CASE MATCHES "^(throughput|latency|accuracy)(_(gated|pkm))?$")
+    message(FATAL_ERROR "add_testcase: CASE ${arg_CASE}: must be throughput, latency or accuracy, with or without _gated or _pkm")
+  endif()
+  set(labels ${CMAKE_MATCH_1} ${arg_PRECISION} ${CMAKE_MATCH_3} ${PLATFORM})
+  set(name "inference_${CMAKE_MATCH_1}_${arg_PRECISION}${CMAKE_MATCH_2}")
+  if(arg_SGX)
+    list(APPEND labels sgx)
+    string(PREPEND name "sgx_")
+  endif()
+  string(PREPEND name "test_${arg_SLUG}_")
+
+  add_test(
+    NAME ${name}
+    COMMAND "${CMAKE_SOURCE_DIR}/validate.sh" --backend ${BACKEND} --workload "${CMAKE_CURRENT_SOURCE_DIR}"
+            --case ${name} --logs-root "${CMAKE_CURRENT_BINARY_DIR}"
+    WORKING_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}")
+  set_tests_properties(
+    ${name}
+    PROPERTIES
+      ENVIRONMENT "CNNBENCH_PYTHON=${CNNBENCH_PYTHON}"
+      LABELS "${labels}"
+      RESOURCE_LOCK cpu # a case uses all cores unless told otherwise
+      SKIP_RETURN_CODE 77
+      TIMEOUT ${TIMEOUT}
+      # ctest 3.27 and newer: let the case end its instances and say why; an older one kills it at once.
+      TIMEOUT_SIGNAL_NAME SIGTERM
+      TIMEOUT_SIGNAL_GRACE_PERIOD 10)
+endfunction()
+
+# Set `result` to the slug in the calling directory's workload.yaml, and configure anew when that file changes.
+function(read_slug result)
+  set(file "${CMAKE_CURRENT_SOURCE_DIR}/workload.yaml")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${file}")
+  file(STRINGS "${file}" line REGEX "^slug:")
+  if(NOT line MATCHES "^slug: *([a-z0-9_]+) *$")
+    message(FATAL_ERROR "${file}: needs one line `slug: name` of lower-case letters, digits and _")
+  endif()
+  set(${result} ${CMAKE_MATCH_1} PARENT_SCOPE)
+endfunction()
+
+# Make a script of the build directory from cmake/<name>.in; the paths arrive in it quoted for the shell.
+function(add_script name)
+  foreach(path CNNBENCH_PYTHON CMAKE_CTEST_COMMAND CMAKE_CURRENT_SOURCE_DIR CMAKE_CURRENT_BINARY_DIR)
+    string(REPLACE "'" "'\\''" escaped "${${path}}")
+    set(quoted_${path} "'${escaped}'")
+  endforeach()
+  configure_file("${CMAKE_SOURCE_DIR}/cmake/${name}.in" ${name} @ONLY
+                 FILE_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
+endfunction()

@@ -1,0 +1,308 @@
+"""Tabulate the KPIs of runs: one row per run, and the statistics over repeated runs."""
+
+import io
+import json
+import math
+import re
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+
+from cnnbench.case import FIXED_BY_NAME
+from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.result import Kpi, RunResult, load_run
+
+Format = Literal["table", "csv", "json"]
+
+WIDTH = 120
+CSV_COLUMNS = (
+    "record", "logs", "case", "parameters", "kpi", "unit", "value", "verdict", "reason",
+    "mean", "standard_deviation", "median", "n",
+)  # fmt: skip
+_NARROWEST_TEXT = 24
+_SIGNIFICANT_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `list-kpi` has to say: the table, and why directories are missing from it."""
+
+    text: str
+    failures: list[str]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One KPI of one run; without a KPI when the run has none that may be shown."""
+
+    logs: str
+    run: RunResult
+    kpi: Kpi | None
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """One KPI over the repeated runs of a case with the same parameters."""
+
+    case: str
+    parameters: Mapping[str, str]
+    kpi: str
+    unit: str
+    mean: float
+    standard_deviation: float
+    median: float
+    n: int
+
+
+def list_kpis(
+    directories: Sequence[Path],
+    *,
+    all_kpis: bool = False,
+    params: bool = False,
+    output_format: Format = "table",
+) -> Listing:
+    """Tabulate runs from their logs directories.
+
+    `all_kpis`: every KPI instead of the primary one. `params`: every effective parameter instead of those that differ
+    between the runs. A run that is not valid shows its reason and never a value.
+    """
+    if not directories:
+        raise UsageError("list-kpi: needs logs directories, such as logs-*")
+    runs: list[tuple[str, RunResult]] = []
+    failures: list[str] = []
+    for name, directory in zip(_name_directories(directories), directories, strict=True):
+        try:
+            runs.append((name, load_run(directory)))
+        except CnnbenchError as error:
+            failures.append(str(error))
+    differing = _find_differing([run for _, run in runs])
+    rows = [
+        _Row(name, run, kpi, {key: value for key, value in _parameters(run).items() if params or key in differing})
+        for name, run in runs
+        for kpi in _choose_kpis(run, all_kpis)
+    ]
+    summaries = _summarise(rows)
+    if output_format == "table":
+        return Listing(_format_tables(rows, summaries, differing, params) if rows else "", failures)
+    records = [_run_record(row) for row in rows] + [_summary_record(summary) for summary in summaries]
+    return Listing(_format_csv(records) if output_format == "csv" else json.dumps(records, indent=2), failures)
+
+
+def kpi_table(runs: Sequence[RunResult]) -> str:
+    """Tabulate the primary KPI of each run with its 95 % interval, or its percentiles where it has none."""
+    prefix = _common_prefix([run.case for run in runs])
+    cells = []
+    for run in runs:
+        kpi = _choose_kpis(run, all_kpis=False)[0]
+        spread = _describe_spread(run, kpi) if kpi else ""
+        cells.append([run.case.removeprefix(prefix), *_describe_kpi(kpi), spread, _describe_verdict(run)])
+    return _align(["case", "KPI", "value", "spread", "verdict"], cells) if cells else ""
+
+
+def format_number(value: float, unit: str = "") -> str:
+    """Write a value with four significant digits, and all of those before the point; whole ones without a unit as such.
+
+    >>> format_number(1451.23, "img/s"), format_number(13.1163, "ms"), format_number(2.0)
+    ('1451', '13.12', '2')
+    """
+    if not math.isfinite(value) or (not unit and value == int(value)):
+        return f"{value:.0f}"
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(max(_SIGNIFICANT_DIGITS - 1 - magnitude, 0), 9)}f}"
+
+
+def _name_directories(directories: Sequence[Path]) -> list[str]:
+    """Return the directories' names, or their paths where two have the same name."""
+    names = [directory.resolve().name for directory in directories]
+    return names if len(set(names)) == len(names) else [str(directory) for directory in directories]
+
+
+def _parameters(run: RunResult) -> dict[str, str]:
+    """Return the parameters as they took effect, less those that the case's name tells."""
+    return {name: value for name, value in (run.requested | run.effective).items() if name not in FIXED_BY_NAME}
+
+
+def _find_differing(runs: Sequence[RunResult]) -> list[str]:
+    """Return the names of the parameters whose value is not the same in all runs."""
+    each = [_parameters(run) for run in runs]
+    names = dict.fromkeys(name for parameters in each for name in parameters)
+    return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
+
+
+def _choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
+    """Return the KPIs to show, in one row each; an invalid run has one row without."""
+    if run.verdict == "invalid":
+        return [None]
+    return [kpi for kpi in run.kpis if all_kpis or kpi.primary] or [None]
+
+
+def _summarise(rows: Sequence[_Row]) -> list[_Summary]:
+    """Return mean, sample standard deviation and median of each KPI over two or more repeated runs."""
+    measured = [(row, kpi) for row in rows if (kpi := row.kpi)]
+    if not measured:
+        return []
+    frame = pandas.DataFrame(
+        {
+            "case": row.run.case,
+            "setting": json.dumps([row.run.requested, row.run.effective], sort_keys=True),
+            "kpi": kpi.key,
+            "unit": kpi.unit,
+            "value": kpi.value,
+            "row": row,
+        }
+        for row, kpi in measured
+    )
+    statistics = frame.groupby(["case", "setting", "kpi", "unit"], sort=False).agg(
+        mean=("value", "mean"), deviation=("value", "std"), median=("value", "median"), n=("value", "count"),
+        row=("row", "first"),
+    )  # fmt: skip
+    return [
+        _Summary(case, one.row.parameters, kpi, unit, float(one.mean), float(one.deviation), float(one.median), one.n)
+        for (case, _, kpi, unit), one in zip(statistics.index, statistics.itertuples(), strict=True)
+        if one.n > 1
+    ]
+
+
+def _title(key: str, unit: str) -> str:
+    return f"{key} ({unit})" if unit else key
+
+
+def _describe_kpi(kpi: Kpi | None) -> tuple[str, str]:
+    """Return a KPI's title and value; nothing for a run that has none to show."""
+    return (_title(kpi.key, kpi.unit), format_number(kpi.value, kpi.unit)) if kpi else ("", "")
+
+
+def _describe_verdict(run: RunResult) -> str:
+    if run.verdict == "valid":
+        return "valid"
+    return f"{'INVALID' if run.verdict == 'invalid' else run.verdict}: {run.reason}"
+
+
+def _describe_spread(run: RunResult, kpi: Kpi) -> str:
+    values = {other.key: format_number(other.value, other.unit) for other in run.kpis}
+    low, high = values.get(f"{kpi.key} 95 % low"), values.get(f"{kpi.key} 95 % high")
+    if low and high:
+        return f"{low} to {high} (95 %)"
+    prefix = f"{kpi.key} p"
+    return ", ".join(
+        f"{key.removeprefix(f'{kpi.key} ')} {value}" for key, value in values.items() if key.startswith(prefix)
+    )
+
+
+def _run_record(row: _Row) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "record": "run",
+        "logs": row.logs,
+        "case": row.run.case,
+        "parameters": dict(row.parameters),
+    }
+    if row.kpi:
+        record |= {"kpi": row.kpi.key, "unit": row.kpi.unit, "value": row.kpi.value}
+    record["verdict"] = row.run.verdict
+    return record | ({"reason": row.run.reason} if row.run.reason else {})
+
+
+def _summary_record(summary: _Summary) -> dict[str, Any]:
+    return {"record": "repeated", **vars(summary), "parameters": dict(summary.parameters), "n": int(summary.n)}
+
+
+def _format_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    texts = [{**record, "parameters": _join(record["parameters"])} for record in records]
+    stream = io.StringIO()
+    # "Int64" keeps n a whole number although most rows have none.
+    frame = pandas.DataFrame(texts, columns=list(CSV_COLUMNS)).astype({"n": "Int64"})
+    frame.to_csv(stream, index=False, lineterminator="\n")
+    return stream.getvalue().rstrip("\n")
+
+
+def _join(parameters: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in parameters.items())
+
+
+def _format_tables(rows: Sequence[_Row], summaries: Sequence[_Summary], columns: Sequence[str], params: bool) -> str:
+    """Return the runs' table, that of the repeated runs, and with `params` the parameters of each run.
+
+    Logs directories are named for their case, so the case has a column of its own only when one is named otherwise.
+    """
+    prefix = _common_prefix([row.run.case for row in rows])
+    told = all(row.logs.partition(".")[0] == f"logs-{row.run.case}" for row in rows)
+    cut = len(f"logs-{prefix}") if told and prefix else 0
+    names = [[row.logs[cut:]] if told else [row.logs, row.run.case.removeprefix(prefix)] for row in rows]
+    header = ["logs", *([] if told else ["case"]), *columns, "KPI", "value", "verdict"]
+    cells = [
+        [*name, *_pick(row.parameters, columns), *_describe_kpi(row.kpi), _describe_verdict(row.run)]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    parts = [_align(header, cells)]
+    if cut:
+        parts[0] += f"\n(the names of the logs directories begin with logs-{prefix})"
+    if summaries:
+        header = ["repeated runs of", *columns, "KPI", "mean", "std dev", "median", "n"]
+        cells = [
+            [
+                summary.case.removeprefix(prefix),
+                *_pick(summary.parameters, columns),
+                _title(summary.kpi, summary.unit),
+                *(format_number(v, summary.unit) for v in (summary.mean, summary.standard_deviation, summary.median)),
+                str(summary.n),
+            ]
+            for summary in summaries
+        ]
+        parts.append(_align(header, cells))
+    if params:
+        texts = {row.logs: f"{name[0]}: {_join(row.parameters)}" for name, row in zip(names, rows, strict=True)}
+        wrapped = (textwrap.fill(text, WIDTH, subsequent_indent="    ") for text in texts.values())
+        parts.append("\n".join(["parameters", *wrapped]))
+    return "\n\n".join(parts)
+
+
+def _pick(parameters: Mapping[str, str], columns: Sequence[str]) -> list[str]:
+    return [parameters.get(column, "") for column in columns]
+
+
+def _common_prefix(cases: Sequence[str]) -> str:
+    """Return `test_<workload>_` when all cases are of one workload, else nothing."""
+    found = {match[1] if match else "" for match in (re.match(r"(test_.+?_)(sgx_)?inference_", case) for case in cases)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _align(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return aligned text: numbers to the right, the names of parameters broken at `_`, the last column wrapped."""
+    columns = list(zip(*cells, strict=True))
+    heads = [_break_name(head, column) for head, column in zip(header, columns, strict=True)]
+    widths = [max(map(len, [*head, *column])) for head, column in zip(heads, columns, strict=True)]
+    justify = [str.rjust if all(map(_is_number, column)) else str.ljust for column in columns]
+    room = max(WIDTH - sum(width + 2 for width in widths[:-1]), _NARROWEST_TEXT)
+    height = max(map(len, heads))
+    lines = [[head[level - height] if height - level <= len(head) else "" for head in heads] for level in range(height)]
+    for row in cells:
+        first, *more = textwrap.wrap(row[-1], room) or [""]
+        lines.append([*row[:-1], first])
+        lines += [[*("" for _ in row[:-1]), text] for text in more]
+    widths[-1] = min(widths[-1], room)
+    return "\n".join(
+        "  ".join(put(cell, width) for put, cell, width in zip(justify, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _is_number(text: str) -> bool:
+    return not text or re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text) is not None
+
+
+def _break_name(head: str, column: Sequence[str]) -> list[str]:
+    """Break a parameter's name into lines that are no wider than its values, or than its longest word, need."""
+    words = re.findall(r"[^_]+_?", head)
+    width = max(map(len, [*words, *column]))
+    lines = [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] += word
+    return lines

@@ -1,0 +1,254 @@
+"""Tables over run.json files that RunResult has written."""
+
+import csv
+import io
+import json
+import statistics
+
+import pytest
+
+from cnnbench.errors import UsageError
+from cnnbench.report.table import CSV_COLUMNS, format_number, kpi_table, list_kpis
+from cnnbench.result import KILLED, Criterion, Kpi, RunResult
+
+PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
+THROUGHPUT = "inference_throughput_avx_fp32_gated"
+LATENCY = "inference_latency_avx_fp32"
+
+
+def make_run(case=THROUGHPUT, value=151.42, *, unit="img/s", criteria=(), extra=(), effective=None, **requested):
+    key = {"throughput": "Throughput", "latency": "Latency", "accuracy": "Accuracy"}[case.split("_")[1]]
+    requested = {"MODE": case.split("_")[1], "BATCH_SIZE": "1", "CORES_PER_INSTANCE": "auto", **requested}
+    return RunResult(
+        run_id="1",
+        started="2025-01-01T00:00:00Z",
+        workload="resnet50v1_5_tensorflow_xeon_public",
+        case=PREFIX + case,
+        requested=requested,
+        effective=requested | {"CORES_PER_INSTANCE": "2"} | (effective or {}),
+        facts={},
+        plan={},
+        instances=[],
+        kpis=[Kpi(key=key, unit=unit, value=value, primary=True), *extra],
+        criteria=list(criteria),
+        notes=[],
+    )
+
+
+KILLED_INSTANCE = Criterion(name="instances", passed=False, found=KILLED, needed="")
+UNSTEADY = Criterion(name="spread", passed=False, found="12.0 %", needed="at most 5 %", severity="unstable")
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(run, name=None, parent=""):
+        directory = tmp_path / parent / (name or f"logs-{run.case}")
+        directory.mkdir(parents=True)
+        (directory / "run.json").write_text(run.model_dump_json())
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def repeated(save):
+    values = [150.0, 152.0, 157.0]
+    return [
+        save(make_run(value=value), f"logs-{PREFIX}{THROUGHPUT}{suffix}")
+        for value, suffix in zip(values, ["", ".1", ".2"], strict=True)
+    ]
+
+
+def lines(text):
+    return [line.split() for line in text.splitlines()]
+
+
+def test_repeated_runs_are_summarised(repeated):
+    listing = list_kpis(repeated)
+    assert listing.failures == []
+    table = lines(listing.text)
+    assert table[0] == ["logs", "KPI", "value", "verdict"]
+    assert table[1] == [THROUGHPUT, "Throughput", "(img/s)", "150.0", "valid"]
+    assert table[3] == [f"{THROUGHPUT}.2", "Throughput", "(img/s)", "157.0", "valid"]
+    deviation = f"{statistics.stdev([150, 152, 157]):.3f}"
+    assert table[-1] == [THROUGHPUT, "Throughput", "(img/s)", "153.0", deviation, "152.0", "3"]
+    assert f"begin with logs-{PREFIX}" in listing.text
+
+
+def test_only_the_same_parameters_are_repetitions(save):
+    runs = [
+        save(make_run(value=100, BATCH_SIZE="8"), "logs-a"),
+        save(make_run(value=110, BATCH_SIZE="32"), "logs-b"),
+        save(make_run(value=120, BATCH_SIZE="32"), "logs-c"),
+        save(make_run(value=999, BATCH_SIZE="32", effective={"CORES_PER_INSTANCE": "4"}), "logs-d"),
+    ]
+    table = lines(list_kpis(runs).text)
+    assert table[:2] == [["CORES_"], ["BATCH_", "PER_"]]
+    assert table[2] == ["logs", "case", "SIZE", "INSTANCE", "KPI", "value", "verdict"]
+    assert table[3] == ["logs-a", THROUGHPUT, "8", "2", "Throughput", "(img/s)", "100.0", "valid"]
+    assert table[-1] == [THROUGHPUT, "32", "2", "Throughput", "(img/s)", "115.0", "7.071", "115.0", "2"]
+    assert "".join(map(str, table)).count("'115.0'") == 2
+
+
+def test_an_invalid_run_shows_its_reason_and_never_a_value(save):
+    runs = [
+        save(make_run(value=100), "logs-a"),
+        save(make_run(value=77777, criteria=[KILLED_INSTANCE]), "logs-b"),
+        save(make_run(value=102), "logs-c"),
+    ]
+    for output_format in ("table", "csv", "json"):
+        for all_kpis in (False, True):
+            text = list_kpis(runs, output_format=output_format, all_kpis=all_kpis).text
+            assert "77777" not in text
+            assert "killed during execution" in " ".join(text.split())
+    assert "INVALID: Some instances" in list_kpis(runs).text
+    assert lines(list_kpis(runs).text)[-1][-1] == "2"
+
+
+def test_an_unstable_run_counts_and_says_why(save):
+    runs = [save(make_run(value=100), "logs-a"), save(make_run(value=110, criteria=[UNSTEADY]), "logs-b")]
+    text = list_kpis(runs).text
+    assert "110.0  unstable: spread: 12.0 %, needed at most 5 %" in text
+    assert lines(text)[-1][-1] == "2"
+
+
+def test_the_table_fits_a_terminal(save):
+    case = "inference_throughput_amx_bfloat16_gated"
+    settings = [{"BATCH_SIZE": str(size), "DATA_TYPE": kind} for size in (1, 128) for kind in ("dummy", "real")]
+    runs = [
+        save(make_run(case, 12345.6 / n, criteria=[KILLED_INSTANCE] * (n % 2), **setting), f"logs-{PREFIX}{case}.{n}")
+        for n, setting in enumerate(settings, start=1)
+    ]
+    text = list_kpis(runs, params=True).text
+    assert max(map(len, text.splitlines())) <= 120
+    assert "BATCH_SIZE=128" in text
+
+
+def test_all_shows_every_kpi_and_primary_only_one(save):
+    more = [Kpi(key="Latency p50", unit="ms", value=13.1163), Kpi(key="Latency p99", unit="ms", value=15.2)]
+    runs = [save(make_run(LATENCY, 13.4, unit="ms", extra=more))]
+    assert "p50" not in list_kpis(runs).text
+    assert lines(list_kpis(runs, all_kpis=True).text)[2][1:] == ["Latency", "p50", "(ms)", "13.12", "valid"]
+
+
+def test_params_adds_the_effective_parameters(repeated):
+    assert "CORES_PER_INSTANCE=2" not in list_kpis(repeated).text
+    assert f"{THROUGHPUT}.1: BATCH_SIZE=1 CORES_PER_INSTANCE=2" in list_kpis(repeated, params=True).text
+    (first, *_) = json.loads(list_kpis(repeated, params=True, output_format="json").text)
+    assert first["parameters"] == {"BATCH_SIZE": "1", "CORES_PER_INSTANCE": "2"}
+
+
+def test_json_is_a_list_of_objects(repeated, save):
+    invalid = save(make_run(criteria=[KILLED_INSTANCE]), "logs-bad")
+    records = json.loads(list_kpis([*repeated, invalid], output_format="json").text)
+    assert records[0] == {
+        "record": "run",
+        "logs": f"logs-{PREFIX}{THROUGHPUT}",
+        "case": PREFIX + THROUGHPUT,
+        "parameters": {},
+        "kpi": "Throughput",
+        "unit": "img/s",
+        "value": 150.0,
+        "verdict": "valid",
+    }
+    assert records[3]["verdict"] == "invalid"
+    assert records[3]["reason"] == KILLED
+    assert "value" not in records[3]
+    assert records[4] == {
+        "record": "repeated",
+        "case": PREFIX + THROUGHPUT,
+        "parameters": {},
+        "kpi": "Throughput",
+        "unit": "img/s",
+        "mean": 153.0,
+        "standard_deviation": pytest.approx(statistics.stdev([150, 152, 157])),
+        "median": 152.0,
+        "n": 3,
+    }
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_csv_has_the_same_columns_always(repeated, count):
+    rows = list(csv.DictReader(io.StringIO(list_kpis(repeated[:count], output_format="csv").text)))
+    assert tuple(rows[0]) == CSV_COLUMNS
+    assert float(rows[0]["value"]) == 150
+    assert rows[0]["n"] == ""
+    assert [row["n"] for row in rows if row["record"] == "repeated"] == ["3"] * (count == 3)
+
+
+def test_a_directory_without_a_result_is_a_failure_beside_the_rest(repeated, tmp_path):
+    (tmp_path / "logs-empty").mkdir()
+    (tmp_path / "logs-cut").mkdir()
+    (tmp_path / "logs-cut" / "run.json").write_text('{"schema_version": 1, "run_id"')
+    listing = list_kpis([tmp_path / "logs-empty", *repeated, tmp_path / "logs-cut", tmp_path / "logs-not-there"])
+    assert [THROUGHPUT in line for line in listing.text.splitlines()].count(True) == 4
+    assert len(listing.failures) == 3
+    assert "logs-empty: no run.json" in listing.failures[0]
+    assert "not a complete result" in listing.failures[1]
+
+
+def test_only_failures_is_an_empty_table(tmp_path):
+    for output_format, text in [("table", ""), ("json", "[]"), ("csv", ",".join(CSV_COLUMNS))]:
+        listing = list_kpis([tmp_path], output_format=output_format)
+        assert listing.text == text
+        assert len(listing.failures) == 1
+
+
+def test_directories_of_the_same_name_show_their_paths(save):
+    runs = [save(make_run(), "logs-x", parent) for parent in ("before", "after")]
+    text = list_kpis(runs).text
+    assert "before/logs-x" in text
+    assert "after/logs-x" in text
+
+
+def test_no_directory_is_bad_usage():
+    with pytest.raises(UsageError, match=r"logs-\*"):
+        list_kpis([])
+
+
+def test_cases_of_several_workloads_keep_their_names(save):
+    other = make_run().model_copy(update={"case": f"test_vgg_{THROUGHPUT}"})
+    text = list_kpis([save(make_run()), save(other)]).text
+    assert f"logs-{PREFIX}{THROUGHPUT}  " in text
+    assert f"logs-test_vgg_{THROUGHPUT}  " in text
+
+
+def test_kpi_table_shows_intervals_percentiles_and_verdicts():
+    runs = [
+        make_run(
+            extra=[
+                Kpi(key="Throughput 95 % low", unit="img/s", value=150.9),
+                Kpi(key="Throughput 95 % high", unit="img/s", value=152.04),
+            ]
+        ),
+        make_run(
+            LATENCY,
+            13.4,
+            unit="ms",
+            extra=[Kpi(key="Latency p50", unit="ms", value=13.1), Kpi(key="Latency p99", unit="ms", value=15.25)],
+        ),
+        make_run("inference_accuracy_avx_fp32", 86.3, unit="%", criteria=[KILLED_INSTANCE]),
+    ]
+    table = kpi_table(runs).splitlines()
+    assert table[0].split() == ["case", "KPI", "value", "spread", "verdict"]
+    assert " ".join(table[1].split()) == f"{THROUGHPUT} Throughput (img/s) 151.4 150.9 to 152.0 (95 %) valid"
+    assert " ".join(table[2].split()) == f"{LATENCY} Latency (ms) 13.40 p50 13.10, p99 15.25 valid"
+    assert "86.3" not in table[3]
+    assert "INVALID: Some instances" in table[3]
+    assert max(map(len, table)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (13460.4, "img/s", "13460"),
+        (151.42, "img/s", "151.4"),
+        (86.0, "%", "86.00"),
+        (0.012345, "s", "0.01235"),
+        (0.0, "%", "0.000"),
+        (-2.5, "%", "-2.500"),
+        (4.0, "", "4"),
+    ],
+)
+def test_numbers_have_four_significant_digits(value, unit, text):
+    assert format_number(value, unit) == text

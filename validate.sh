@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Run one test case on the chosen backend: what ctest calls. Arguments: those of `cnnbench run`.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+exec "${CNNBENCH_PYTHON:-$here/.venv/bin/python}" -m cnnbench run "$@"
