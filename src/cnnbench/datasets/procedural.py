@@ -43,7 +43,7 @@ IMAGES_PER_CLASS = {"calibration": 2, "training": 12, "validation": 10}
 """How many images of each class every part holds; no image is in two parts."""
 
 SIZES = ((500, 375), (375, 500), (500, 333), (400, 300), (333, 500))
-"""Widths and heights in pixels, the commonest of ImageNet's validation images, so that decoding costs what it does there."""
+"""Widths and heights in pixels, common ones of ImageNet, so that decoding costs what it does there."""
 
 JPEG_QUALITY = 90
 
@@ -161,12 +161,11 @@ def draw(drawing: Drawing) -> bytes:
     centre_y = height // 2 + dice.between(-shorter // 10, shorter // 10)
     x = np.arange(width, dtype=np.int32)[None, :] - centre_x + np.zeros((height, 1), dtype=np.int32)
     y = np.arange(height, dtype=np.int32)[:, None] - centre_y + np.zeros((1, width), dtype=np.int32)
-    inside = _shape_mask(dice, x, y, shorter * dice.between(38, 50) // 100)
+    inside = _shape_mask(dice, x, y, shorter * dice.between(40, 52) // 100)
 
-    light = dice.between(80, 115)
-    colour = np.array([c + dice.between(-14, 14) for c in COLOURS[colour_name]], dtype=np.int32) * light // 100
-    darker = dice.between(0, 1) == 1
-    tint = colour * 45 // 100 if darker else colour + (255 - colour) * 60 // 100
+    light = dice.between(88, 110)
+    colour = np.array([c + dice.between(-10, 10) for c in COLOURS[colour_name]], dtype=np.int32) * light // 100
+    tint = colour * dice.between(30, 50) // 100
     textured = np.where(_texture_mask(dice, texture, x, y)[..., None], tint, colour)
     picture = np.where(inside[..., None], textured, picture)
 
@@ -185,7 +184,8 @@ def draw_part(part: str, root: Path, processes: int) -> list[tuple[str, int]]:
     """Draw a whole part below `root` and return its (file, label) rows."""
     (root / "images").mkdir(parents=True)
     todo = list(drawings(part))
-    with ProcessPoolExecutor(processes) as pool, Progress(f"drawing the {part} images", len(todo), "images") as progress:
+    progress = Progress(f"drawing the {part} images", len(todo), "images")
+    with ProcessPoolExecutor(processes) as pool, progress:
         for _ in pool.map(partial(_draw_to, root), todo, chunksize=16):
             progress.advance(1)
     return [(drawing.file, drawing.label) for drawing in todo]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.errors import CnnbenchError
+from cnnbench.models.graph import OUTPUT
 
 BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 
@@ -25,7 +25,7 @@ class Folded:
     pads: int
 
 
-def fold(graph: Any, output: str) -> Folded:
+def fold(graph: Any, output: str = OUTPUT) -> Folded:
     """Return the part of a frozen GraphDef that `output` needs, folded.
 
     What does not fit (a Pad that feeds no convolution, a BatchNorm in training mode, a convolution whose raw result
@@ -34,8 +34,6 @@ def fold(graph: Any, output: str) -> Folded:
     import tensorflow as tf
     from tensorflow.python.framework import tensor_util
 
-    if output not in {node.name for node in graph.node}:
-        raise CnnbenchError(f"the graph has no node named {output!r}: cnnbench needs it as its output; see DESIGN names")
     graph = tf.compat.v1.graph_util.extract_sub_graph(graph, [output])
     graph = tf.compat.v1.graph_util.remove_training_nodes(graph, protected_nodes=[output])
     nodes = {node.name: node for node in graph.node}

@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 
-INPUT = "input_tensor"
-OUTPUT = "softmax_tensor"
+from cnnbench.models.graph import CLASSES, IMAGE_SIZE, INPUT, OUTPUT
+
 FEATURES = "resnet50/features"
-IMAGE_SIZE = 224
-CLASSES = 1001
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 """Filters of the 3x3 convolutions, blocks and first stride of each stage."""
 
 EPSILON = 1e-5
 LAST_GAMMA = 0.05
-"""Scale of the last BatchNorm of each block: small, so that 16 residual branches of random weights stay well-behaved."""
+"""Scale of each block's last BatchNorm: small, so that 16 residual branches of random weights stay well-behaved."""
 
 Weights = dict[str, np.ndarray]
 
@@ -84,7 +82,9 @@ def _forward(images: Any, weights: Mapping[str, np.ndarray], normalise: Callable
 
     def convolve(x: Any, conv: Conv) -> Any:
         name = conv.name
-        if conv.stride > 1 and conv.kernel > 1:  # the same padding whatever the input's size, as the public graph has it
+        if (
+            conv.stride > 1 and conv.kernel > 1
+        ):  # padding that does not depend on the input's size, as the public graph has
             before = (conv.kernel - 1) // 2
             after = conv.kernel - 1 - before
             x = tf.raw_ops.Pad(input=x, paddings=[[0, 0], [before, after], [before, after], [0, 0]], name=f"{name}/Pad")
@@ -159,7 +159,7 @@ def freeze(weights: Weights, head_kernel: np.ndarray, head_bias: np.ndarray) -> 
     return graph.as_graph_def()
 
 
-def fit_head(features: np.ndarray, labels: np.ndarray, ridge: float = 1e-2) -> tuple[np.ndarray, np.ndarray]:
+def fit_head(features: np.ndarray, labels: np.ndarray, ridge: float = 2e-2) -> tuple[np.ndarray, np.ndarray]:
     """Fit the dense layer by ridge regression of one-hot labels on standardised features, in closed form.
 
     `features`: float32, N x 2048; `labels`: int, N, 1 to 1000. Returns a kernel (2048 x 1001) and a bias (1001). The

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Print the KPIs of one run from its exported logs: kpi.sh [DIR]. Needs only bash and awk.
+# Exit codes: 0 a valid KPI was printed, 2 bad usage, 3 there is none (the reason is on the last line).
+set -euo pipefail
+
+if [[ $# -gt 1 || ${1-} == -* ]]; then
+    echo "usage: kpi.sh [DIR]   prints the KPIs of the run whose logs are in DIR (default: here)" >&2
+    exit 2
+fi
+dir=${1:-.}
+
+invalid() {
+    echo "#INVALID RESULT: $1"
+    exit 3
+}
+
+[[ -d $dir ]] || invalid "$dir: no such directory"
+[[ -s $dir/kpi.log ]] || invalid "$dir: kpi.log is missing or empty; the run did not end"
+[[ -s $dir/status ]] || invalid "$dir: status is missing or empty; the run did not end"
+
+shopt -s nullglob
+results=("$dir"/instance-*/result.json)
+
+# The first file is kpi.log; then come the status and the instances' results, which must be of the same run.
+LC_ALL=C awk '
+function fail(reason) { if (!failed) { failed = 1; why = reason } }
+FNR == 1 { file++ }
+file == 1 && FNR == 1 {
+    if ($0 !~ /^# cnnbench kpi log, schema 1, run [0-9a-zA-Z-]+$/) fail("kpi.log is not a kpi log of schema 1")
+    run = $NF
+    next
+}
+file == 1 {
+    if (ended) fail("kpi.log goes on after its end: logs of several runs are mixed")
+    if ($0 == "# end of run " run ": " kept " lines") { ended = 1; next }
+    if ($0 ~ /^# (end of run|cnnbench kpi log)/) fail("kpi.log is cut off, or logs of several runs are mixed")
+    line[kept++] = $0
+    if ($0 ~ /^#INVALID RESULT: /) { invalid = 1; why = substr($0, 18) }
+    else if ($0 ~ /^## INSTANCES: [0-9]+$/) planned = $3
+    else if ($0 !~ /^#/) {
+        if ($0 !~ /^\*?[^:,*]+ \([^)]+\): -?[0-9]+(\.[0-9]+)?$/) fail("kpi.log has a line that is no KPI: " $0)
+        if ($0 ~ /^\*/) primary++
+    }
+    next
+}
+file == 2 { status = $0; next }
+FNR == 1 { results++ }
+/"run_id"/ { if (index($0, "\"" run "\"")) same++; else fail(FILENAME " is of another run") }
+END {
+    if (!failed && !ended) fail("kpi.log is cut off")
+    if (!failed && !invalid) {
+        if (status != "0") fail("the run ended with status " status)
+        else if (primary != 1) fail("kpi.log has " primary + 0 " primary KPIs instead of one")
+        else if (results != planned || same != planned) fail(same + 0 " of " planned + 0 " instances have a result")
+    }
+    for (i = 0; i < kept; i++)
+        if (line[i] ~ /^# / || line[i] ~ /^## / || (!failed && !invalid)) print line[i]
+    if (failed || invalid) { print "#INVALID RESULT: " why; exit 3 }
+}
+' "$dir/kpi.log" "$dir/status" "${results[@]}"

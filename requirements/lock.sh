@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Resolve every *.in file to a *.lock file with hashes, for Python 3.10 to 3.13. Needs uv (pip install uv).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+lock() {
+    local name=$1
+    shift
+    uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+        --custom-compile-command requirements/lock.sh "$@" "$name.in" --output-file "$name.lock"
+}
+
+lock controller "$@"
+lock test "$@"
+lock cmake "$@"
+lock tensorflow-stock "$@"
+lock tensorflow-itex --override tensorflow-itex.override "$@"

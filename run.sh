@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# From a fresh clone to a table of KPIs for this machine. Arguments go to the workload's ctest.sh.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+"$root/script/setup.sh"
+exec "$root/.venv/bin/cnnbench" quickstart "$@"

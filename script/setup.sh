@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Make .venv for the controller from the lock files; safe to repeat and quick when nothing has changed.
+# Arguments: more lock files to install, such as "test". PYTHON chooses the interpreter (3.10 to 3.13).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+
+is_supported() {
+    [[ $("$1" -c 'import sys; print((3, 10) <= sys.version_info[:2] <= (3, 13))' 2>&1) == True ]]
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON-python3 python3.13 python3.12 python3.11 python3.10}; do
+        if is_supported "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "setup.sh: ${PYTHON-python3}: not a Python 3.10 to 3.13; install one, or give it as PYTHON=python3.11" >&2
+    return 1
+}
+
+has_system_cmake() {
+    command -v cmake ctest >/dev/null && [[ $(cmake --version) =~ ([0-9]+)\.([0-9]+) ]] &&
+        ((BASH_REMATCH[1] > 3 || (BASH_REMATCH[1] == 3 && BASH_REMATCH[2] >= 20)))
+}
+
+names=(controller)
+has_system_cmake || names+=(cmake)
+names+=("$@")
+
+# Two set-ups at once would install over each other.
+exec 9>"$root/.setup.lock"
+flock 9
+
+if [[ ! -x $venv/bin/python ]] || ! is_supported "$venv/bin/python"; then
+    python=$(find_python)
+    echo "setup: making .venv with $python"
+    rm -rf "$venv"
+    if ! "$python" -m venv "$venv"; then
+        rm -rf "$venv"
+        echo "setup.sh: $python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
+        exit 1
+    fi
+fi
+
+for name in "${names[@]}"; do
+    lock=$root/requirements/$name.lock
+    installed=$venv/installed-$name.lock
+    if ! cmp --silent "$lock" "$installed"; then
+        echo "setup: installing requirements/$name.lock"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+            --only-binary :all: --requirement "$lock"
+        cp "$lock" "$installed"
+    fi
+done
+
+if ! cmp --silent "$root/pyproject.toml" "$venv/installed-pyproject.toml"; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+        --editable "$root"
+    cp "$root/pyproject.toml" "$venv/installed-pyproject.toml"
+fi

@@ -1,0 +1,7 @@
+"""Let `python -m cnnbench` be the command line."""
+
+import sys
+
+from cnnbench.cli import main
+
+sys.exit(main())

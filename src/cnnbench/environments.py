@@ -1,0 +1,85 @@
+"""Make one virtual environment for each engine build, from its lock file, on first use."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cnnbench.backends import ENGINES
+from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.host import CpuInfo
+from cnnbench.staging.cache import install_directory
+
+REQUIREMENTS = Path(__file__).parents[2] / "requirements"
+
+ITEX_PYTHONS = ((3, 10), (3, 11))
+"""The Pythons that the last ITEX with CPU wheels has wheels for."""
+
+
+def lock_file(engine: str, variant: str) -> Path:
+    """Return the lock file of one engine build."""
+    return REQUIREMENTS / f"{engine}-{variant}.lock"
+
+
+def choose_variant(engine: str, requested: str, cpu: CpuInfo, python: tuple[int, int] = sys.version_info[:2]) -> str:
+    """Return the build to use: the requested one, or for `auto` the fastest measured; empty if the engine has none.
+
+    Raises SkippedError when this Python or CPU cannot run the requested one. The order comes from
+    `benchmarks/variants.py`: ITEX was the faster wherever it could run.
+    """
+    variants = ENGINES[engine].variants
+    if not variants:
+        return ""
+    obstacles = {variant: _obstacle(variant, variants, cpu, python) for variant in (*variants, requested)}
+    if requested == "auto":
+        return next(variant for variant in variants if not obstacles[variant])
+    if obstacles[requested]:
+        raise SkippedError(f"VARIANT={requested}: {obstacles[requested]}")
+    return requested
+
+
+def _obstacle(variant: str, variants: tuple[str, ...], cpu: CpuInfo, python: tuple[int, int]) -> str:
+    """Say why a build cannot run here; empty when it can."""
+    if variant == "auto":
+        return ""
+    if variant not in variants:
+        return f"not available yet; there are {', '.join(variants)}"
+    if variant == "itex" and python not in ITEX_PYTHONS:
+        return f"has no wheels for Python {python[0]}.{python[1]}, only for 3.10 and 3.11"
+    if variant == "itex" and "avx2" not in cpu.flags:
+        return "needs a CPU with AVX2"
+    return ""
+
+
+def environment_path(engine: str, variant: str, cache: Path) -> Path:
+    """Return where an engine build's environment is: its name tells engine, build, Python and lock file."""
+    digest = hashlib.sha256(lock_file(engine, variant).read_bytes()).hexdigest()[:12]
+    return cache / "environments" / f"{engine}-{variant}-cp{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+
+
+def engine_python(engine: str, variant: str, cache: Path) -> Path:
+    """Return the Python that runs an engine build, making its environment when it is not there yet."""
+    if not variant:
+        return Path(sys.executable)
+    lock = lock_file(engine, variant)
+    destination = environment_path(engine, variant, cache)
+    install_directory(lambda directory: _make_environment(directory, lock), destination)
+    return destination / "bin" / "python"
+
+
+def _make_environment(directory: Path, lock: Path) -> None:
+    """Fill a directory with a virtual environment; it may be renamed afterwards, as only its Python is used."""
+    print(f"making the environment of {lock.stem}: this downloads and unpacks a framework", file=sys.stderr, flush=True)
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    _run([str(base if base.exists() else sys.executable), "-m", "venv", str(directory)], lock)
+    install = ["-m", "pip", "install", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(lock)]
+    _run([str(directory / "bin" / "python"), *install, "--disable-pip-version-check", "--no-input"], lock)
+
+
+def _run(command: list[str], lock: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
+        raise CnnbenchError(f"making the environment of {lock.name} failed at `{' '.join(command)}`:\n{last}")

@@ -1,0 +1,248 @@
+"""Start the workers of a run on this machine, take them through the barrier, and leave none behind."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from cnnbench.errors import InvalidMeasurementError
+from cnnbench.isa import Precision
+from cnnbench.launch.plan import Plan
+from cnnbench.launch.shared import ControlBlock, State, StepTimes
+from cnnbench.progress import Progress
+from cnnbench.result import KILLED
+
+_log = logging.getLogger(__name__)
+
+POLL_S = 0.05
+JUDGE_S = 0.5
+"""How often the times so far are judged: rarely, because the judging takes a core from the measured."""
+EXIT_S = 60.0
+"""How long a worker may take to write its results once it has been told to stop."""
+HEAD_START_NS = 20_000_000
+"""How far ahead the start is set, so that every instance has read it when it comes."""
+
+AMBIENT = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "MKL_", "OPENBLAS_", "PYTHON", "MALLOC_")
+"""Variables of the caller's that would change what is measured; only CUSTOMER_ENV passes such on."""
+
+
+def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the caller's environment without what would change the measurement, and the names left out."""
+    left_out = sorted(name for name in environ if name.startswith(AMBIENT))
+    return {name: value for name, value in environ.items() if name not in left_out}, left_out
+
+
+def engine_environment(
+    plan: Plan, precision: Precision, onednn_verbose: bool, customer_env: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what a worker's environment has beyond the caller's; CUSTOMER_ENV has the last word."""
+    return {
+        "OMP_NUM_THREADS": str(plan.cores_per_instance),
+        "OPENBLAS_NUM_THREADS": "1",
+        "ONEDNN_MAX_CPU_ISA": precision.max_isa,
+        "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
+        "TF_ENABLE_ONEDNN_OPTS": "1",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        **customer_env,
+    }
+
+
+def worker_command(python: Path, spec: Path) -> list[str]:
+    """Return the command that starts a worker."""
+    return [str(python), "-m", "cnnbench.worker", str(spec)]
+
+
+@dataclass(frozen=True)
+class WorkerLaunch:
+    """One process to start, with the file for its output and the instances it holds."""
+
+    command: list[str]
+    log: Path
+    instances: tuple[int, ...]
+
+
+class WorkerProcess:
+    """A started worker: a session of its own, so that it can be killed whole and a Ctrl-C does not reach it first."""
+
+    def __init__(self, launch: WorkerLaunch, environment: Mapping[str, str]) -> None:
+        self.launch = launch
+        self._environment = environment
+
+    def __enter__(self) -> "WorkerProcess":
+        """Start it."""
+        with self.launch.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self.launch.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(self._environment),
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Kill it with all its threads, if it still runs, and wait until it is gone."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.poll()
+
+    def describe_end(self) -> str:
+        """Say how it ended and what its log says last."""
+        code = self.exit_code
+        how = (
+            f"killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"ended with exit code {code}"
+        )
+        lines = self.launch.log.read_text(errors="replace").strip().splitlines()
+        return f"{how}; last in {self.launch.log}: {lines[-1] if lines else '(nothing)'}"
+
+
+class KilledError(InvalidMeasurementError):
+    """An instance was killed, hung or crashed; the message is the documented one, `detail` says what was seen."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(KILLED)
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop measuring and when to give up.
+
+    `enough`: asked with the raw times so far; None when the instances stop by themselves. `hang_s`: how long an
+    instance may go without ending a step (or loading) before it counts as hung.
+    """
+
+    enough: Callable[[list[np.ndarray]], bool] | None
+    hang_s: float
+
+
+class Run:
+    """The processes of one run, and the control block they share."""
+
+    def __init__(self, workers: Sequence[WorkerProcess], instances: int, shared: Path, limits: Limits) -> None:
+        self._workers, self._instances, self._shared, self._limits = workers, instances, shared, limits
+        self._control = ControlBlock(shared)
+        self._seen = [(0, time.monotonic())] * instances
+        self._judged_s = time.monotonic()
+
+    def _steps(self) -> list[int]:
+        return [self._control.steps(index) for index in range(self._instances)]
+
+    def _states(self) -> list[State]:
+        return [self._control.state(index) for index in range(self._instances)]
+
+    def check_alive(self) -> None:
+        """Raise KilledError when a worker has ended early or an instance makes no headway."""
+        for worker in self._workers:
+            if worker.exit_code is not None:
+                raise KilledError(f"process {worker.pid} was {worker.describe_end()}")
+        now = time.monotonic()
+        for index, steps in enumerate(self._steps()):
+            if steps != self._seen[index][0] or self._control.state(index) is State.DONE:
+                self._seen[index] = (steps, now)
+            elif now - self._seen[index][1] > self._limits.hang_s:
+                raise KilledError(f"instance {index} hung: no step for {self._limits.hang_s:g} s")
+
+    def wait_until(self, reached: Callable[[], bool], progress: Progress | None = None) -> None:
+        """Poll until something is reached, while all workers stay alive."""
+        shown = sum(self._steps())
+        while not reached():
+            self.check_alive()
+            if progress is not None and (now := sum(self._steps())) != shown:
+                progress.advance(now - shown)
+                shown = now
+            time.sleep(POLL_S)
+
+    def open_barrier(self) -> None:
+        """Let all instances begin to measure, at one moment."""
+        self._control.start_ns = time.monotonic_ns() + HEAD_START_NS
+
+    def all_ready(self) -> bool:
+        """Tell whether every instance stands at the barrier."""
+        return all(state >= State.READY for state in self._states())
+
+    def measured_enough(self) -> bool:
+        """Tell whether the instances are done, or what they have measured is enough."""
+        if all(state is State.DONE for state in self._states()):
+            return True
+        if self._limits.enough is None or time.monotonic() - self._judged_s < JUDGE_S:
+            return False
+        self._judged_s = time.monotonic()
+        return self._limits.enough([StepTimes.read(self._shared, index) for index in range(self._instances)])
+
+    def finish(self) -> None:
+        """Stop the instances and wait until every worker has written its results and ended well."""
+        self._control.stop()
+        deadline = time.monotonic() + EXIT_S
+        for worker in self._workers:
+            while worker.exit_code is None:
+                if time.monotonic() > deadline:
+                    raise KilledError(f"process {worker.pid} did not end within {EXIT_S:g} s of being told to")
+                time.sleep(POLL_S)
+            if worker.exit_code != 0:
+                raise KilledError(f"process {worker.pid} was {worker.describe_end()}")
+
+
+def run_workers(
+    launches: Iterable[WorkerLaunch],
+    trace: WorkerLaunch | None,
+    environment: Mapping[str, str],
+    trace_environment: Mapping[str, str],
+    shared: Path,
+    limits: Limits,
+    progress: Progress,
+    while_measuring: Callable[[], object],
+) -> None:
+    """Run all workers from start to end.
+
+    The trace runs beside the workers' loading and warm-up, and has ended before the barrier opens. Raises KilledError
+    when any process does not make it; whatever happens, no process is left when this returns.
+    """
+    launches = list(launches)
+    instances = sum(len(launch.instances) for launch in launches)
+    ControlBlock.create(shared, instances)
+    with ExitStack() as stack:
+        tracer = None if trace is None else stack.enter_context(WorkerProcess(trace, trace_environment))
+        workers = [stack.enter_context(WorkerProcess(launch, environment)) for launch in launches]
+        run = Run(workers, instances, shared, limits)
+        if tracer is not None:
+            run.wait_until(lambda: tracer.exit_code is not None)
+            if tracer.exit_code != 0:
+                raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
+        run.wait_until(run.all_ready)
+        run.open_barrier()
+        with progress:
+            while_measuring()
+            run.wait_until(run.measured_enough, progress)
+            while_measuring()
+        run.finish()
+
+
+def shared_directory_root() -> str | None:
+    """Return where the shared files go: memory where there is a tmpfs, so that no write-back disturbs a step."""
+    return "/dev/shm" if sys.platform == "linux" and os.access("/dev/shm", os.W_OK) else None  # noqa: S108

@@ -1,0 +1,51 @@
+"""Read, check and measure frozen TensorFlow graphs of the fixed interface.
+
+The interface is that of the public `resnet50_v1.pb`: float32 images N x 224 x 224 x 3 in, RGB minus the ImageNet
+means; probabilities of 1001 classes out, the background first.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from cnnbench.errors import CnnbenchError
+
+INPUT = "input_tensor"
+OUTPUT = "softmax_tensor"
+IMAGE_SIZE = 224
+CLASSES = 1001
+
+
+def read_graph(path: Path) -> Any:
+    """Read a frozen GraphDef and check that it has the fixed interface; raise CnnbenchError saying what is amiss."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    graph = tf.compat.v1.GraphDef()
+    try:
+        graph.ParseFromString(path.read_bytes())
+    except (DecodeError, OSError) as error:
+        raise CnnbenchError(f"{path}: not a frozen TensorFlow graph: {error}") from error
+    missing = {INPUT, OUTPUT} - {node.name for node in graph.node}
+    if missing:
+        raise CnnbenchError(
+            f"{path}: has no node {' and '.join(sorted(missing))}; a graph must take {INPUT} "
+            f"(float32, N x {IMAGE_SIZE} x {IMAGE_SIZE} x 3) and give {OUTPUT} (float32, N x {CLASSES})"
+        )
+    return graph
+
+
+def count_macs(graph: Any) -> int:
+    """Return the multiply-accumulates of one image's convolutions and matrix products, from the graph's shapes."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as imported:
+        images = tf.compat.v1.placeholder(tf.float32, [1, IMAGE_SIZE, IMAGE_SIZE, 3])
+        tf.import_graph_def(graph, input_map={f"{INPUT}:0": images}, name="")
+        macs = 0
+        for operation in imported.get_operations():
+            if operation.type in ("Conv2D", "MatMul"):
+                weights = operation.inputs[1].shape.as_list()
+                outputs = operation.outputs[0].shape.num_elements()
+                per_output = weights[0] * weights[1] * weights[2] if operation.type == "Conv2D" else weights[0]
+                macs += outputs * per_output
+    return macs

@@ -1,0 +1,111 @@
+"""Make the embedded model, and make any model ready to be measured. Runs in the engine's environment.
+
+`python -m cnnbench.models.prepare embedded CALIBRATION TRAINING DESTINATION` builds ResNet50 v1.5 with seeded weights
+and a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen graph and records what it
+answers to a fixed batch before any rewriting, which is the reference for every measured graph.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnbench.backends.tensorflow import framework_versions, import_tensorflow
+from cnnbench.datasets.index import ImageSet, load_image_set
+from cnnbench.datasets.tfdata import read_batches
+from cnnbench.errors import CnnbenchError
+from cnnbench.models import resnet50
+from cnnbench.models.fold import fold
+from cnnbench.models.graph import INPUT, OUTPUT, count_macs, read_graph
+from cnnbench.progress import Progress
+
+CALIBRATION_IMAGES = 100
+CHECK_IMAGES = 32
+BATCH = 50
+THREADS = 4
+
+
+def _session(graph_def: Any, output: str) -> Callable[[np.ndarray], np.ndarray]:
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.import_graph_def(graph_def, name="")
+    return tf.compat.v1.Session(graph=graph).make_callable(f"{output}:0", feed_list=[f"{INPUT}:0"])
+
+
+def _read_images(images: ImageSet, count: int) -> np.ndarray:
+    files = images.paths()[:count]
+    return np.concatenate(list(read_batches(files, BATCH, THREADS, repeat=False)))
+
+
+def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
+    """Write the embedded model as `model.pb`, and `model.json` saying how it was made."""
+    import tensorflow as tf
+
+    print("resnet50v1_5: calibrating the BatchNorms of the seeded weights", file=sys.stderr, flush=True)
+    images = _read_images(load_image_set(calibration), CALIBRATION_IMAGES)
+    weights = resnet50.calibrate(resnet50.seeded_weights(), images)
+    headless = resnet50.freeze(weights, np.zeros((2048, resnet50.CLASSES)), np.zeros(resnet50.CLASSES))
+    features_of = _session(fold(headless, resnet50.FEATURES).graph, resnet50.FEATURES)
+    examples = load_image_set(training)
+    features = []
+    with Progress("resnet50v1_5: features of the training images", len(examples), "images") as progress:
+        for batch in read_batches(examples.paths(), BATCH, THREADS, repeat=False):
+            features.append(features_of(batch))
+            progress.advance(len(batch))
+    kernel, bias = resnet50.fit_head(np.concatenate(features), examples.labels)
+    graph = resnet50.freeze(weights, kernel, bias)
+    (destination / "model.pb").write_bytes(graph.SerializeToString(deterministic=True))
+    facts = {"images_sha256": examples.sha256, "made_with": framework_versions()}
+    (destination / "model.json").write_text(json.dumps(facts, indent=1))
+    tf.compat.v1.reset_default_graph()
+
+
+def prepare_graph(model: Path, images: Path, destination: Path) -> None:
+    """Write `folded.pb`, `check_images.npy`, `reference.npy` and `prepared.json` (what was folded, the MACs)."""
+    graph = read_graph(model)
+    batch = _read_images(load_image_set(images), CHECK_IMAGES)
+    reference = _session(graph, OUTPUT)(batch)
+    if reference.shape != (len(batch), resnet50.CLASSES):
+        raise CnnbenchError(f"{model}: {OUTPUT} gives {reference.shape}, needed {(len(batch), resnet50.CLASSES)}")
+    folded = fold(graph)
+    (destination / "folded.pb").write_bytes(folded.graph.SerializeToString(deterministic=True))
+    np.save(destination / "check_images.npy", batch)
+    np.save(destination / "reference.npy", reference)
+    facts = {
+        "macs_per_image": count_macs(folded.graph),
+        "batch_norms_folded": folded.batch_norms,
+        "pads_folded": folded.pads,
+        "made_with": framework_versions(),
+    }
+    (destination / "prepared.json").write_text(json.dumps(facts, indent=1))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the two steps; return the exit code."""
+    parser = argparse.ArgumentParser(prog="cnnbench.models.prepare", description=__doc__)
+    steps = parser.add_subparsers(required=True)
+    embedded = steps.add_parser("embedded")
+    embedded.set_defaults(step=lambda a: make_embedded(a.calibration, a.training, a.destination))
+    graph = steps.add_parser("graph")
+    graph.set_defaults(step=lambda a: prepare_graph(a.model, a.images, a.destination))
+    for step, names in ((embedded, ("calibration", "training")), (graph, ("model", "images"))):
+        for name in (*names, "destination"):
+            step.add_argument(name, type=Path)
+    parsed = parser.parse_args(arguments)
+    import_tensorflow(verbose=False)
+    try:
+        parsed.step(parsed)
+    except CnnbenchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""Stage what cases read: image sets, the embedded model, and any model made ready to be measured.
+
+Everything here is made once, kept in the cache under a name that tells its version, and whole or absent.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cnnbench.datasets import procedural
+from cnnbench.datasets.imagenet import stage_imagenet
+from cnnbench.datasets.index import ImageSet, load_image_set, write_image_set
+from cnnbench.errors import CnnbenchError
+from cnnbench.launch.local import split_environment
+from cnnbench.staging.cache import install_directory
+from cnnbench.staging.manifest import load_artefacts
+from cnnbench.staging.stage import stage_artefact
+
+MODEL_VERSION = 1
+"""Raise it whenever the embedded model changes."""
+
+PREPARED_VERSION = 1
+"""Raise it whenever a model is made ready in another way."""
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model ready to be measured: its folded graph, the fixed batch with its reference answers, and its size."""
+
+    source_sha256: str
+    graph: Path
+    check_images: Path
+    reference: Path
+    macs_per_image: int
+    batch_norms_folded: int
+    pads_folded: int
+
+
+def stage_procedural(part: str, cache: Path) -> ImageSet:
+    """Return one part of the drawn data set, drawing it when it is not there yet."""
+    name = f"{procedural.SEED}-{part}"
+
+    def build(directory: Path) -> None:
+        rows = procedural.draw_part(part, directory, len(os.sched_getaffinity(0)))
+        write_image_set(directory, rows, name, part)
+
+    return load_image_set(install_directory(build, cache / "datasets" / name))
+
+
+def imagenet_path(cache: Path) -> Path:
+    """Return where the ImageNet validation set is, once it is staged."""
+    return cache / "datasets" / "imagenet2012-validation"
+
+
+def find_image_set(dataset: str, cache: Path) -> ImageSet:
+    """Return the images that DATASET names: drawn on first use, or ImageNet's as `cnnbench stage` left them."""
+    if dataset == "procedural":
+        return stage_procedural("validation", cache)
+    if not imagenet_path(cache).is_dir():
+        raise CnnbenchError(
+            f"DATASET={dataset}: not staged; run `cnnbench stage imagenet`, which needs the validation tar and the "
+            "devkit (see doc/staging.md)"
+        )
+    return load_image_set(imagenet_path(cache))
+
+
+def stage_imagenet_set(cache: Path, shards: Path | None, python: Path | None) -> ImageSet:
+    """Make the ImageNet set from the staged tar and devkit, or from a directory of TFRecord shards.
+
+    `python`: an engine's, which has TensorFlow to read shards with; needed for them only.
+    """
+    if shards is not None:
+        module = "cnnbench.datasets.tfrecord"
+        _run_module([str(python), "-m", module, str(shards.absolute()), str(imagenet_path(cache))])
+        return load_image_set(imagenet_path(cache))
+    artefacts = load_artefacts()
+    tar, devkit = (stage_artefact(artefacts[name], cache) for name in ("imagenet2012-val", "imagenet2012-devkit"))
+    return stage_imagenet(tar, devkit, imagenet_path(cache))
+
+
+def stage_embedded_model(python: Path, preparer: str, cache: Path) -> Path:
+    """Return the embedded model's frozen graph, making it with an engine's Python when it is not there yet."""
+    calibration, training = (stage_procedural(part, cache).root for part in ("calibration", "training"))
+    destination = cache / "models" / f"resnet50v1_5-embedded-{MODEL_VERSION}"
+    install_directory(partial(_run_preparer, python, preparer, "embedded", calibration, training), destination)
+    return destination / "model.pb"
+
+
+def prepare_model(model: Path, images: ImageSet, python: Path, preparer: str, cache: Path) -> PreparedModel:
+    """Return a model made ready, folding it and recording its reference answers when that is not done yet."""
+    if not model.is_file():
+        raise CnnbenchError(f"MODEL={model}: no such file; needed a frozen graph (.pb)")
+    sha256 = _digest(model)
+    name = f"{sha256[:16]}-{images.sha256[:16]}-{PREPARED_VERSION}"
+    destination = cache / "prepared" / name
+    install_directory(partial(_run_preparer, python, preparer, "graph", model.absolute(), images.root), destination)
+    facts = json.loads((destination / "prepared.json").read_text())
+    return PreparedModel(
+        source_sha256=sha256,
+        graph=destination / "folded.pb",
+        check_images=destination / "check_images.npy",
+        reference=destination / "reference.npy",
+        macs_per_image=facts["macs_per_image"],
+        batch_norms_folded=facts["batch_norms_folded"],
+        pads_folded=facts["pads_folded"],
+    )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _run_preparer(python: Path, preparer: str, step: str, first: Path, second: Path, destination: Path) -> None:
+    _run_module([str(python), "-m", preparer, step, str(first), str(second), str(destination)])
+
+
+def _run_module(command: list[str]) -> None:
+    """Run a module of ours with an engine's Python; its progress goes to this process's standard error."""
+    environment, _ = split_environment(os.environ)
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONNOUSERSITE": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise CnnbenchError(f"failed with exit code {done.returncode}: `{' '.join(command)}`; it says why above")

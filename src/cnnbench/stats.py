@@ -1,0 +1,163 @@
+"""Compute every statistic from raw step times, after the fact.
+
+Step times are int64 arrays, steps x 3, with the columns of `launch.shared.COLUMNS` (ns, CLOCK_MONOTONIC).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats as distributions
+
+from cnnbench.errors import InvalidMeasurementError
+
+CONFIDENCE = 0.95
+MAX_SLICES = 20
+MIN_SLICES = 3
+
+PERCENTILE_FLOORS = {50: 6, 90: 64, 95: 130, 99: 662, 99.9: 6636}
+"""Samples without which a percentile is not printed. Six is the least that give the median a 95 % interval at all
+(1 - 2 * 0.5**6 = 0.97); the others are MLPerf's early-stopping minima for 99 % confidence."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The span in which every instance was measuring: what all figures are taken over."""
+
+    start_ns: int
+    end_ns: int
+
+    @property
+    def seconds(self) -> float:
+        """The window's length."""
+        return (self.end_ns - self.start_ns) / 1e9
+
+    def edges(self, slices: int) -> np.ndarray:
+        """Return the bounds of so many equal slices (ns)."""
+        return np.linspace(self.start_ns, self.end_ns, slices + 1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % confidence interval; no interval where too few samples allow none."""
+
+    mean: float
+    half_width: float | None
+
+    @property
+    def relative_half_width(self) -> float | None:
+        """The interval's half-width as a share of the mean."""
+        return None if self.half_width is None else self.half_width / self.mean
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """How steady throughput was: its trend over the window and its spread between slices, as shares of the mean."""
+
+    drift: float
+    spread: float
+
+
+def common_window(steps: Sequence[np.ndarray]) -> Window:
+    """Return the span from the last instance's first step to the first instance's last one."""
+    if not steps or any(len(rows) == 0 for rows in steps):
+        raise InvalidMeasurementError("an instance has measured no step")
+    window = Window(max(int(rows[0, 0]) for rows in steps), min(int(rows[-1, 2]) for rows in steps))
+    if window.end_ns <= window.start_ns:
+        raise InvalidMeasurementError("the instances were never measuring at the same time")
+    return window
+
+
+def images_by(steps: np.ndarray, images: np.ndarray, times_ns: np.ndarray) -> np.ndarray:
+    """Return how many images one instance had completed at each of some times.
+
+    `images`: the images of each step. A step that is under way counts by the share of its time that has passed: at a
+    window's edges whole steps would count half a step too few on average, which is per cents in a short window.
+    """
+    completed = np.concatenate([[0.0], np.cumsum(images)])
+    moments = steps[:, [0, 2]].ravel()
+    progress = np.column_stack([completed[:-1], completed[1:]]).ravel()
+    return np.interp(times_ns, moments, progress)
+
+
+def slice_rates(steps: Sequence[np.ndarray], images: Sequence[np.ndarray], window: Window) -> np.ndarray:
+    """Return the throughput (images/s) of all instances together in equal slices of the window.
+
+    A slice holds two steps of the slowest instance or more, so that slices are close to independent; there are at
+    most MAX_SLICES, and none where not even MIN_SLICES would fit.
+    """
+    fewest = min(len(rows) for rows in steps)
+    slices = min(MAX_SLICES, fewest // 2)
+    if slices < MIN_SLICES:
+        return np.empty(0)
+    edges = window.edges(slices)
+    completed = sum(images_by(rows, counts, edges) for rows, counts in zip(steps, images, strict=True))
+    return np.diff(completed) / (window.seconds / slices)
+
+
+def estimate_throughput(steps: Sequence[np.ndarray], images: Sequence[np.ndarray], window: Window) -> Estimate:
+    """Return images/s over the window: what all instances completed in it, divided by its length.
+
+    The interval is Student's on the means of equal slices (batch means; Law, Simulation Modeling and Analysis, 9.5).
+    """
+    ends = np.array([window.start_ns, window.end_ns])
+    completed = sum(
+        float(np.diff(images_by(rows, counts, ends))[0]) for rows, counts in zip(steps, images, strict=True)
+    )
+    return Estimate(completed / window.seconds, _half_width(slice_rates(steps, images, window)))
+
+
+def _half_width(samples: np.ndarray) -> float | None:
+    """Return the half-width of the mean's 95 % interval by Student's t; None for fewer than MIN_SLICES samples."""
+    if len(samples) < MIN_SLICES:
+        return None
+    quantile = float(distributions.t.ppf((1 + CONFIDENCE) / 2, len(samples) - 1))
+    return quantile * float(samples.std(ddof=1)) / float(np.sqrt(len(samples)))
+
+
+def inference_times_ms(steps: Sequence[np.ndarray], window: Window) -> np.ndarray:
+    """Return the inference times (ms) of all steps wholly inside the window, in the order of their ends."""
+    rows = np.concatenate(steps)
+    inside = rows[(rows[:, 0] >= window.start_ns) & (rows[:, 2] <= window.end_ns)]
+    inside = inside[np.argsort(inside[:, 2], kind="stable")]
+    return (inside[:, 2] - inside[:, 1]) / 1e6
+
+
+def estimate_latency(times_ms: np.ndarray) -> Estimate:
+    """Return the mean inference time (ms) with the interval of its batch means."""
+    slices = min(MAX_SLICES, len(times_ms) // 2)
+    means = np.array([part.mean() for part in np.array_split(times_ms, slices)]) if slices else np.empty(0)
+    return Estimate(float(times_ms.mean()), _half_width(means))
+
+
+def percentiles(samples: np.ndarray) -> dict[float, float]:
+    """Return the percentiles for which there are samples enough, each being one of the samples (nearest rank)."""
+    return {
+        percentile: float(np.percentile(samples, percentile, method="inverted_cdf"))
+        for percentile, floor in PERCENTILE_FLOORS.items()
+        if len(samples) >= floor
+    }
+
+
+def input_wait_share(steps: Sequence[np.ndarray], window: Window) -> float:
+    """Return the share of the instances' time in the window that went by waiting for input."""
+    waited_ns = 0
+    for rows in steps:
+        starts, ready = np.clip(rows[:, :2], window.start_ns, window.end_ns).T
+        waited_ns += int((ready - starts).sum())
+    return waited_ns / (len(steps) * (window.end_ns - window.start_ns))
+
+
+def steadiness(rates: np.ndarray) -> Steadiness | None:
+    """Return the drift (of a fitted straight line, end to end) and the spread (coefficient of variation) of slices."""
+    if len(rates) < MIN_SLICES:
+        return None
+    slope = float(np.polyfit(np.arange(len(rates)), rates, 1)[0])
+    mean = float(rates.mean())
+    return Steadiness(drift=slope * (len(rates) - 1) / mean, spread=float(rates.std(ddof=1)) / mean)
+
+
+def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share of correct answers."""
+    interval = distributions.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)

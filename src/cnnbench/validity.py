@@ -1,0 +1,128 @@
+"""Judge what a run measured, criterion by criterion; anything that fails makes the number invalid or unstable."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnnbench.isa import REQUIRED_SHARE, Precision, PrecisionProof
+from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.result import KILLED, Criterion
+from cnnbench.stats import Estimate, Steadiness
+from cnnbench.topology import format_cpu_list
+
+DRIFT_BOUND = 0.05
+SPREAD_BOUND = 0.10
+AUTO_HALF_WIDTH = 0.01
+"""STEPS=auto measures until the 95 % interval of throughput is within this share of the mean."""
+
+
+def judge_survival(planned: int, finished: int) -> Criterion:
+    """Judge whether every planned instance finished; the failing text is the documented one."""
+    if finished == planned:
+        return Criterion(name="instances", passed=True, found=f"{finished} of {planned} finished", needed="all")
+    return Criterion(name="instances", passed=False, found=KILLED, needed="")
+
+
+def judge_pinning(plan: Plan, affinities: Mapping[int, Mapping[str, Sequence[int]]]) -> Criterion:
+    """Judge whether every thread of every worker stayed on its worker's planned CPUs.
+
+    `affinities`: for each instance, the CPUs each thread of its process may run on at the end.
+    """
+    strays = []
+    for instance in plan.instances:
+        allowed = _process_cpus(plan.instances, instance.process)
+        for thread, cpus in affinities[instance.index].items():
+            if not allowed.issuperset(cpus):
+                strays.append(f"thread {thread} of instance {instance.index} on {format_cpu_list(cpus)}")
+    used = [cpu for instance in plan.instances for cpu in instance.cpus]
+    if len(used) != len(set(used)):
+        strays.append("instances share a CPU")
+    return Criterion(
+        name="pinning",
+        passed=not strays,
+        found="; ".join(strays[:3]) if strays else f"all threads on {format_cpu_list(used)}",
+        needed="every thread on the planned CPUs",
+    )
+
+
+def _process_cpus(instances: Iterable[InstancePlan], process: int) -> set[int]:
+    return {cpu for instance in instances if instance.process == process for cpu in instance.cpus}
+
+
+def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
+    """Judge whether the precision asked for is the one that ran."""
+    ran = ", ".join(f"{name} {share:.0%}" for name, share in list(proof.implementations.items())[:3])
+    return Criterion(
+        name="precision",
+        passed=proof.share >= REQUIRED_SHARE,
+        found=f"{proof.share:.1%} of the multiply-accumulates ran as {precision.name} ({ran or 'no trace'})",
+        needed=f"{REQUIRED_SHARE:.0%}",
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far outputs lie from the reference: the largest difference of a probability, and the share of equal bests."""
+
+    largest_difference: float
+    top1: float
+
+
+def compare_outputs(outputs: Sequence[Path], reference: Path) -> Agreement:
+    """Compare each instance's outputs for the fixed batch with the reference; return the worst."""
+    wanted = np.load(reference)
+    differences, agreements = [], []
+    for path in outputs:
+        found = np.load(path)
+        if found.shape != wanted.shape or not np.isfinite(found).all():
+            return Agreement(float("inf"), 0.0)
+        differences.append(float(np.abs(found - wanted).max()))
+        agreements.append(float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()))
+    return Agreement(max(differences), min(agreements))
+
+
+def judge_outputs(precision: Precision, agreement: Agreement) -> Criterion:
+    """Judge whether the measured graph answers as the reference does, within the precision's bound."""
+    return Criterion(
+        name="outputs",
+        passed=agreement.largest_difference <= precision.softmax_bound and agreement.top1 >= precision.top1_agreement,
+        found=f"probabilities within {agreement.largest_difference:.2g}, {agreement.top1:.0%} equal top-1",
+        needed=f"within {precision.softmax_bound:g}, {precision.top1_agreement:.0%}",
+    )
+
+
+def judge_steadiness(steady: Steadiness | None) -> list[Criterion]:
+    """Judge drift and spread of throughput; nothing to judge when there were too few steps."""
+    if steady is None:
+        return []
+    return [
+        Criterion(
+            name=name,
+            passed=abs(found) <= bound,
+            found=f"{found:+.1%}" if name == "drift" else f"{found:.1%}",
+            needed=f"at most {bound:.0%}; stop other work on this machine, or measure for longer",
+            severity="unstable",
+        )
+        for name, found, bound in (("drift", steady.drift, DRIFT_BOUND), ("spread", steady.spread, SPREAD_BOUND))
+    ]
+
+
+def judge_interval(throughput: Estimate, max_time_s: float) -> Criterion:
+    """Judge whether STEPS=auto reached the interval it measures for."""
+    width = throughput.relative_half_width
+    return Criterion(
+        name="interval",
+        passed=width is not None and width <= AUTO_HALF_WIDTH,
+        found="no interval from so few steps" if width is None else f"±{width:.1%} of the mean",
+        needed=f"±{AUTO_HALF_WIDTH:.0%} within MAX_TIME={max_time_s:g} s; raise MAX_TIME or quiet the machine",
+        severity="unstable",
+    )
+
+
+def judge_coverage(predicted: int, images: int) -> Criterion:
+    """Judge whether an accuracy run answered for every image of the set."""
+    return Criterion(
+        name="coverage", passed=predicted == images, found=f"{predicted} of {images} images answered", needed="all"
+    )

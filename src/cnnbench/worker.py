@@ -1,0 +1,245 @@
+"""Be one worker process: pin, load, check the outputs, warm up, measure, write what happened.
+
+Started as `python -m cnnbench.worker SPEC.json` with the engine's Python. A worker holds one instance, or, with
+weight sharing, all instances of a socket as pinned threads on one set of weights. It ends when its parent does.
+"""
+
+import ctypes
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnnbench.backends import ENGINES, Backend, LoadSpec, import_part
+from cnnbench.launch.shared import ControlBlock, StepTimes
+from cnnbench.measure import measure_steps, warm_up_until_start
+
+TOP = 5
+"""How many of an image's best classes are kept."""
+
+_PR_SET_PDEATHSIG = 1
+_SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
+_MPOL_BIND = 2
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """One instance of a worker: its number, its logical CPUs and the files of its share of the images."""
+
+    index: int
+    cpus: list[int]
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All a worker needs to know. Paths are absolute.
+
+    `model`, `check_images`: empty for an engine without a model. `memory_node`: the NUMA node to bind to, None for
+    none. `steps`: None to go on until the stop sign. `trace_steps`: with a number, run so many steps and end, without
+    barrier or times. `shared`: the directory of the control block and the step times. `logs`: where results go.
+    """
+
+    run_id: str
+    engine: str
+    model: str
+    precision: str
+    batch_size: int
+    mode: str
+    steps: int | None
+    warmup_steps: int
+    trace_steps: int | None
+    instances: list[InstanceSpec]
+    memory_node: int | None
+    check_images: str
+    shared: str
+    logs: str
+    verbose: bool
+
+    def write(self, path: Path) -> None:
+        """Write the spec as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> "WorkerSpec":
+        """Read what `write` wrote."""
+        fields = json.loads(path.read_text())
+        return cls(**fields | {"instances": [InstanceSpec(**instance) for instance in fields["instances"]]})
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the controller dies, however it dies."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died between the two calls
+        sys.exit("the controller is gone")
+
+
+def _bind_memory(node: int | None) -> str:
+    """Bind this process's memory to a NUMA node; say how that went."""
+    if node is None:
+        return "not bound: the instance's cores lie in several or unknown NUMA nodes"
+    number = _SYS_SET_MEMPOLICY.get(os.uname().machine)
+    if number is None:
+        return f"not bound: set_mempolicy is not known on {os.uname().machine}"
+    mask_words = node // 64 + 1
+    mask = (ctypes.c_ulong * mask_words)()
+    mask[node // 64] = 1 << (node % 64)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, _MPOL_BIND, mask, mask_words * 64 + 1) != 0:
+        return f"not bound: set_mempolicy: {os.strerror(ctypes.get_errno())}"
+    return f"bound to node {node}"
+
+
+def _affinities() -> dict[int, list[int]]:
+    """Return the CPUs that each thread of this process may run on."""
+    return {int(task.name): sorted(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()}
+
+
+def _resident_bytes() -> int:
+    """Return the resident memory of this process (VmRSS)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmRSS")
+
+
+class Predictions:
+    """Keep the best classes of every image, in order."""
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray] = []
+
+    def keep(self, outputs: np.ndarray) -> None:
+        """Keep a step's outputs (N x classes) as its best classes, the best first."""
+        best = np.argpartition(outputs, -TOP, axis=1)[:, -TOP:]
+        order = np.argsort(-np.take_along_axis(outputs, best, axis=1), axis=1, kind="stable")
+        self._kept.append(np.take_along_axis(best, order, axis=1))
+
+    def save(self, path: Path) -> None:
+        """Write them (int64, images x TOP)."""
+        np.save(path, np.concatenate(self._kept) if self._kept else np.empty((0, TOP), dtype=np.int64))
+
+
+class Instance:
+    """One instance of this worker: runs in its own pinned thread."""
+
+    def __init__(self, spec: WorkerSpec, plan: InstanceSpec, backend: Backend) -> None:
+        self._spec, self._plan, self._backend = spec, plan, backend
+        self._logs = Path(spec.logs) / f"instance-{plan.index}"
+        self._logs.mkdir(exist_ok=True)
+        check_images = np.load(spec.check_images) if spec.check_images else None
+        self._check_images = check_images
+        self._batch = _fill_batch(check_images, spec.batch_size, seed=plan.index)
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Pin this thread, check the outputs, and measure; keep an error for the main thread."""
+        try:
+            os.sched_setaffinity(0, self._plan.cpus)
+            self._measure()
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it again
+            self.error = error
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        if not self._plan.files:
+            return itertools.repeat(self._batch)
+        read = import_part(ENGINES[self._spec.engine].reader)
+        batches = read(
+            self._plan.files, self._spec.batch_size, len(self._plan.cpus), repeat=self._spec.mode != "accuracy"
+        )
+        return itertools.chain([next(batches)], batches)  # the first batch starts the prefetching, before the barrier
+
+    def _check_outputs(self) -> None:
+        """Infer the check images in batches of the measured size and write the outputs."""
+        if self._check_images is None:
+            return
+        images, size = self._check_images, self._spec.batch_size
+        outputs = [self._backend.infer(_fill_batch(images[at:], size)) for at in range(0, len(images), size)]
+        np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
+
+    def _measure(self) -> None:
+        spec, index, infer = self._spec, self._plan.index, self._backend.infer
+        if spec.trace_steps is not None:
+            for _ in range(spec.trace_steps):
+                infer(self._batch)
+            return
+        shared = Path(spec.shared)
+        control, times = ControlBlock(shared), StepTimes(shared, index)
+        self._check_outputs()
+        batches = self._batches()
+        warm_up_until_start(control, index, infer, self._batch, spec.warmup_steps)
+        predictions = Predictions() if spec.mode == "accuracy" else None
+        keep = predictions.keep if predictions else None
+        recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
+        np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
+        if predictions:
+            predictions.save(self._logs / "predictions.npy")
+        self.result = {
+            "run_id": spec.run_id,
+            "index": index,
+            "pid": os.getpid(),
+            "steps": recorded,
+            "cpus": self._plan.cpus,
+        }
+
+    def write_result(self, facts: dict[str, object]) -> None:
+        """Write result.json, last of all and whole: its presence says that the instance finished."""
+        partial = self._logs / "result.json.partial"
+        partial.write_text(json.dumps(self.result | facts, indent=1))
+        partial.replace(self._logs / "result.json")
+
+
+def _fill_batch(images: np.ndarray | None, size: int, seed: int = 0) -> np.ndarray:
+    """Return a batch of exactly `size` images, repeating the given ones, or of noise when there are none."""
+    if images is None:
+        noise = np.random.Generator(np.random.PCG64(seed)).random((size, 224, 224, 3), dtype=np.float32)
+        return noise * 255 - 120
+    return np.ascontiguousarray(images[np.arange(size) % len(images)])
+
+
+def main(arguments: list[str]) -> None:
+    """Run the worker that a spec file describes."""
+    _die_with_parent()
+    spec = WorkerSpec.read(Path(arguments[0]))
+    cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
+    os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
+    memory = _bind_memory(spec.memory_node)
+    began_s = time.monotonic()
+    backend: Backend = import_part(ENGINES[spec.engine].backend)()
+    threads = max(len(instance.cpus) for instance in spec.instances)
+    backend.load(LoadSpec(Path(spec.model), spec.precision, threads, len(spec.instances), spec.verbose))
+    load_s = time.monotonic() - began_s
+
+    instances = [Instance(spec, plan, backend) for plan in spec.instances]
+    runners = [threading.Thread(target=instance.run) for instance in instances]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    for instance in instances:
+        if instance.error is not None:
+            raise instance.error
+    if spec.trace_steps is None:
+        facts: dict[str, object] = {
+            "load_s": round(load_s, 3),
+            "memory": memory,
+            "resident_bytes": _resident_bytes(),
+            "affinities": _affinities(),
+            "versions": backend.describe(),
+        }
+        for instance in instances:
+            instance.write_result(facts)
+    backend.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
