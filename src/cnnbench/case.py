@@ -269,5 +269,9 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str]) -> 
         )
     if parameters.min_time > parameters.max_time:
         raise UsageError(f"MIN_TIME={parameters.min_time:g}: must be at most MAX_TIME={parameters.max_time:g}")
+    if parameters.mode == "accuracy" and parameters.steps != "auto":
+        raise UsageError(
+            f"STEPS={parameters.steps} ({origins['STEPS']}): accuracy always goes over the whole set; leave it out"
+        )
     if parameters.mode == "accuracy" and origins.get("DATA_TYPE") and parameters.data_type == "dummy":
         raise UsageError(f"DATA_TYPE=dummy ({origins['DATA_TYPE']}): accuracy always reads real images; leave it out")

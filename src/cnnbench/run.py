@@ -366,7 +366,7 @@ class Measurement:
         mode, times_ms = self._job.parameters.mode, stats.inference_times_ms(steps, window)
         kpis = _estimate_kpis("Throughput", "img/s", throughput, primary=mode == "throughput")
         if len(times_ms):
-            kpis += _estimate_kpis("Latency", "ms", stats.estimate_latency(times_ms), primary=mode == "latency")
+            kpis += _estimate_kpis("Latency mean", "ms", stats.estimate_latency(times_ms), primary=mode == "latency")
             kpis += [
                 Kpi(key=f"Latency p{percentile:g}", unit="ms", value=value)
                 for percentile, value in stats.percentiles(times_ms).items()
@@ -410,9 +410,9 @@ class Measurement:
             correct = int(hits[:, 0].sum())
             low, high = stats.accuracy_interval(correct, len(hits))
             kpis += [
-                Kpi(key="Accuracy", unit="%", value=100 * correct / len(hits), primary=True),
-                Kpi(key="Accuracy 95 % low", unit="%", value=100 * low),
-                Kpi(key="Accuracy 95 % high", unit="%", value=100 * high),
+                Kpi(key="Accuracy top-1", unit="%", value=100 * correct / len(hits), primary=True),
+                Kpi(key="Accuracy top-1 95 % low", unit="%", value=100 * low),
+                Kpi(key="Accuracy top-1 95 % high", unit="%", value=100 * high),
                 Kpi(key="Accuracy top-5", unit="%", value=100 * float(hits.any(axis=1).mean())),
             ]
         return coverage
@@ -447,7 +447,7 @@ class Measurement:
             facts=self._host_facts() | self._software_facts(results) | facts,
             plan=job.plan.to_dict(),
             instances=results,
-            kpis=sorted(kpis, key=lambda kpi: not kpi.primary),
+            kpis=_primary_first(kpis),
             criteria=criteria,
             notes=list(job.notes) + self._memory_notes(results),
         )
@@ -489,6 +489,12 @@ class Measurement:
     def _memory_notes(results: list[dict[str, Any]]) -> list[str]:
         unbound = sorted({str(result["memory"]) for result in results if not result["memory"].startswith("bound")})
         return [f"memory {text}" for text in unbound]
+
+
+def _primary_first(kpis: list[Kpi]) -> list[Kpi]:
+    """Return the KPIs with the primary one in front, followed by those of its kind."""
+    kind = next((kpi.key.split()[0] for kpi in kpis if kpi.primary), "")
+    return sorted(kpis, key=lambda kpi: (not kpi.primary, kpi.key.split()[0] != kind))
 
 
 def _estimate_kpis(key: str, unit: str, estimate: stats.Estimate, primary: bool) -> list[Kpi]:

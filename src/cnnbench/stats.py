@@ -52,9 +52,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Steadiness:
-    """How steady throughput was: its trend over the window and its spread between slices, as shares of the mean."""
+    """How steady throughput was: its trend over the window and its spread between slices, as shares of the mean.
+
+    `drift_p`: how likely the slices would show such a trend by chance if there were none.
+    """
 
     drift: float
+    drift_p: float
     spread: float
 
 
@@ -152,9 +156,13 @@ def steadiness(rates: np.ndarray) -> Steadiness | None:
     """Return the drift (of a fitted straight line, end to end) and the spread (coefficient of variation) of slices."""
     if len(rates) < MIN_SLICES:
         return None
-    slope = float(np.polyfit(np.arange(len(rates)), rates, 1)[0])
+    trend = distributions.linregress(np.arange(len(rates)), rates)
     mean = float(rates.mean())
-    return Steadiness(drift=slope * (len(rates) - 1) / mean, spread=float(rates.std(ddof=1)) / mean)
+    return Steadiness(
+        drift=float(trend.slope) * (len(rates) - 1) / mean,
+        drift_p=float(trend.pvalue),
+        spread=float(rates.std(ddof=1)) / mean,
+    )
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:

@@ -1,0 +1,27 @@
+"""Fixtures that several folders share; being here, it also puts tests/ on the import path."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cnnbench.environments import choose_variant, engine_python
+from cnnbench.host import read_cpuinfo
+from cnnbench.staging.cache import cache_root
+
+ROOT = Path(__file__).parents[1]
+WORKLOAD = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
+
+
+@pytest.fixture(scope="session")
+def engine_cache() -> Path:
+    """The user's cache: environments and models are made once, as for a user, not once a test."""
+    return cache_root(os.environ)
+
+
+@pytest.fixture(scope="session")
+def tensorflow_python(engine_cache: Path) -> Path:
+    """A Python with TensorFlow, cnnbench not yet on its path."""
+    return engine_python("tensorflow", choose_variant("tensorflow", "auto", read_cpuinfo()), engine_cache)
+
+
