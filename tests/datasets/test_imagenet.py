@@ -166,12 +166,12 @@ for shard in range(2):
 
 
 @pytest.mark.engine
-def test_tfrecord_shards_become_the_same_set_as_the_tar(tmp_path, engine_python):
+def test_tfrecord_shards_become_the_same_set_as_the_tar(tmp_path, tensorflow_python):
     staged = stage_imagenet(write_images(tmp_path), write_devkit(tmp_path), tmp_path / "set", **SMALL)
     environment = os.environ | {"PYTHONPATH": str(Path(cnnbench.__file__).parents[1]), "TF_CPP_MIN_LOG_LEVEL": "2"}
 
     def run(*arguments) -> subprocess.CompletedProcess:
-        command = [str(argument) for argument in (engine_python, *arguments)]
+        command = [str(argument) for argument in (tensorflow_python, *arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     shards = tmp_path / "shards"
