@@ -1,0 +1,205 @@
+"""What happens to a run whose processes are killed, hang, crash or are interrupted: no valid KPI and no orphan."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmake_build import find_tool, run_cmake
+from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers
+from cnnbench.launch.shared import State
+from cnnbench.progress import Progress
+from cnnbench.result import load_run
+from null_workload import (
+    CORES,
+    PATIENCE_S,
+    ROOT,
+    SLUG,
+    NullWorkload,
+    clean_environment,
+    find_workers,
+    run_kpi,
+    step_of,
+    wait_until,
+)
+
+INVALID = "#INVALID RESULT: Some instances were killed during execution! See README.md for more."
+INSTANCES = min(CORES, 2)
+if INSTANCES < 2:
+    warnings.warn("one physical core: the killed instance is the only one of its run", stacklevel=1)
+
+ENDLESS = ("--steps=1000000", "--cores_per_instance=1", f"--instances={INSTANCES}")
+
+
+@pytest.fixture
+def workload(tmp_path):
+    return NullWorkload(tmp_path)
+
+
+def seen(workload):
+    return load_run(workload.logs()).facts["what was seen"]
+
+
+def assert_gone(workload, shared):
+    assert not find_workers(workload.logs_root)
+    assert not shared.exists()
+
+
+def assert_invalid(workload, controller):
+    """Wait for the end of a disturbed run and check all that its user and its machine see of it; return its output."""
+    shared = workload.shared()
+    output, _ = controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == 3, output
+    assert INVALID in output.splitlines()
+    assert not any(line.startswith("*") for line in output.splitlines())
+    assert "Traceback (most recent call last)" not in output
+    assert (workload.logs() / "status").read_text() == "3\n"
+    kpi = run_kpi(workload.logs())
+    assert kpi.returncode == 3
+    assert kpi.stdout.splitlines()[-1] == INVALID
+    assert not any(line.startswith("*") for line in kpi.stdout.splitlines())
+    assert not load_run(workload.logs()).kpis
+    assert_gone(workload, shared)
+    return output
+
+
+def kill_one_mid_run(directory, seed):
+    chance = random.Random(seed)
+    workload = NullWorkload(directory)
+    with workload.start(*ENDLESS, step_of(5)) as controller:
+        workload.wait_for_state(State.MEASURING, *range(INSTANCES))
+        time.sleep(chance.uniform(0, 0.5))
+        victim = chance.choice(workload.wait_for_workers(INSTANCES))
+        os.kill(victim, signal.SIGKILL)
+        assert_invalid(workload, controller)
+    assert f"process {victim} was killed by SIGKILL" in seen(workload)
+    for index in range(INSTANCES):  # what was measured until then is kept
+        assert np.load(workload.logs() / f"instance-{index}" / "steps.npy").shape[1] == 3
+
+
+def test_one_instance_killed_mid_run_twenty_times(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda seed: kill_one_mid_run(tmp_path / str(seed), seed), range(20)))
+
+
+def test_an_instance_killed_while_loading(workload):
+    with workload.start(*ENDLESS, step_of(5)) as controller:
+        os.kill(workload.wait_for_workers(INSTANCES)[0], signal.SIGKILL)
+        assert_invalid(workload, controller)
+    assert "killed by SIGKILL" in seen(workload)
+
+
+@pytest.mark.skipif(CORES < 2, reason="nobody waits at the barrier for one instance")
+def test_an_instance_killed_at_the_barrier_while_another_is_stopped(workload):
+    with workload.start(*ENDLESS, "--warmup_steps=30", step_of(10)) as controller:
+        waiting, late = workload.wait_for_workers(2)
+        os.kill(late, signal.SIGSTOP)
+        workload.wait_for_state(State.READY, 0)
+        os.kill(waiting, signal.SIGKILL)
+        assert_invalid(workload, controller)
+    assert f"process {waiting} was killed by SIGKILL" in seen(workload)
+
+
+@pytest.mark.parametrize("state", [State.LOADING, State.MEASURING], ids=lambda state: state.name.lower())
+def test_an_instance_that_hangs(workload, state):
+    with workload.start(*ENDLESS, "--hang-after=2", step_of(5)) as controller:
+        victim = workload.wait_for_workers(INSTANCES)[-1]
+        workload.wait_for_state(state, *range(INSTANCES))
+        os.kill(victim, signal.SIGSTOP)
+        assert_invalid(workload, controller)
+    assert seen(workload) == f"instance {INSTANCES - 1} hung: no step for 2 s"
+
+
+def test_an_instance_that_crashes_while_loading(workload):
+    with workload.start(*ENDLESS, "--customer_env=CNNBENCH_NULL_STEP_MS=abc") as controller:
+        wait_until((workload.logs() / "process-0" / "output.log").exists, "the first worker")
+        output = assert_invalid(workload, controller)
+    assert "# what was seen: process" in output
+    assert "ended with exit code 1" in output
+    assert "ValueError: could not convert string to float: 'abc'" in output
+
+
+@pytest.mark.parametrize("state", [State.LOADING, State.MEASURING], ids=lambda state: state.name.lower())
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGTERM]],
+    ids=["ctrl-c", "terminate", "impatient"],
+)
+def test_an_interrupted_run(workload, signals, state):
+    with workload.start(*ENDLESS, step_of(5)) as controller:
+        workload.wait_for_workers(INSTANCES)
+        workload.wait_for_state(state, *range(INSTANCES))
+        for number in signals:
+            controller.send_signal(number)
+            time.sleep(0.01)
+        assert_invalid(workload, controller)
+    assert seen(workload) == "the run was interrupted"
+
+
+@pytest.mark.parametrize("state", [None, State.READY, State.MEASURING])
+def test_a_killed_controller_leaves_no_orphan(workload, state):
+    """Whenever it dies: a worker still importing cannot have asked the kernel yet to be killed with it."""
+    with workload.start(*ENDLESS, step_of(5)) as controller:
+        if state is None:
+            workload.wait_for_workers(INSTANCES)
+        else:
+            workload.wait_for_state(state, *range(INSTANCES))
+        controller.kill()
+        controller.wait()
+        wait_until(lambda: not find_workers(workload.logs_root), "the end of all workers")
+    shutil.rmtree(workload.shared())  # the one thing that a killed controller cannot clear away
+    kpi = run_kpi(workload.logs())
+    assert kpi.returncode == 3
+    assert kpi.stdout.startswith("#INVALID RESULT: ")
+
+
+def test_a_tracing_process_that_hangs(tmp_path):
+    log, shared = tmp_path / "trace.log", tmp_path / "shared"
+    shared.mkdir()
+    trace = WorkerLaunch([sys.executable, "-c", f"import time; time.sleep({PATIENCE_S})"], log, ())
+    with pytest.raises(KilledError) as caught:
+        run_workers(
+            [], trace, {}, {}, shared, Limits(None, hang_s=0.2), Progress("measuring", None, "steps"), lambda: None
+        )
+    assert "the tracing process" in caught.value.detail
+    assert "hung" in caught.value.detail
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A build directory of a checkout whose one workload has the null engine."""
+    checkout = tmp_path / "checkout"
+    for name in ("CMakeLists.txt", "cmake", "validate.sh", "src", "workload/CMakeLists.txt", "workload/platforms"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).symlink_to(ROOT / name)
+    workload = NullWorkload(checkout / "workload").directory
+    (workload / "CMakeLists.txt").write_text("add_workload(CASES throughput)\n")
+    (workload / "cmake").mkdir()
+    (workload / "cmake" / "GENERIC.cmake").write_text("set(PRECISIONS avx_fp32)\n")
+    done = run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", source=checkout)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "build"
+
+
+def test_ctest_counts_a_killed_instance_as_a_failed_case(build):
+    setting = {"STEPS": "1000000", "CORES_PER_INSTANCE": "1", "CUSTOMER_ENV": "CNNBENCH_NULL_STEP_MS=5"}
+    command = [find_tool("ctest"), "--output-on-failure", "-R", f"test_{SLUG}_inference_throughput_avx_fp32"]
+    with subprocess.Popen(
+        command, cwd=build, env=clean_environment(**setting), stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: find_workers(build), "a worker")
+        os.kill(find_workers(build)[0], signal.SIGKILL)
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 8
+    assert "***Failed" in output
+    assert INVALID in output
+    assert not find_workers(build)

@@ -1,0 +1,100 @@
+"""The parts of a worker that can be seen without starting one."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cnnbench.worker import InstanceSpec, Predictions, WorkerSpec, _bind_memory, _fill_batch
+
+SPEC = WorkerSpec(
+    run_id="20250101T000000Z-0123abcd",
+    controller=os.getpid(),
+    engine="null",
+    model="",
+    precision="avx_fp32",
+    batch_size=2,
+    mode="throughput",
+    steps=None,
+    warmup_steps=5,
+    trace_steps=None,
+    instances=[InstanceSpec(0, [0, 2], ["it's a b.jpg"]), InstanceSpec(1, [4], [])],
+    memory_node=None,
+    check_images="",
+    shared="/no/shared",
+    logs="/no/logs",
+    verbose=False,
+)
+
+
+def images(count):
+    return np.arange(count, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.float32)
+
+
+def kept(tmp_path, *outputs):
+    predictions = Predictions()
+    for rows in outputs:
+        predictions.keep(np.array(rows, dtype=np.float32))
+    predictions.save(tmp_path / "predictions.npy")
+    return np.load(tmp_path / "predictions.npy").tolist()
+
+
+@pytest.mark.parametrize(("count", "size", "expected"), [(3, 2, [0, 1]), (2, 5, [0, 1, 0, 1, 0]), (1, 3, [0, 0, 0])])
+def test_a_batch_has_its_size_and_repeats_the_images(count, size, expected):
+    batch = _fill_batch(images(count), size)
+    assert batch[:, 0, 0, 0].tolist() == expected
+    assert batch.flags["C_CONTIGUOUS"]
+
+
+def test_a_batch_of_noise_is_like_images_and_differs_between_instances():
+    first, again, other = (_fill_batch(None, 2, seed) for seed in (0, 0, 1))
+    assert first.shape == (2, 224, 224, 3)
+    assert first.dtype == np.float32
+    assert -120 <= first.min() < -110
+    assert 125 < first.max() <= 135
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_five_best_classes_are_kept_in_their_order(tmp_path):
+    first = [0.0, 0.1, 0.3, 0.05, 0.2, 0.04, 0.31]
+    second = [0.9, 0.01, 0.02, 0.03, 0.04, 0.0, 0.0]
+    assert kept(tmp_path, [first, second], [second]) == [[6, 2, 4, 1, 3], [0, 4, 3, 2, 1], [0, 4, 3, 2, 1]]
+
+
+def test_of_equal_classes_the_lower_come_first(tmp_path):
+    assert kept(tmp_path, [[0.1] * 1001]) == [[0, 1, 2, 3, 4]]
+    tied = np.zeros(1001)
+    tied[[900, 20, 500]] = 0.3
+    assert kept(tmp_path, [tied]) == [[20, 500, 900, 0, 1]]
+
+
+def test_an_instance_without_images_predicts_nothing(tmp_path):
+    assert kept(tmp_path) == []
+
+
+def test_memory_that_is_not_bound_says_why():
+    assert _bind_memory(None) == "not bound: the instance's cores lie in several or unknown NUMA nodes"
+
+
+def test_memory_that_cannot_be_bound_says_why():
+    code = "from cnnbench.worker import _bind_memory; print(_bind_memory(1023))"  # in a process of its own
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("not bound: set_mempolicy"), done.stderr
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, steps=10, memory_node=1, trace_steps=1, instances=[])])
+def test_a_spec_is_read_as_it_was_written(tmp_path, spec):
+    spec.write(tmp_path / "spec.json")
+    assert WorkerSpec.read(tmp_path / "spec.json") == spec
+
+
+def test_a_worker_ends_when_its_controller_is_already_gone(tmp_path):
+    replace(SPEC, controller=1 if os.getpid() != 1 else 2).write(tmp_path / "spec.json")
+    command = [sys.executable, "-m", "cnnbench.worker", str(tmp_path / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("is gone")
