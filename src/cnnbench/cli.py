@@ -112,11 +112,14 @@ def _platform(arguments: argparse.Namespace) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the ending of the instances
     raise KeyboardInterrupt
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _interrupt)  # as after Ctrl-C: instances are ended and the run is recorded as invalid
+    for number in (signal.SIGINT, signal.SIGTERM):  # instances are ended and the run is recorded as invalid
+        signal.signal(number, _interrupt)
     cache = cache_root(os.environ)
     config = arguments.config or os.environ.get(ctest.CONFIG_VARIABLE)
     words = json.loads(os.environ.get(ctest.OPTIONS_VARIABLE, "[]")) + arguments.rest

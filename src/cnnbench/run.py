@@ -18,7 +18,7 @@ from cnnbench.backends import Engine, find_engine
 from cnnbench.case import FIELDS, Parameters, TestCase, from_environment
 from cnnbench.datasets.index import ImageSet
 from cnnbench.environments import choose_variant, engine_python, environment_path
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo, read_host, sample_frequency_mhz
 from cnnbench.isa import PRECISIONS, Precision, judge_trace, parse_verbose, require
 from cnnbench.launch.local import (
@@ -91,6 +91,8 @@ def prepare_job(
     case = TestCase.parse(case_name, workload.slug)
     parameters = resolve_parameters(workload, case, from_environment(environ), arguments, config)
     engine, precision, cpu = find_engine(workload.engine), PRECISIONS[parameters.precision], read_cpuinfo()
+    if parameters.mode == "accuracy" and not engine.preparer:
+        raise UsageError(f"{case.name}: the engine {workload.engine} has no model whose accuracy could be measured")
     plan = plan_instances(
         read_topology(),
         PlanRequest(
@@ -182,16 +184,19 @@ def _find_model(job: Job, python: Path, cache: Path) -> Path:
 
 def new_logs_directory(root: Path, case_name: str) -> Path:
     """Make `logs-<case>`, or `logs-<case>.1` and so on when earlier runs' logs are there; nothing is overwritten."""
-    root.mkdir(parents=True, exist_ok=True)
     number = 0
-    while True:
-        directory = root / (f"logs-{case_name}" + (f".{number}" if number else ""))
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return directory
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            directory = root / (f"logs-{case_name}" + (f".{number}" if number else ""))
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return directory
+    except OSError as error:
+        raise CnnbenchError(f"{root}: {error.strerror}; the logs need a directory that you may write to") from error
 
 
 def _share_images(images: ImageSet | None, shares: int) -> list[list[str]]:
@@ -208,6 +213,7 @@ def _worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Pat
     return [
         WorkerSpec(
             run_id=run_id,
+            controller=os.getpid(),
             engine=job.workload.engine,
             model=str(model.graph) if model else "",
             precision=p.precision,

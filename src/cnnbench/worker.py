@@ -46,9 +46,11 @@ class WorkerSpec:
     `model`, `check_images`: empty for an engine without a model. `memory_node`: the NUMA node to bind to, None for
     none. `steps`: None to go on until the stop sign. `trace_steps`: with a number, run so many steps and end, without
     barrier or times. `shared`: the directory of the control block and the step times. `logs`: where results go.
+    `controller`: the process that starts the worker and without which it ends.
     """
 
     run_id: str
+    controller: int
     engine: str
     model: str
     precision: str
@@ -75,12 +77,11 @@ class WorkerSpec:
         return cls(**fields | {"instances": [InstanceSpec(**instance) for instance in fields["instances"]]})
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when the controller dies, however it dies."""
-    parent = os.getppid()
+def _die_with(controller: int) -> None:
+    """Have the kernel kill this process when the controller, its parent, dies, however it dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died between the two calls
-        sys.exit("the controller is gone")
+    if os.getppid() != controller:  # it died before the call: this process has another parent by now
+        sys.exit(f"the controller, process {controller}, is gone")
 
 
 def _bind_memory(node: int | None) -> str:
@@ -119,10 +120,8 @@ class Predictions:
         self._kept: list[np.ndarray] = []
 
     def keep(self, outputs: np.ndarray) -> None:
-        """Keep a step's outputs (N x classes) as its best classes, the best first."""
-        best = np.argpartition(outputs, -TOP, axis=1)[:, -TOP:]
-        order = np.argsort(-np.take_along_axis(outputs, best, axis=1), axis=1, kind="stable")
-        self._kept.append(np.take_along_axis(best, order, axis=1))
+        """Keep a step's outputs (N x classes) as its best classes, the best first and, of equals, the lower first."""
+        self._kept.append(np.argsort(-outputs, axis=1, kind="stable")[:, :TOP])
 
     def save(self, path: Path) -> None:
         """Write them (int64, images x TOP)."""
@@ -208,8 +207,8 @@ def _fill_batch(images: np.ndarray | None, size: int, seed: int = 0) -> np.ndarr
 
 def main(arguments: list[str]) -> None:
     """Run the worker that a spec file describes."""
-    _die_with_parent()
     spec = WorkerSpec.read(Path(arguments[0]))
+    _die_with(spec.controller)
     cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
     os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
     memory = _bind_memory(spec.memory_node)

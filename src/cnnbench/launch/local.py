@@ -23,8 +23,9 @@ from cnnbench.result import KILLED
 
 _log = logging.getLogger(__name__)
 
-POLL_S = 0.05
-JUDGE_S = 0.5
+POLL_S = 0.1
+"""How often the controller looks after the instances; each look takes some 0.1 ms of a core."""
+JUDGE_S = 1.0
 """How often the times so far are judged: rarely, because the judging takes a core from the measured."""
 EXIT_S = 60.0
 """How long a worker may take to write its results once it has been told to stop."""
@@ -178,6 +179,17 @@ class Run:
                 shown = now
             time.sleep(POLL_S)
 
+    def wait_for_trace(self, tracer: WorkerProcess) -> None:
+        """Wait until the tracing process has ended well; it has as long as an instance has to load."""
+        deadline = time.monotonic() + self._limits.hang_s
+        while tracer.exit_code is None:
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise KilledError(f"the tracing process {tracer.pid} hung: not done in {self._limits.hang_s:g} s")
+            time.sleep(POLL_S)
+        if tracer.exit_code != 0:
+            raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
+
     def open_barrier(self) -> None:
         """Let all instances begin to measure, at one moment."""
         self._control.start_ns = time.monotonic_ns() + HEAD_START_NS
@@ -231,9 +243,7 @@ def run_workers(
         workers = [stack.enter_context(WorkerProcess(launch, environment)) for launch in launches]
         run = Run(workers, instances, shared, limits)
         if tracer is not None:
-            run.wait_until(lambda: tracer.exit_code is not None)
-            if tracer.exit_code != 0:
-                raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
+            run.wait_for_trace(tracer)
         run.wait_until(run.all_ready)
         run.open_barrier()
         with progress:

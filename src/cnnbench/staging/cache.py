@@ -26,6 +26,7 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "not permitted",
+    errno.ENOTDIR: "a file is where a directory is needed",
 }
 
 
