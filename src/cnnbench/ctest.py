@@ -31,6 +31,7 @@ from cnnbench.case import (
     resolve,
 )
 from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.progress import STREAM_VARIABLE
 from cnnbench.sweep import Combination, read_sweep
 from cnnbench.workload import Workload, load_sections, load_workload
 
@@ -248,7 +249,9 @@ def _run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str
             _signal_session(process.pid, number)
 
     with _handle_signals(forward):
-        process = subprocess.Popen(command, cwd=build_dir, env=dict(environment), start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=build_dir, env=_show_progress(command) | dict(environment), start_new_session=True
+        )
         if received:  # before there was a process to forward it to
             _signal_session(process.pid, received[0])
         code = process.wait()
@@ -257,6 +260,13 @@ def _run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str
         if code < 0 or received:
             _end_session(process.pid)
     return 128 + received[0] if received else 128 - code if code < 0 else code
+
+
+def _show_progress(command: Sequence[str]) -> dict[str, str]:
+    """Return what leads a case's progress around ctest to our standard error, unless ctest shows all it prints."""
+    if {"-V", "-VV", "--verbose", "--extra-verbose"}.intersection(command):
+        return {}
+    return {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/2"}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cnnbench.backends import ENGINES
-from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo
 from cnnbench.staging.cache import install_directory
 
@@ -22,16 +22,27 @@ def lock_file(engine: str, variant: str) -> Path:
     return REQUIREMENTS / f"{engine}-{variant}.lock"
 
 
-def choose_variant(engine: str, requested: str, cpu: CpuInfo, python: tuple[int, int] = sys.version_info[:2]) -> str:
+def choose_variant(
+    engine: str,
+    requested: str,
+    cpu: CpuInfo,
+    weight_sharing: bool = False,
+    python: tuple[int, int] = sys.version_info[:2],
+) -> str:
     """Return the build to use: the requested one, or for `auto` the fastest measured; empty if the engine has none.
 
-    Raises SkippedError when this Python or CPU cannot run the requested one. The order comes from
-    `benchmarks/variants.py`: ITEX was the faster wherever it could run.
+    Raises SkippedError when this Python or CPU cannot run the requested one, UsageError when it cannot share weights.
+    The order comes from `benchmarks/variants.py`: ITEX was the faster wherever it could run. It locks every operation
+    while it runs, though, so that instances on one set of weights would take turns.
     """
     variants = ENGINES[engine].variants
     if not variants:
         return ""
+    if weight_sharing and requested == "itex":
+        raise UsageError("VARIANT=itex: cannot share weights between instances that run at once; choose stock or auto")
     obstacles = {variant: _obstacle(variant, variants, cpu, python) for variant in (*variants, requested)}
+    if weight_sharing:
+        obstacles["itex"] = "cannot share weights"
     if requested == "auto":
         return next(variant for variant in variants if not obstacles[variant])
     if obstacles[requested]:

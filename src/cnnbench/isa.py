@@ -45,7 +45,7 @@ PRECISIONS = {
             "avx_fp32",
             flags=(frozenset({"avx2", "fma"}),),
             max_isa=_AVX_CAP,
-            trace_isa=r"avx512_core|avx2",
+            trace_isa=r"avx512_core(?!_amx)|avx2",  # AMX takes f32 tensors too, but computes in bfloat16
             trace_type="f32",
             softmax_bound=1e-3,
             top1_agreement=1.0,
@@ -120,7 +120,7 @@ def best_precision(cpu: CpuInfo) -> PrecisionName:
     """Return the fastest precision that this program and this CPU can run.
 
     bfloat16 comes first where its dot products have the double rate of fp32, as on AMD's Zen 4 and 5 (measured: 1.6
-    to 1.9 times the images/s). On Intel's server cores AVX512_BF16 is the slower (measured: 0.6 to 0.7 times): there
+    to 1.7 times the images/s). On Intel's server cores AVX512_BF16 is the slower (measured: 0.6 to 0.7 times): there
     bfloat16 is AMX's job.
     """
     double_rate: tuple[PrecisionName, ...] = ("avx_bfloat16",) if cpu.vendor == "AuthenticAMD" else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
 import time
 from types import TracebackType
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tqdm import tqdm
+
+STREAM_VARIABLE = "CNNBENCH_PROGRESS"
+"""Environment variable: a file to report to. ctest keeps what a case prints to itself; this leads around it."""
 
 LINE_INTERVAL_S = 5.0
 BYTES = "B"
@@ -40,7 +44,7 @@ class Progress:
         self._unit = unit
         self._done = done
         self._done_before = done
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream = stream if stream is not None else _default_stream()
         self._clock = clock
         self._started_s = self._reported_s = clock()
         self._bar: tqdm | None = None
@@ -101,6 +105,17 @@ class Progress:
             count, rate = f"{self._done}{total} {self._unit}", f"{rate_per_s:.3g}/s"
         parts = [count, rate if rate_per_s else "", ending]
         print(f"{self._label}: {', '.join(part for part in parts if part)}", file=self._stream, flush=True)
+
+
+def _default_stream() -> TextIO:
+    """Return the stream that STREAM_VARIABLE names, else standard error."""
+    path = os.environ.get(STREAM_VARIABLE)
+    if path and not sys.stderr.isatty():
+        try:
+            return open(path, "a")  # noqa: PTH123 - as long-lived as standard error, and no file to create
+        except OSError:
+            print(f"{STREAM_VARIABLE}={path}: cannot be written; reporting here", file=sys.stderr)
+    return sys.stderr
 
 
 def bytes_text(count: float) -> str:

@@ -105,12 +105,13 @@ def prepare_job(
     if case.sgx:
         raise SkippedError(f"{case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     require(precision, cpu.flags)
-    variant = choose_variant(workload.engine, parameters.variant, cpu)
+    variant = choose_variant(workload.engine, parameters.variant, cpu, parameters.weight_sharing)
     inherited, left_out = split_environment(environ)
     environment = inherited | engine_environment(plan, precision, parameters.onednn_verbose, parameters.customer_env)
     notes = list(plan.notes)
-    if left_out:
-        notes.append(f"not passed on from the caller's environment: {' '.join(left_out)}; CUSTOMER_ENV would")
+    missed = [name for name in left_out if not name.startswith("PYTHON")]
+    if missed:
+        notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
     if parameters.onednn_verbose:
         notes.append("oneDNN traced while measuring, which costs throughput")
     return Job(workload, case, parameters, precision, engine, variant, cpu, plan, environment, tuple(notes))

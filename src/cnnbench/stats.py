@@ -165,6 +165,18 @@ def steadiness(rates: np.ndarray) -> Steadiness | None:
     )
 
 
+def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median and the tightest order statistics around it that hold it with 95 % confidence.
+
+    Free of any distribution (binomial ranks; Conover, Practical Nonparametric Statistics, 3.2); needs six samples.
+    """
+    ordered, size = sorted(samples), len(samples)
+    rank = int(distributions.binom.ppf((1 - CONFIDENCE) / 2, size, 0.5))
+    if rank < 1:
+        raise ValueError(f"{size} samples: six are needed for the interval of a median")
+    return float(np.median(ordered)), ordered[rank - 1], ordered[size - rank]
+
+
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share of correct answers."""
     interval = distributions.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")

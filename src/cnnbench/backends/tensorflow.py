@@ -38,11 +38,11 @@ class TensorFlowBackend:
         graph = tf.Graph()
         with graph.as_default():
             tf.import_graph_def(graph_def, name="")
-        tf.config.threading.set_intra_op_parallelism_threads(spec.threads * spec.callers)
+        # Instances of one core compute in their own pinned threads; larger ones that share weights share the pool too.
+        intra_op_threads = 1 if spec.threads == 1 else spec.threads * spec.callers
+        tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-        config = tf.compat.v1.ConfigProto(
-            intra_op_parallelism_threads=spec.threads * spec.callers, inter_op_parallelism_threads=1
-        )
+        config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=1)
         self._session = tf.compat.v1.Session(graph=graph, config=config)
         # What Session.make_callable does, but with options: the public method takes them at each call only.
         from tensorflow.core.protobuf.config_pb2 import CallableOptions
