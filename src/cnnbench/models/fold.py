@@ -72,7 +72,7 @@ def fold(graph: Any, output: str = OUTPUT) -> Folded:
         conv.input[1] = folded_kernel.name
         replacement = tf.compat.v1.NodeDef(name=norm.name, op="BiasAdd", input=[conv.name, bias.name])
         replacement.attr["T"].type = conv.attr["T"].type
-        replacement.attr["data_format"].s = b"NHWC"
+        replacement.attr["data_format"].s = norm.attr["data_format"].s or b"NHWC"
         norm.CopyFrom(replacement)
         added += [folded_kernel, bias]
         batch_norms += 1

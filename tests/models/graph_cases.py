@@ -1,0 +1,238 @@
+"""Rewrite small graphs and print what came out as JSON: run with a TensorFlow Python as `graph_cases.py CASES`."""
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from cnnbench.errors import CnnbenchError
+from cnnbench.models import resnet50
+from cnnbench.models.bfloat16 import to_bfloat16
+from cnnbench.models.fold import fold
+from cnnbench.models.graph import CLASSES, INPUT, OUTPUT, count_macs, read_graph
+
+RANDOM = np.random.Generator(np.random.PCG64(1))
+BATCH_NORMS = {
+    "v1": tf.raw_ops.FusedBatchNorm,
+    "v2": lambda **arguments: tf.raw_ops.FusedBatchNormV2(**arguments),
+    "v3": lambda **arguments: tf.raw_ops.FusedBatchNormV3(**arguments),
+}
+
+
+def constant(*shape, positive=False):
+    value = RANDOM.standard_normal(shape).astype(np.float32)
+    return tf.constant(np.abs(value) + 0.5 if positive else value)
+
+
+def conv(x, filters=4, *, kernel=None, padding="SAME", stride=1):
+    kernel = constant(3, 3, x.shape[-1], filters) if kernel is None else kernel
+    return tf.raw_ops.Conv2D(input=x, filter=kernel, strides=[1, stride, stride, 1], padding=padding)
+
+
+def pad(x, channels=0):
+    return tf.raw_ops.Pad(input=x, paddings=[[0, 0], [1, 1], [1, 2], [0, channels]])
+
+
+def batch_norm(x, version="v3", *, training=False, wrap=lambda x: x):
+    channels = x.shape[-1]
+    moments = [tf.constant(np.empty(0, np.float32))] * 2  # none are given in training mode
+    if not training:
+        moments = [wrap(constant(channels)), wrap(constant(channels, positive=True))]
+    return BATCH_NORMS[version](
+        x=x,
+        scale=wrap(constant(channels)),
+        offset=wrap(constant(channels)),
+        mean=moments[0],
+        variance=moments[1],
+        epsilon=1e-3,
+        is_training=training,
+    ).y
+
+
+def depthwise(x):
+    return tf.raw_ops.DepthwiseConv2dNative(
+        input=x, filter=constant(3, 3, x.shape[-1], 2), strides=[1, 1, 1, 1], padding="SAME"
+    )
+
+
+def two_convs(x):
+    return conv(x, padding="VALID", stride=2) + conv(x, padding="VALID", stride=2)
+
+
+def read_twice(x):
+    return batch_norm(x) + x
+
+
+def classify(x):
+    x = tf.raw_ops.Relu(features=batch_norm(conv(pad(x), padding="VALID", stride=2)))
+    x = tf.raw_ops.MatMul(a=tf.raw_ops.Mean(input=x, axis=[1, 2]), b=constant(4, 10))
+    return tf.raw_ops.Softmax(logits=tf.raw_ops.BiasAdd(value=x, bias=constant(10)), name=OUTPUT)
+
+
+FOLDS = {
+    "conv, batch norm v1": lambda x: batch_norm(conv(x), "v1"),
+    "conv, batch norm v2": lambda x: batch_norm(conv(x), "v2"),
+    "conv, batch norm v3": lambda x: batch_norm(conv(x), "v3"),
+    "constants behind identities": lambda x: batch_norm(
+        conv(x, kernel=tf.identity(constant(3, 3, 3, 4))), wrap=lambda value: tf.identity(tf.identity(value))
+    ),
+    "pad, conv, batch norm": lambda x: batch_norm(conv(pad(x), padding="VALID", stride=2)),
+    "pad, conv": lambda x: conv(pad(x), padding="VALID", stride=2),
+    "pad, two convs": lambda x: two_convs(pad(x)),
+    "pad that another node reads": lambda x: tf.reduce_sum(two_convs(padded := pad(x))) + tf.reduce_sum(padded),
+    "pad of channels": lambda x: conv(pad(x, channels=1), padding="VALID"),
+    "pad, conv that pads too": lambda x: conv(pad(x), padding="SAME"),
+    "batch norm in training mode": lambda x: batch_norm(conv(x), training=True),
+    "conv that another node reads": lambda x: read_twice(conv(x)),
+    "bias before the batch norm": lambda x: batch_norm(tf.raw_ops.BiasAdd(value=conv(x), bias=constant(4))),
+    "depthwise conv": lambda x: batch_norm(depthwise(x)),
+    "batch norm of the input": batch_norm,
+    "two in a row": lambda x: batch_norm(conv(tf.nn.relu(batch_norm(conv(pad(x), padding="VALID"))))),
+}
+
+
+def build(network, size=9):
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [None, size, size, 3], name=INPUT)
+        result = network(x)
+        if result.op.name != OUTPUT:
+            tf.raw_ops.Relu(features=result, name=OUTPUT)
+    return graph.as_graph_def()
+
+
+def infer(graph_def, images):
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+        with tf.compat.v1.Session(graph=graph) as session:
+            return session.run(f"{OUTPUT}:0", {f"{INPUT}:0": images})
+
+
+def noise(size, count=2):
+    return RANDOM.standard_normal((count, size, size, 3)).astype(np.float32)
+
+
+def ops(graph_def):
+    return Counter(node.op for node in graph_def.node)
+
+
+def types(graph_def, op):
+    return sorted({tf.as_dtype(node.attr["T"].type).name for node in graph_def.node if node.op == op})
+
+
+def fold_cases():
+    results = {}
+    for name, network in FOLDS.items():
+        graph, images = build(network), noise(9)
+        folded, wanted = fold(graph), infer(graph, images)
+        results[name] = {
+            "difference": float(np.abs(infer(folded.graph, images) - wanted).max()),
+            "largest": float(np.abs(wanted).max()),
+            "batch_norms": folded.batch_norms,
+            "pads": folded.pads,
+            "ops": ops(folded.graph),
+        }
+    return results
+
+
+def channels_first():
+    def network(x):
+        x = tf.transpose(x, [0, 3, 1, 2])
+        x = tf.raw_ops.Conv2D(input=x, filter=constant(3, 3, 3, 4), strides=[1] * 4, padding="SAME", data_format="NCHW")
+        return tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=constant(4),
+            offset=constant(4),
+            mean=constant(4),
+            variance=constant(4, positive=True),
+            is_training=False,
+            data_format="NCHW",
+        ).y
+
+    folded = fold(build(network)).graph  # not run: TensorFlow has no such convolution for CPUs
+    return [node.attr["data_format"].s.decode() for node in folded.node if node.op in ("Conv2D", "BiasAdd")]
+
+
+def bfloat16_case():
+    graph = fold(build(classify)).graph
+    images = noise(9, count=8)
+    converted = to_bfloat16(graph)
+    found = infer(converted, images)
+    return {
+        "difference": float(np.abs(found - infer(graph, images)).max()),
+        "dtype": str(found.dtype),
+        "sums": found.sum(axis=1).tolist(),
+        "types": {op: types(converted, op) for op in ("Conv2D", "BiasAdd", "Relu", "Mean", "MatMul", "Softmax")},
+    }
+
+
+def read_errors():
+    whole = build(classify)
+    headless = tf.compat.v1.graph_util.extract_sub_graph(whole, [node.name for node in whole.node if node.op == "Mean"])
+    renamed = tf.compat.v1.GraphDef.FromString(whole.SerializeToString().replace(INPUT.encode(), b"INPUT_tensor"))
+    files = {
+        "whole": whole.SerializeToString(),
+        "garbage": b"not a graph at all" * 100,
+        "truncated": whole.SerializeToString()[:-100],
+        "empty": b"",
+        "no output": headless.SerializeToString(),
+        "no input": renamed.SerializeToString(),
+    }
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in files.items():
+            path = Path(directory) / "model.pb"
+            path.write_bytes(content)
+            try:
+                read_graph(path)
+            except CnnbenchError as error:
+                found[name] = str(error)
+            else:
+                found[name] = ""
+    return found
+
+
+def small_cases():
+    return {
+        "fold": fold_cases(),
+        "channels_first": channels_first(),
+        "bfloat16": bfloat16_case(),
+        "macs": count_macs(build(lambda x: classify(x), size=224)),
+        "folded_macs": count_macs(fold(build(classify, size=224)).graph),
+        "errors": read_errors(),
+    }
+
+
+def resnet50_case():
+    weights = resnet50.seeded_weights()
+    moments = {f"{c.name}/{kind}": np.full(c.filters, kind == "variance", np.float32) for c in resnet50.CONVS
+               for kind in ("mean", "variance")}  # fmt: skip
+    random = np.random.Generator(np.random.PCG64(2))
+    head = random.standard_normal((2048, CLASSES)) / 100
+    graph = resnet50.freeze(weights | moments, head, np.zeros(CLASSES))
+    folded = fold(graph)
+    images = noise(resnet50.IMAGE_SIZE) * 50
+    wanted = infer(graph, images)
+    (source,) = (node for node in graph.node if node.op == "Placeholder")
+    return {
+        "ops": ops(graph),
+        "folded_ops": ops(folded.graph),
+        "batch_norms": folded.batch_norms,
+        "pads": folded.pads,
+        "macs": count_macs(folded.graph),
+        "parameters": sum(value.size for value in weights.values()) + head.size + CLASSES,
+        "input": [source.name, tf.as_dtype(source.attr["dtype"].type).name],
+        "input_shape": [dimension.size for dimension in source.attr["shape"].shape.dim],
+        "output_shape": wanted.shape,
+        "sums": wanted.sum(axis=1).tolist(),
+        "difference": float(np.abs(infer(folded.graph, images) - wanted).max()),
+        "strides": {node.name: node.attr["strides"].list.i[1] for node in graph.node if node.op == "Conv2D"},
+        "last": graph.node[-1].name,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps({"small": small_cases, "resnet50": resnet50_case}[sys.argv[1]]()))

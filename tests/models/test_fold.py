@@ -1,0 +1,91 @@
+"""Folding, conversion and reading of graphs, as TensorFlow itself computes them before and after."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from null_workload import clean_environment
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def cases(tensorflow_python):
+    command = [tensorflow_python, Path(__file__).with_name("graph_cases.py"), "small"]
+    # ITEX must compute the graphs as they are: its remapper takes in a Pad of channels, and then aborts.
+    environment = clean_environment(TF_CPP_MIN_LOG_LEVEL="2", ITEX_REMAPPER="0")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_norms", "pads", "ops"),
+    [
+        ("conv, batch norm v1", 1, 0, {"Conv2D": 1, "BiasAdd": 1}),
+        ("conv, batch norm v2", 1, 0, {"Conv2D": 1, "BiasAdd": 1}),
+        ("conv, batch norm v3", 1, 0, {"Conv2D": 1, "BiasAdd": 1}),
+        ("constants behind identities", 1, 0, {"Conv2D": 1, "BiasAdd": 1}),
+        ("pad, conv, batch norm", 1, 1, {"Conv2D": 1, "BiasAdd": 1}),
+        ("pad, conv", 0, 1, {"Conv2D": 1}),
+        ("pad, two convs", 0, 2, {"Conv2D": 2}),
+        ("pad that another node reads", 0, 2, {"Conv2D": 2, "Pad": 1}),
+        ("two in a row", 2, 1, {"Conv2D": 2, "BiasAdd": 2}),
+        ("pad of channels", 0, 0, {"Conv2D": 1, "Pad": 1}),
+        ("pad, conv that pads too", 0, 0, {"Conv2D": 1, "Pad": 1}),
+        ("batch norm in training mode", 0, 0, {"Conv2D": 1, "FusedBatchNormV3": 1}),
+        ("conv that another node reads", 0, 0, {"Conv2D": 1, "FusedBatchNormV3": 1}),
+        ("bias before the batch norm", 0, 0, {"Conv2D": 1, "BiasAdd": 1, "FusedBatchNormV3": 1}),
+        ("depthwise conv", 0, 0, {"DepthwiseConv2dNative": 1, "FusedBatchNormV3": 1}),
+        ("batch norm of the input", 0, 0, {"FusedBatchNormV3": 1}),
+    ],
+)
+def test_fold_keeps_the_outputs(cases, name, batch_norms, pads, ops):
+    found = cases["fold"][name]
+    assert found["largest"] > 0.5  # outputs that are all zero would agree whatever happened
+    assert found["difference"] <= 1e-5 * max(1, found["largest"])
+    assert (found["batch_norms"], found["pads"]) == (batch_norms, pads)
+    watched = ("Conv2D", "DepthwiseConv2dNative", "BiasAdd", "Pad", "FusedBatchNorm", "FusedBatchNormV2")
+    assert {op: n for op, n in found["ops"].items() if op in (*watched, "FusedBatchNormV3")} == ops
+
+
+def test_every_case_is_looked_at(cases):
+    assert len(cases["fold"]) == 16
+
+
+def test_a_bias_is_added_along_the_channels_wherever_they_are(cases):
+    assert cases["channels_first"] == ["NCHW", "NCHW"]
+
+
+def test_multiply_accumulates_are_counted_as_by_hand(cases):
+    # Padded by 1 and 1 (rows), 1 and 2 (columns), 3 x 3 kernel, stride 2: 112 x 113 outputs; then 4 features x 10.
+    assert cases["macs"] == 112 * 113 * 4 * (3 * 3 * 3) + 4 * 10
+    assert cases["folded_macs"] == cases["macs"]
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(cases):
+    found = cases["bfloat16"]
+    assert 0 < found["difference"] < 0.05
+    assert found["dtype"] == "float32"
+    assert found["sums"] == pytest.approx([1.0] * 8, abs=1e-5)
+    assert found["types"].pop("Softmax") == ["float32"]
+    assert set(found["types"]) == {"Conv2D", "BiasAdd", "Relu", "Mean", "MatMul"}
+    assert all(types == ["bfloat16"] for types in found["types"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("garbage", "not a frozen TensorFlow graph"),
+        ("truncated", "not a frozen TensorFlow graph"),
+        ("empty", "has no node input_tensor and softmax_tensor"),
+        ("no output", "has no node softmax_tensor"),
+        ("no input", "has no node input_tensor"),
+    ],
+)
+def test_what_is_no_graph_of_the_interface_is_refused(cases, name, needed):
+    assert cases["errors"]["whole"] == ""
+    assert needed in cases["errors"][name]
+    assert "model.pb: " in cases["errors"][name]
