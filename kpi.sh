@@ -14,12 +14,13 @@ invalid() {
     exit 3
 }
 
-[[ -d $dir ]] || invalid "$dir: no such directory"
-[[ -s $dir/kpi.log ]] || invalid "$dir: kpi.log is missing or empty; the run did not end"
-[[ -s $dir/status ]] || invalid "$dir: status is missing or empty; the run did not end"
+# From inside, because awk takes an operand such as `a=b/kpi.log` for an assignment.
+CDPATH='' cd -- "$dir" 2>/dev/null || invalid "$dir: no such directory"
+[[ -f kpi.log && -s kpi.log ]] || invalid "$dir: kpi.log is missing or empty; the run did not end"
+[[ -f status && -s status ]] || invalid "$dir: status is missing or empty; the run did not end"
 
 shopt -s nullglob
-results=("$dir"/instance-*/result.json)
+results=(instance-*/result.json)
 
 # The first file is kpi.log; then come the status and the instances' results, which must be of the same run.
 LC_ALL=C awk '
@@ -45,16 +46,19 @@ file == 1 {
 }
 file == 2 { status = $0; next }
 FNR == 1 { results++ }
+$0 == "}" { whole++ }
 /"run_id"/ { if (index($0, "\"" run "\"")) same++; else fail(FILENAME " is of another run") }
 END {
     if (!failed && !ended) fail("kpi.log is cut off")
     if (!failed && !invalid) {
         if (status != "0") fail("the run ended with status " status)
         else if (primary != 1) fail("kpi.log has " primary + 0 " primary KPIs instead of one")
-        else if (results != planned || same != planned) fail(same + 0 " of " planned + 0 " instances have a result")
+        else if (planned + 0 < 1) fail("kpi.log does not say how many instances there were")
+        else if (results != planned || same != planned) fail(same + 0 " of " planned " instances have a result")
+        else if (whole != planned) fail(planned - whole " of " planned " instances have a result that is cut off")
     }
     for (i = 0; i < kept; i++)
         if (line[i] ~ /^# / || line[i] ~ /^## / || (!failed && !invalid)) print line[i]
     if (failed || invalid) { print "#INVALID RESULT: " why; exit 3 }
 }
-' "$dir/kpi.log" "$dir/status" "${results[@]}"
+' kpi.log status "${results[@]}"

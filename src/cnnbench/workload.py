@@ -22,7 +22,7 @@ class Workload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    slug: str = Field(pattern=r"[a-z0-9_]+")
+    slug: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
     engine: str
     defaults: Sections

@@ -1,0 +1,338 @@
+"""Case names and parameters, as users write them: in names, environments, arguments and yaml sections."""
+
+import re
+from typing import get_args
+
+import pytest
+
+from cnnbench.case import (
+    FIELDS,
+    PrecisionName,
+    TestCase,
+    accepted,
+    default_text,
+    from_environment,
+    parse_arguments,
+    resolve,
+)
+from cnnbench.errors import UsageError
+
+SLUG = "resnet50v1_5_tensorflow_xeon_public"
+DOCUMENTED_NAMES = [
+    f"test_{SLUG}_{sgx}inference_{rest}"
+    for sgx in ("", "sgx_")
+    for rest in (
+        "throughput_amx_bfloat16",
+        "latency_amx_bfloat16",
+        "accuracy_amx_bfloat16",
+        "throughput_amx_bfloat16_gated",
+        "throughput_amx_bfloat16_pkm",
+    )
+]
+THROUGHPUT = TestCase(SLUG, "throughput", "avx_bfloat16")
+ACCURACY = TestCase(SLUG, "accuracy", "avx_fp32")
+
+# parameter, its default, then texts with the value each of them means
+GOOD_VALUES = {
+    "FUNCTION": ("inference", {"inference": "inference"}),
+    "MODE": ("throughput", {"throughput": "throughput"}),
+    "CASE_TYPE": ("", {}),
+    "PRECISION": ("avx_bfloat16", {"avx_bfloat16": "avx_bfloat16"}),
+    "DATA_TYPE": ("dummy", {"dummy": "dummy", "real": "real"}),
+    "BATCH_SIZE": (1, {"1": 1, "32": 32, "4096": 4096}),
+    "CORES_PER_INSTANCE": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
+    "INSTANCES": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
+    "STEPS": ("auto", {"1": 1, "1000000": 1_000_000, "auto": "auto"}),
+    "WARMUP_STEPS": (5, {"1": 1, "10000": 10_000}),
+    "MIN_TIME": (10.0, {"0.1": 0.1, "20": 20.0, "60": 60.0}),
+    "MAX_TIME": (60.0, {"10": 10.0, "86400": 86_400.0}),
+    "WEIGHT_SHARING": (False, {"True": True, "False": False, "true": True, "0": False}),
+    "VARIANT": ("auto", {"auto": "auto", "itex": "itex", "stock": "stock", "zentf": "zentf"}),
+    "TOPOLOGY": ("resnet50v1_5", {"resnet50v1_5": "resnet50v1_5"}),
+    "MODEL": ("", {"/models/my graph.pb": "/models/my graph.pb"}),
+    "DATASET": ("procedural", {"procedural": "procedural", "imagenet": "imagenet"}),
+    "VERBOSE": (False, {"True": True, "1": True}),
+    "ONEDNN_VERBOSE": (False, {"True": True, "1": True}),
+    "MPI": (False, {"False": False}),
+    "NUM_MPI": ("", {}),
+    "CUSTOMER_ENV": ({}, {"A=1": {"A": "1"}, "A=1 B='two words'": {"A": "1", "B": "two words"}}),
+}
+EACH_GOOD_VALUE = [(name, text, value) for name, (_, texts) in GOOD_VALUES.items() for text, value in texts.items()]
+
+BAD_VALUES = [
+    ("DATA_TYPE", "jpeg", "dummy, real"),
+    ("BATCH_SIZE", "0", "1 to 4096"),
+    ("BATCH_SIZE", "4097", "1 to 4096"),
+    ("BATCH_SIZE", "1.5", "1 to 4096"),
+    ("BATCH_SIZE", "1 8 32", "1 to 4096"),
+    ("CORES_PER_INSTANCE", "all", "1 to 4096 or auto"),
+    ("CORES_PER_INSTANCE", "0", "1 to 4096 or auto"),
+    ("INSTANCES", "-1", "1 to 4096 or auto"),
+    ("STEPS", "0", "1 to 1000000 or auto"),
+    ("WARMUP_STEPS", "0", "1 to 10000"),
+    ("MIN_TIME", "0", "0.1 to 86400"),
+    ("MIN_TIME", "nan", "0.1 to 86400"),
+    ("MAX_TIME", "inf", "0.1 to 86400"),
+    ("WEIGHT_SHARING", "maybe", "True, False"),
+    ("VARIANT", "intel", "auto, itex, stock, zentf"),
+    ("TOPOLOGY", "vgg16", "resnet50v1_5"),
+    ("DATASET", "cifar", "procedural, imagenet"),
+    ("VERBOSE", "2", "True, False"),
+    ("ONEDNN_VERBOSE", "loud", "True, False"),
+    ("MPI", "openmpi", "True, False"),
+    ("NUM_MPI", "0", "1 to 4096 or empty"),
+    ("CUSTOMER_ENV", "A", "NAME=VALUE words"),
+    ("CUSTOMER_ENV", "=1", "NAME=VALUE words"),
+    ("CUSTOMER_ENV", "A-B=1", "NAME=VALUE words"),
+    ("CUSTOMER_ENV", "A='open", "NAME=VALUE words"),
+]
+
+
+def value_of(parameters, name):
+    return getattr(parameters, name.lower())
+
+
+def resolve_environment(environ, case=THROUGHPUT):
+    return resolve(case, {"environment": from_environment(environ)})
+
+
+@pytest.mark.parametrize("name", DOCUMENTED_NAMES)
+def test_a_documented_name_says_what_it_says_and_comes_back(name):
+    case = TestCase.parse(name, SLUG)
+    assert case.name == name
+    assert (case.function, case.precision, case.sgx) == ("inference", "amx_bfloat16", "_sgx_" in name)
+    assert case.mode == name.removeprefix(f"test_{SLUG}_").removeprefix("sgx_").split("_")[1]
+    assert case.case_type == {"gated": "gated", "pkm": "pkm"}.get(name.rsplit("_", 1)[1], "")
+
+
+@pytest.mark.parametrize("mode", ["throughput", "latency", "accuracy"])
+@pytest.mark.parametrize("precision", get_args(PrecisionName))
+def test_every_mode_and_precision_comes_back(mode, precision):
+    case = TestCase(SLUG, mode, precision)
+    assert TestCase.parse(case.name, SLUG) == case
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "resnet50",
+        f"test_{SLUG}",
+        f"test_{SLUG}_inference_throughput",
+        f"test_{SLUG}_training_throughput_avx_fp32",
+        f"test_{SLUG}_inference_speed_avx_fp32",
+        f"test_{SLUG}_inference_throughput_avx_fp16",
+        f"test_{SLUG}_inference_throughput_avx_fp32_nightly",
+        f"test_{SLUG}_inference_throughput_avx_fp32_",
+        f"test_{SLUG}_inference_sgx_throughput_avx_fp32",
+        f"test_{SLUG}_inference_throughput_avx_fp32\n",
+        f"Test_{SLUG}_inference_throughput_avx_fp32",
+        "test_vgg16_inference_throughput_avx_fp32",
+    ],
+)
+def test_a_bad_name_is_told_how_names_are_made(name):
+    with pytest.raises(UsageError) as raised:
+        TestCase.parse(name, SLUG)
+    for words in (
+        f"test_{SLUG}_[sgx_]FUNCTION_MODE_PRECISION[_CASE_TYPE]",
+        "FUNCTION inference;",
+        "MODE throughput latency accuracy",
+        "PRECISION avx_int8 avx_fp32 avx_bfloat16 amx_int8 amx_bfloat16 amx_bfloat32",
+        "CASE_TYPE gated pkm",
+    ):
+        assert words in str(raised.value)
+
+
+def test_the_slug_is_no_pattern():
+    with pytest.raises(UsageError):
+        TestCase.parse("test_aXb_inference_latency_avx_fp32", "a.b")
+
+
+def test_every_parameter_has_its_good_and_bad_values_here():
+    assert set(GOOD_VALUES) == set(FIELDS)
+    assert {name for name, _, _ in BAD_VALUES} == set(FIELDS) - {
+        "FUNCTION",
+        "MODE",
+        "CASE_TYPE",
+        "PRECISION",
+        "MODEL",  # any text may be a path
+    }
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_defaults(name):
+    expected = GOOD_VALUES[name][0]
+    assert value_of(resolve(THROUGHPUT, {}), name) == expected
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_empty_value_in_the_environment_means_the_default(name):
+    assert resolve_environment({name: ""}) == resolve(THROUGHPUT, {})
+
+
+@pytest.mark.parametrize(("name", "text", "value"), EACH_GOOD_VALUE)
+def test_good_values_from_the_environment(name, text, value):
+    assert value_of(resolve_environment({name: text}), name) == value
+
+
+@pytest.mark.parametrize(("name", "text", "value"), EACH_GOOD_VALUE)
+def test_good_values_from_arguments(name, text, value):
+    layers = {"argument": parse_arguments([f"--{name.lower()}={text}"])}
+    assert value_of(resolve(THROUGHPUT, layers), name) == value
+
+
+@pytest.mark.parametrize(("name", "text", "value"), EACH_GOOD_VALUE)
+def test_the_environment_may_hold_the_argument_itself(name, text, value):
+    assert value_of(resolve_environment({name: f"--{name.lower()}={text}"}), name) == value
+
+
+def test_a_flag_alone_means_true():
+    assert parse_arguments(["--verbose", "--weight-sharing"]) == {"VERBOSE": "True", "WEIGHT_SHARING": "True"}
+    assert resolve_environment({"WEIGHT_SHARING": "--weight_sharing"}).weight_sharing is True
+
+
+def test_dashes_and_underscores_are_alike_in_arguments():
+    assert parse_arguments(["--batch-size=8"]) == parse_arguments(["--batch_size=8"]) == {"BATCH_SIZE": "8"}
+
+
+def test_only_the_first_equals_sign_separates():
+    assert parse_arguments(["--customer_env=A=1 B=x=y"]) == {"CUSTOMER_ENV": "A=1 B=x=y"}
+
+
+def test_the_later_layer_wins_and_leaves_the_rest():
+    layers = {
+        "workload.yaml": {"BATCH_SIZE": "1", "STEPS": "1", "WARMUP_STEPS": "1"},
+        "environment": {"BATCH_SIZE": "2", "STEPS": "2"},
+        "argument": {"BATCH_SIZE": "3"},
+    }
+    parameters = resolve(THROUGHPUT, layers)
+    assert (parameters.batch_size, parameters.steps, parameters.warmup_steps) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(("name", "text", "words"), BAD_VALUES)
+def test_a_bad_value_is_named_with_its_parameter_its_source_and_what_is_accepted(name, text, words):
+    with pytest.raises(UsageError) as raised:
+        resolve_environment({name: text})
+    assert str(raised.value).startswith(f"{name}={text} (environment): must be {words}")
+    assert raised.value.exit_code == 2
+
+
+def test_a_bad_value_that_a_stronger_layer_replaces_does_no_harm():
+    layers = {"environment": {"BATCH_SIZE": "0"}, "argument": {"BATCH_SIZE": "8"}}
+    assert resolve(THROUGHPUT, layers).batch_size == 8
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_what_is_accepted_and_the_default_can_be_said(name):
+    assert accepted(name)
+    assert "None" not in accepted(name) + default_text(name)
+
+
+def test_an_unknown_parameter_in_an_argument_is_told_the_known_ones():
+    with pytest.raises(UsageError, match=r"^BATCHSIZE: no such parameter; known are FUNCTION .* BATCH_SIZE "):
+        parse_arguments(["--batchsize=1"])
+
+
+def test_an_unknown_parameter_in_a_layer_is_told_the_known_ones():
+    with pytest.raises(UsageError, match=r"^COLOUR: no such parameter; known are FUNCTION "):
+        resolve(THROUGHPUT, {"argument": {"COLOUR": "red"}})
+
+
+def test_other_variables_of_the_environment_are_nobodys_business():
+    assert from_environment({"PATH": "/bin", "BATCH_SIZE": "2", "STEPS": ""}) == {"BATCH_SIZE": "2"}
+
+
+@pytest.mark.parametrize("argument", ["batch_size=1", "-batch_size=1", "--batch_size", "32", "--"])
+def test_an_argument_that_is_not_one_is_refused(argument):
+    with pytest.raises(UsageError, match=re.escape(argument) + ".*--batch_size=1"):
+        parse_arguments([argument])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fixed"),
+    [
+        ("FUNCTION", "training", "inference"),
+        ("MODE", "latency", "throughput"),
+        ("MODE", "speed", "throughput"),
+        ("PRECISION", "amx_int8", "avx_bfloat16"),
+        ("CASE_TYPE", "pkm", "empty"),
+    ],
+)
+def test_what_the_name_fixes_cannot_be_changed(name, value, fixed):
+    with pytest.raises(UsageError) as raised:
+        resolve_environment({name: value})
+    assert str(raised.value) == f"{name}={value} (environment): the case {THROUGHPUT.name} fixes it as {fixed}"
+
+
+def test_what_the_name_fixes_may_be_repeated():
+    case = TestCase(SLUG, "throughput", "avx_fp32", "gated")
+    parameters = resolve_environment(case.fixed, case)
+    assert (parameters.mode, parameters.precision, parameters.case_type) == ("throughput", "avx_fp32", "gated")
+
+
+@pytest.mark.parametrize("precision", ["avx_fp32", "amx_bfloat32"])
+def test_weight_sharing_is_refused_where_it_is_not_supported(precision):
+    with pytest.raises(UsageError, match=f"^WEIGHT_SHARING=True .environment.: not supported for {precision};"):
+        resolve_environment({"WEIGHT_SHARING": "True"}, TestCase(SLUG, "throughput", precision))
+
+
+@pytest.mark.parametrize("precision", ["avx_bfloat16", "avx_int8", "amx_bfloat16", "amx_int8"])
+def test_weight_sharing_is_taken_elsewhere(precision):
+    case = TestCase(SLUG, "throughput", precision)
+    assert resolve_environment({"WEIGHT_SHARING": "True"}, case).weight_sharing is True
+
+
+@pytest.mark.parametrize(("name", "value"), [("MPI", "True"), ("NUM_MPI", "2")])
+def test_mpi_is_refused_until_it_works(name, value):
+    with pytest.raises(UsageError, match=rf"^{name}={value} \(environment\): .*MPI is not available yet; leave it out"):
+        resolve_environment({name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("STEPS", "10"), ("DATA_TYPE", "dummy")])
+def test_accuracy_goes_over_the_whole_real_set(name, value):
+    with pytest.raises(UsageError, match=rf"^{name}={value} \(environment\): accuracy always .*; leave it out"):
+        resolve_environment({name: value}, ACCURACY)
+
+
+def test_accuracy_takes_what_it_does_anyway():
+    assert resolve_environment({"STEPS": "auto", "DATA_TYPE": "real"}, ACCURACY).data_type == "real"
+
+
+def test_the_least_time_may_not_pass_the_most():
+    with pytest.raises(UsageError, match=r"^MIN_TIME=61: must be at most MAX_TIME=60$"):
+        resolve_environment({"MIN_TIME": "61"})
+    assert resolve_environment({"MIN_TIME": "5", "MAX_TIME": "5"}).max_time == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("", {}),
+        ("A=", {"A": ""}),
+        ("A=1  B=2", {"A": "1", "B": "2"}),
+        ("A=1 A=2", {"A": "2"}),
+        ("""A="two words" B='it"s'""", {"A": "two words", "B": 'it"s'}),
+        ("OPTS=a=b,c=d", {"OPTS": "a=b,c=d"}),
+        (r"A=two\ words", {"A": "two words"}),
+        ("A='$(touch x)'", {"A": "$(touch x)"}),
+        ("A=$(touch\\ x)", {"A": "$(touch x)"}),
+        ("A=`id`", {"A": "`id`"}),
+        ("A=$HOME B=~ C=* D=1;reboot E=a>b", {"A": "$HOME", "B": "~", "C": "*", "D": "1;reboot", "E": "a>b"}),
+    ],
+)
+def test_customer_env_is_quoted_as_in_a_shell_and_evaluated_nowhere(text, pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_environment({"CUSTOMER_ENV": text}).customer_env == pairs
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unquoted_command_substitution_is_only_a_malformed_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"CUSTOMER_ENV=A=\$\(touch x\).*'x\)' is not NAME=VALUE"):
+        resolve_environment({"CUSTOMER_ENV": "A=$(touch x)"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_key_of_the_model_is_refused():
+    with pytest.raises(UsageError, match="no such parameter"):
+        resolve(THROUGHPUT, {"environment": {"batch_size": "1"}})

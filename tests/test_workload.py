@@ -1,0 +1,168 @@
+"""workload.yaml and settings files: what they give a case, and what is wrong with a bad one."""
+
+import pytest
+
+from cnnbench.case import TestCase, parse_arguments
+from cnnbench.errors import UsageError
+from cnnbench.workload import load_sections, load_workload, resolve_parameters
+from conftest import WORKLOAD
+
+GOOD = """
+name: Tiny
+slug: tiny
+title: a tiny workload
+engine: "null"
+defaults:
+  "*": {BATCH_SIZE: 2, WARMUP_STEPS: 3}
+  "*_gated": {STEPS: 10, BATCH_SIZE: 1}
+"""
+
+
+@pytest.fixture
+def make_workload(tmp_path):
+    def write(text=GOOD):
+        (tmp_path / "workload.yaml").write_text(text)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    def write(text):
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def gated(workload):
+    return TestCase(workload.slug, "throughput", "avx_fp32", "gated")
+
+
+def plain(workload):
+    return TestCase(workload.slug, "throughput", "avx_fp32")
+
+
+def test_sections_go_by_the_globs_of_case_names_and_later_ones_win(make_workload):
+    workload = load_workload(make_workload())
+    parameters = resolve_parameters(workload, gated(workload), {}, {})
+    assert (parameters.steps, parameters.batch_size, parameters.warmup_steps) == (10, 1, 3)
+    parameters = resolve_parameters(workload, plain(workload), {}, {})
+    assert (parameters.steps, parameters.batch_size, parameters.warmup_steps) == ("auto", 2, 3)
+
+
+def test_table_workload_config_environment_argument_in_this_order(make_workload, write_config):
+    workload = load_workload(make_workload())
+    case = plain(workload)
+    config = write_config("'*_throughput_*': {BATCH_SIZE: 4}")
+    environment, arguments = {"BATCH_SIZE": "8"}, parse_arguments(["--batch_size=16"])
+    assert resolve_parameters(workload, case, environment, arguments, config).batch_size == 16
+    assert resolve_parameters(workload, case, environment, {}, config).batch_size == 8
+    assert resolve_parameters(workload, case, {}, {}, config).batch_size == 4
+    assert resolve_parameters(workload, case, {}, {}).batch_size == 2
+    assert resolve_parameters(workload, case, {}, {}).min_time == 10
+
+
+def test_an_empty_environment_value_leaves_the_weaker_layers_value(make_workload):
+    workload = load_workload(make_workload())
+    assert resolve_parameters(workload, plain(workload), {"BATCH_SIZE": ""}, {}).batch_size == 2
+
+
+def test_yaml_values_become_what_a_user_would_type(make_workload, write_config):
+    workload = load_workload(make_workload())
+    config = write_config("""
+"*":
+  VERBOSE: true
+  MIN_TIME: 2.5
+  STEPS:
+  CUSTOMER_ENV: A=1 B='two words'
+""")
+    parameters = resolve_parameters(workload, gated(workload), {}, {}, config)
+    assert (parameters.verbose, parameters.min_time, parameters.steps) == (True, 2.5, 10)
+    assert parameters.customer_env == {"A": "1", "B": "two words"}
+
+
+def test_a_bad_value_in_a_settings_file_is_told_with_the_file(make_workload, write_config):
+    workload = load_workload(make_workload())
+    config = write_config("'*': {BATCH_SIZE: [1, 2]}")
+    with pytest.raises(UsageError) as raised:
+        resolve_parameters(workload, plain(workload), {}, {}, config)
+    assert f"BATCH_SIZE=[1, 2] ({config}): must be 1 to 4096" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("throughput_avx_fp32", {"batch_size": 32, "steps": "auto", "data_type": "dummy"}),
+        ("throughput_avx_fp32_gated", {"batch_size": 1, "steps": 10}),
+        ("throughput_avx_fp32_pkm", {"batch_size": 32, "steps": "auto"}),
+        ("latency_avx_fp32", {"batch_size": 1, "steps": "auto"}),
+        ("accuracy_avx_fp32", {"data_type": "real", "steps": "auto"}),
+    ],
+)
+def test_the_repositorys_workload_gives_its_cases_the_documented_defaults(case, expected):
+    workload = load_workload(WORKLOAD)
+    assert (workload.name, workload.engine) == (WORKLOAD.name, "tensorflow")
+    parsed = TestCase.parse(f"test_{workload.slug}_inference_{case}", workload.slug)
+    parameters = resolve_parameters(workload, parsed, {}, {})
+    assert {name: getattr(parameters, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "must be a yaml mapping"),
+        ("- a\n- b\n", "must be a yaml mapping"),
+        ("name: [", "not yaml"),
+        ("name: a\n*_gated: 1\n", "not yaml"),
+        (GOOD.replace("engine:", "motor:"), "engine: Field required"),
+        (GOOD + "colour: red\n", "colour: Extra inputs are not permitted"),
+        (GOOD.replace("slug: tiny", "slug: Tiny Net"), "slug: String should match pattern"),
+        (GOOD.replace("slug: tiny", "slug: 5"), "slug: Input should be a valid string"),
+        (GOOD.replace("STEPS: 10", "STEP: 10"), "section *_gated: STEP: no such parameter; known are FUNCTION"),
+        (GOOD.split("defaults")[0], "must map globs of case names"),
+        (GOOD.split("defaults")[0] + "defaults: {'*': 3}\n", "must map globs of case names"),
+    ],
+)
+def test_a_bad_workload_file_is_told_what_is_wrong_with_it(make_workload, text, words):
+    directory = make_workload(text)
+    with pytest.raises(UsageError) as raised:
+        load_workload(directory)
+    assert str(raised.value).startswith(str(directory / "workload.yaml"))
+    assert words in str(raised.value)
+
+
+def test_a_directory_without_a_workload_file_is_no_workload(tmp_path):
+    with pytest.raises(UsageError, match=r"no workload\.yaml there"):
+        load_workload(tmp_path)
+
+
+def test_a_missing_settings_file_is_told(tmp_path):
+    with pytest.raises(UsageError, match=r"bkm\.yaml: no such settings file"):
+        load_sections(tmp_path / "bkm.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("'*': {COLOUR: red}", "section *: COLOUR: no such parameter"),
+        ("BATCH_SIZE: 1", "must map globs of case names, such as '*_gated', to parameters"),
+        ("'*':", "must map globs of case names"),
+        ("just words", "must be a yaml mapping"),
+    ],
+)
+def test_a_bad_settings_file_is_told_what_is_wrong_with_it(write_config, text, words):
+    path = write_config(text)
+    with pytest.raises(UsageError) as raised:
+        load_sections(path)
+    assert str(raised.value).startswith(str(path))
+    assert words in str(raised.value)
+
+
+def test_a_settings_file_that_is_not_text_is_told(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UsageError, match="not yaml"):
+        load_sections(path)
