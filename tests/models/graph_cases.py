@@ -170,9 +170,13 @@ def bfloat16_case():
 
 
 def read_errors():
-    whole = build(classify)
+    whole = build(classify, size=224)
     headless = tf.compat.v1.graph_util.extract_sub_graph(whole, [node.name for node in whole.node if node.op == "Mean"])
     renamed = tf.compat.v1.GraphDef.FromString(whole.SerializeToString().replace(INPUT.encode(), b"INPUT_tensor"))
+    shifted = build(lambda x: tf.identity(x, name="hidden_input"), size=224).SerializeToString()
+    shifted = shifted.replace(INPUT.encode(), b"INPUT_tensor")  # names of equal length keep the encoding whole
+    double = build(classify, size=224)
+    next(node for node in double.node if node.name == INPUT).attr["dtype"].type = tf.float64.as_datatype_enum
     files = {
         "whole": whole.SerializeToString(),
         "garbage": b"not a graph at all" * 100,
@@ -180,6 +184,9 @@ def read_errors():
         "empty": b"",
         "no output": headless.SerializeToString(),
         "no input": renamed.SerializeToString(),
+        "other size": build(classify, size=299).SerializeToString(),
+        "other type": double.SerializeToString(),
+        "other source": shifted.replace(b"hidden_input", INPUT.encode()),
     }
     found = {}
     with tempfile.TemporaryDirectory() as directory:

@@ -83,6 +83,9 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(cases):
         ("empty", "has no node input_tensor and softmax_tensor"),
         ("no output", "has no node softmax_tensor"),
         ("no input", "has no node input_tensor"),
+        ("other size", "input_tensor takes float32 (None, 299, 299, 3), needed float32 N x 224 x 224 x 3"),
+        ("other type", "input_tensor takes float64"),
+        ("other source", "input_tensor is of type Identity, needed a Placeholder"),
     ],
 )
 def test_what_is_no_graph_of_the_interface_is_refused(cases, name, needed):

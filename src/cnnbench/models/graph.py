@@ -31,6 +31,14 @@ def read_graph(path: Path) -> Any:
             f"{path}: has no node {' and '.join(sorted(missing))}; a graph must take {INPUT} "
             f"(float32, N x {IMAGE_SIZE} x {IMAGE_SIZE} x 3) and give {OUTPUT} (float32, N x {CLASSES})"
         )
+    source = next(node for node in graph.node if node.name == INPUT)
+    if source.op != "Placeholder":
+        raise CnnbenchError(f"{path}: {INPUT} is of type {source.op}, needed a Placeholder")
+    kind, shape = tf.as_dtype(source.attr["dtype"].type), tf.TensorShape(source.attr["shape"].shape)
+    if kind != tf.float32 or not shape.is_compatible_with([None, IMAGE_SIZE, IMAGE_SIZE, 3]):
+        raise CnnbenchError(
+            f"{path}: {INPUT} takes {kind.name} {shape}, needed float32 N x {IMAGE_SIZE} x {IMAGE_SIZE} x 3"
+        )
     return graph
 
 

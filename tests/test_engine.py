@@ -1,0 +1,177 @@
+"""The real workload on real engines, as short as it can be: quick settings, few runs."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cnnbench.case import FIELDS
+from cnnbench.host import read_cpuinfo
+from cnnbench.result import load_run
+from null_workload import ROOT, clean_environment, run_kpi
+
+pytestmark = pytest.mark.engine
+
+WORKLOAD = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
+PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_inference_"
+GATED = f"{PREFIX}throughput_avx_fp32_gated"
+QUICK = ("--warmup_steps=1", "--steps=8")
+
+
+@pytest.fixture(scope="session")
+def run_case(engine_cache, tmp_path_factory):
+    """Run a case to its end; return what it printed and its logs."""
+
+    def run(case, *arguments):
+        root = tmp_path_factory.mktemp("engine")
+        command = ["--workload", str(WORKLOAD), "--case", case, "--logs-root", str(root), *arguments]
+        done = subprocess.run(
+            [sys.executable, "-m", "cnnbench", "run", *command],
+            env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+            capture_output=True,
+            text=True,
+        )
+        return done, root / f"logs-{case}"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def real(run_case):
+    """The gated fp32 case on JPEG files."""
+    done, logs = run_case(GATED, "--data_type=real")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return logs
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def kpis(run):
+    return {kpi.key: kpi.value for kpi in run.kpis}
+
+
+def criteria(run):
+    return {criterion.name: criterion.passed for criterion in run.criteria}
+
+
+@pytest.fixture
+def embedded(engine_cache, real):
+    """The embedded model, which the first run has made if it was not there."""
+    (path,) = (engine_cache / "models").glob("resnet50v1_5-embedded-*/model.pb")
+    return path
+
+
+def test_the_gated_case_measures_real_images(real):
+    run = load_run(real)
+    assert run.verdict in ("valid", "unstable"), run.reason
+    assert all(criteria(run)[name] for name in ("instances", "pinning", "precision", "outputs"))
+    assert kpis(run)["Precision share"] >= 95
+    assert kpis(run)["Outputs top-1 agreement"] == 100
+    assert 0 <= kpis(run)["Input wait"] <= 100
+    assert run_kpi(real, WORKLOAD / "kpi.sh").returncode == 0
+
+
+def test_a_run_names_what_it_ran(real, embedded, engine_cache):
+    facts = load_run(real).facts
+    assert facts["model SHA-256"] == digest(embedded)
+    assert len(facts["dataset SHA-256"]) == 64
+    for name in ("CPU", "kernel", "TensorFlow", "oneDNN"):
+        assert facts[name]
+
+
+def test_the_embedded_model_folds_whole(real, embedded, engine_cache):
+    (prepared,) = {
+        path
+        for path in (engine_cache / "prepared").glob(f"{digest(embedded)[:16]}-*/prepared.json")
+        if str(path.parent) in (real / "process-0" / "spec.json").read_text()
+    }
+    facts = json.loads(prepared.read_text())
+    assert (facts["batch_norms_folded"], facts["pads_folded"]) == (53, 4)
+    assert facts["macs_per_image"] == 4_089_186_304
+
+
+def test_another_build_and_a_model_by_its_path(run_case, embedded):
+    done, logs = run_case(GATED, "--variant=stock", f"--model={embedded}", *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert run.effective["VARIANT"] == "stock"
+    assert run.facts["model SHA-256"] == digest(embedded)
+    assert criteria(run)["precision"]
+    assert criteria(run)["outputs"]
+    assert "Input wait" not in kpis(run)  # dummy data
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "needed"),
+    [
+        (None, None, "not a frozen TensorFlow graph"),
+        (b"softmax_tensor", b"another_tensor", "has no node softmax_tensor"),
+    ],
+    ids=["garbage", "another interface"],
+)
+def test_a_model_that_does_not_fit_is_refused(run_case, embedded, engine_cache, tmp_path, before, after, needed):
+    model = tmp_path / "my model.pb"
+    model.write_bytes(embedded.read_bytes().replace(before, after) if before else b"this is no graph" * 1000)
+    done, logs = run_case(GATED, f"--model={model}")
+    assert done.returncode == 1
+    assert f"{model}: {needed}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not logs.exists()
+    left = (engine_cache / "prepared").glob(f"*{digest(model)[:16]}-*")
+    assert not [path for path in left if path.is_dir()]
+
+
+@pytest.mark.parametrize(("value", "needed"), [("/no/such.pb", "no such file"), ("resnet50_v1", "")])
+def test_a_model_that_is_not_there_says_so(run_case, value, needed):
+    done, logs = run_case(GATED, f"--model={value}")
+    assert done.returncode == 1
+    assert f"MODEL={value}: {needed}" in done.stderr
+    assert not logs.exists()
+
+
+def test_the_accuracy_case_answers_every_image(run_case):
+    case = f"{PREFIX}accuracy_avx_fp32"
+    done, logs = run_case(case, "--batch_size=50")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    answered = sum(len(np.load(path)) for path in logs.glob("instance-*/predictions.npy"))
+    assert answered == 1000
+    assert criteria(run)["coverage"]
+    assert [kpi.key for kpi in run.kpis if kpi.primary] == ["Accuracy top-1"]
+    found = kpis(run)
+    assert 75 <= found["Accuracy top-1"] <= 97
+    assert found["Accuracy top-1 95 % low"] < found["Accuracy top-1"] < found["Accuracy top-1 95 % high"]
+    assert found["Accuracy top-1"] < found["Accuracy top-5"] <= 100
+
+
+def test_another_instruction_set_than_the_precisions_is_invalid(run_case):
+    done, logs = run_case(GATED, "--customer_env=ONEDNN_MAX_CPU_ISA=SSE41", *QUICK)
+    assert done.returncode == 3, done.stdout + done.stderr
+    (reason,) = (line for line in done.stdout.splitlines() if line.startswith("#INVALID RESULT: "))
+    assert "precision: 0.0% of the multiply-accumulates ran as avx_fp32" in reason
+    assert not any(line.startswith("*") for line in done.stdout.splitlines())
+    kpi = run_kpi(logs)
+    assert kpi.returncode == 3
+    assert kpi.stdout.splitlines()[-1] == reason
+
+
+def test_bfloat16_runs_or_says_what_the_cpu_lacks(run_case):
+    case = f"{PREFIX}throughput_avx_bfloat16_gated"
+    done, logs = run_case(case, *QUICK)
+    if "avx512_bf16" not in read_cpuinfo().flags:
+        assert done.returncode == 77
+        assert "this CPU lacks avx512_bf16" in done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert kpis(run)["Precision share"] >= 95
+    assert criteria(run)["outputs"]
+
+
+def test_every_requested_parameter_is_in_the_result(real):
+    assert list(load_run(real).requested) == list(FIELDS)
