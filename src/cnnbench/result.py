@@ -1,9 +1,9 @@
 """Hold what one run found: everything later (KPI text, tables, comparisons) reads only this."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnnbench.errors import CnnbenchError
 
@@ -24,7 +24,7 @@ class Kpi(_Model):
 
     key: str
     unit: str
-    value: float
+    value: Annotated[float, Field(allow_inf_nan=False)]
     primary: bool = False
 
 

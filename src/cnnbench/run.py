@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,6 +17,7 @@ import numpy as np
 from cnnbench import stats, validity
 from cnnbench.backends import Engine, find_engine
 from cnnbench.case import FIELDS, Parameters, TestCase, from_environment
+from cnnbench.contention import CpuSample, compare_samples, sample_cpu_time
 from cnnbench.datasets.index import ImageSet
 from cnnbench.environments import choose_variant, engine_python, environment_path
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
@@ -263,6 +265,7 @@ class Measurement:
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._load_before = os.getloadavg()[0]
         self._frequencies: list[float] = []
+        self._looks: list[tuple[float, CpuSample]] = []
 
     def run(self) -> RunResult:
         """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception."""
@@ -293,7 +296,7 @@ class Measurement:
                 self._enough if job.parameters.mode != "accuracy" and specs[0].steps is None else None, self._hang_s
             ),
             self._progress(),
-            self._sample_frequency,
+            self._look,
         )
 
     def _progress(self) -> Progress:
@@ -306,8 +309,10 @@ class Measurement:
             total = int(p.steps) * instances
         return Progress(f"measuring {p.mode} {p.precision}", total, "steps")
 
-    def _sample_frequency(self) -> None:
+    def _look(self, pids: list[int]) -> None:
+        """Take down the conditions under load: clock frequency, and who uses the cores."""
         cpus = [cpu for instance in self._job.plan.instances for cpu in instance.cpus]
+        self._looks.append((time.monotonic(), sample_cpu_time(cpus, [os.getpid(), *pids])))
         frequency = sample_frequency_mhz(cpus)
         if frequency is not None:
             self._frequencies.append(frequency)
@@ -349,6 +354,11 @@ class Measurement:
         affinities = {result["index"]: result["affinities"] for result in results}
         criteria = [survival, validity.judge_pinning(job.plan, affinities)]
         kpis = self._timing_kpis(steps, window, throughput, steady)
+        (began_s, first), (ended_s, last) = self._looks
+        contention = compare_samples(first, last, job.plan.cores, ended_s - began_s)
+        kpis.append(Kpi(key="Other load", unit="%", value=100 * contention.others))
+        kpis.append(Kpi(key="Stolen time", unit="%", value=100 * contention.steal))
+        criteria.append(validity.judge_contention(contention))
         criteria += self._judge_model(directories, kpis)
         if p.mode == "accuracy":
             criteria.append(self._judge_accuracy(directories, kpis))

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnbench.contention import Contention
 from cnnbench.isa import REQUIRED_SHARE, Precision, PrecisionProof
 from cnnbench.launch.plan import InstancePlan, Plan
 from cnnbench.result import KILLED, Criterion
 from cnnbench.stats import Estimate, Steadiness
 from cnnbench.topology import format_cpu_list
 
+CONTENTION_BOUND = 0.05
 DRIFT_BOUND = 0.05
 DRIFT_SIGNIFICANCE = 0.05
 SPREAD_BOUND = 0.10
@@ -60,6 +62,17 @@ def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
         passed=proof.share >= REQUIRED_SHARE,
         found=f"{proof.share:.1%} of the multiply-accumulates ran as {precision.name} ({ran or 'no trace'})",
         needed=f"{REQUIRED_SHARE:.0%}",
+    )
+
+
+def judge_contention(contention: Contention) -> Criterion:
+    """Judge whether the instances had their cores to themselves."""
+    return Criterion(
+        name="contention",
+        passed=contention.others + contention.steal <= CONTENTION_BOUND,
+        found=f"other processes took {contention.others:.1%} of the cores' time, the hypervisor {contention.steal:.1%}",
+        needed=f"at most {CONTENTION_BOUND:.0%} together: stop other work on this machine",
+        severity="unstable",
     )
 
 

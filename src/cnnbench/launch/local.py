@@ -228,12 +228,13 @@ def run_workers(
     shared: Path,
     limits: Limits,
     progress: Progress,
-    while_measuring: Callable[[], object],
+    look: Callable[[list[int]], object],
 ) -> None:
     """Run all workers from start to end.
 
-    The trace runs beside the workers' loading and warm-up, and has ended before the barrier opens. Raises KilledError
-    when any process does not make it; whatever happens, no process is left when this returns.
+    The trace runs beside the workers' loading and warm-up, and has ended before the barrier opens. `look` is called
+    with the workers' process ids when measuring begins and again when it ends, under full load. Raises KilledError when
+    any process does not make it; whatever happens, no process is left when this returns.
     """
     launches = list(launches)
     instances = sum(len(launch.instances) for launch in launches)
@@ -247,9 +248,10 @@ def run_workers(
         run.wait_until(run.all_ready)
         run.open_barrier()
         with progress:
-            while_measuring()
+            pids = [worker.pid for worker in workers]
+            look(pids)
             run.wait_until(run.measured_enough, progress)
-            while_measuring()
+            look(pids)
         run.finish()
 
 

@@ -7,8 +7,11 @@ answers to a fixed batch before any rewriting, which is the reference for every 
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,24 @@ CALIBRATION_IMAGES = 100
 CHECK_IMAGES = 32
 BATCH = 50
 THREADS = 4
+
+
+@contextmanager
+def _hold_back_stderr() -> Iterator[None]:
+    """Keep what is written to standard error by any language, and show it only if the block fails.
+
+    TensorFlow 2.21 greets every user at import with messages that no setting turns off.
+    """
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as stderr:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            stderr.write(held.read())
+            raise
+        finally:
+            os.dup2(stderr.fileno(), 2)
 
 
 def _session(graph_def: Any, output: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -98,7 +119,8 @@ def main(arguments: list[str]) -> int:
         for name in (*names, "destination"):
             step.add_argument(name, type=Path)
     parsed = parser.parse_args(arguments)
-    import_tensorflow(verbose=False)
+    with _hold_back_stderr():
+        import_tensorflow(verbose=False)
     try:
         parsed.step(parsed)
     except CnnbenchError as error:

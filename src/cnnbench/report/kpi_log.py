@@ -12,7 +12,7 @@ END_LINE = "# end of run {run_id}: {lines} lines"
 
 
 def _number(value: float) -> str:
-    """Return a number with four significant digits or more and a decimal point, never an exponent."""
+    """Return a number with four significant digits or more, with a point where it has decimals, never an exponent."""
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{min(max(3 - magnitude, 0), 9)}f}"
 

@@ -1,0 +1,58 @@
+"""Tell how much of the measured cores' time went to somebody else while measuring.
+
+A neighbour that is busy all the time makes a run slow and steady: no statistic of the run's own times can show it.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST_PROC = Path("/proc")
+_BUSY_FIELDS = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq of a cpu line; see proc_stat(5)
+_STEAL_FIELD = 7
+
+
+@dataclass(frozen=True)
+class CpuSample:
+    """Seconds of CPU time so far: of some CPUs as a whole, stolen from them by the hypervisor, and of our processes."""
+
+    busy_s: float
+    steal_s: float
+    own_s: float
+
+
+@dataclass(frozen=True)
+class Contention:
+    """Shares of the cores' time that other processes and, in a virtual machine, other guests took."""
+
+    others: float
+    steal: float
+
+
+def sample_cpu_time(cpus: Iterable[int], pids: Iterable[int], proc: Path = HOST_PROC) -> CpuSample:
+    """Read the CPU time of these CPUs and of these processes, all threads included; one that is gone has none."""
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    wanted = {f"cpu{cpu}" for cpu in cpus}
+    busy = steal = own = 0
+    for line in (proc / "stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in wanted:
+            busy += sum(int(fields[field]) for field in _BUSY_FIELDS)
+            steal += int(fields[_STEAL_FIELD])
+    for pid in pids:
+        path = proc / str(pid) / "stat"
+        if path.exists():
+            after_name = path.read_text().rpartition(")")[2].split()
+            own += int(after_name[11]) + int(after_name[12])  # utime and stime; see proc_pid_stat(5)
+    return CpuSample(busy * tick_s, steal * tick_s, own * tick_s)
+
+
+def compare_samples(first: CpuSample, last: CpuSample, cores: int, seconds: float) -> Contention:
+    """Return what others took of so many cores between two samples.
+
+    Times count in ticks of some 10 ms: over a window of a second and two cores, a share is good to half a per cent.
+    """
+    capacity_s = cores * seconds
+    others_s = (last.busy_s - first.busy_s) - (last.own_s - first.own_s)
+    return Contention(max(0.0, others_s) / capacity_s, (last.steal_s - first.steal_s) / capacity_s)

@@ -1,0 +1,54 @@
+"""Contention, from fake /proc trees and from a real neighbour."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cnnbench.contention import Contention, CpuSample, compare_samples, sample_cpu_time
+
+
+def write_proc(root, cpu_lines, processes):
+    root.mkdir()
+    (root / "stat").write_text("cpu  9 9 9 9 9 9 9 9 0 0\n" + "\n".join(cpu_lines) + "\nctxt 1\n")
+    for pid, (name, utime, stime) in processes.items():
+        (root / str(pid)).mkdir()
+        (root / str(pid) / "stat").write_text(f"{pid} ({name}) R 1 1 1 0 -1 0 0 0 0 0 {utime} {stime} 0 0 20 0 1 0\n")
+
+
+def test_sums_the_wanted_cpus_and_processes_only(tmp_path):
+    cpus = ["cpu0 100 1 20 500 7 3 4 50 0 0", "cpu1 200 0 0 500 0 0 0 0 0 0", "cpu10 999 0 0 0 0 0 0 0 0 0"]
+    write_proc(tmp_path / "proc", cpus, {7: ("python3 (x) y", 30, 12), 8: ("other", 999, 999)})
+    tick = os.sysconf("SC_CLK_TCK")
+    sample = sample_cpu_time([0, 1], [7, 4711], tmp_path / "proc")
+    assert sample == CpuSample(pytest.approx(328 / tick), pytest.approx(50 / tick), pytest.approx(42 / tick))
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (CpuSample(21.0, 3.0, 21.0), Contention(0.0, 0.0)),
+        (CpuSample(23.0, 3.5, 21.0), Contention(0.1, 0.025)),
+        (CpuSample(20.9, 3.0, 21.0), Contention(0.0, 0.0)),  # ticks of the two files are not read at one moment
+    ],
+)
+def test_share_of_the_cores_that_others_took(last, expected):
+    contention = compare_samples(CpuSample(1.0, 3.0, 1.0), last, cores=2, seconds=10.0)
+    assert (contention.others, contention.steal) == (pytest.approx(expected.others), pytest.approx(expected.steal))
+
+
+def test_a_busy_neighbour_shows():
+    cpu = min(os.sched_getaffinity(0))
+    spin = f"import os\nos.sched_setaffinity(0, [{cpu}])\nprint('up', flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE, text=True) as neighbour:
+        try:
+            assert neighbour.stdout.readline() == "up\n"
+            first, began = sample_cpu_time([cpu], [os.getpid()]), time.monotonic()
+            while time.monotonic() - began < 1:
+                time.sleep(0.05)
+            contention = compare_samples(first, sample_cpu_time([cpu], [os.getpid()]), 1, time.monotonic() - began)
+        finally:
+            neighbour.kill()
+    assert contention.others > 0.1
