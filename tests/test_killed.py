@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -116,7 +117,7 @@ def test_an_instance_that_hangs(workload, state):
         workload.wait_for_state(state, *range(INSTANCES))
         os.kill(victim, signal.SIGSTOP)
         assert_invalid(workload, controller)
-    assert seen(workload) == f"instance {INSTANCES - 1} hung: no step for 2 s"
+    assert re.fullmatch(r"instance \d hung: no step for 2 s", seen(workload))
 
 
 def test_an_instance_that_crashes_while_loading(workload):

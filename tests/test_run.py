@@ -152,7 +152,7 @@ def test_steps_auto_measures_between_the_two_times(workload):
     ],
 )
 def test_instances_and_cores_are_as_asked(workload, arguments, planned):
-    assert workload.run("--steps=50", step_of(2), *arguments).returncode == 0
+    assert workload.run("--steps=100", step_of(3), *arguments).returncode == 0
     run = load_run(workload.logs())
     assert [len(instance["cpus"]) for instance in run.plan["instances"]] == planned
     assert [instance["cpus"] for instance in run.instances] == [one["cpus"] for one in run.plan["instances"]]
