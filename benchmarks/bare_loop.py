@@ -1,6 +1,6 @@
 """Time a plain session loop on a frozen graph: what a user would write without a harness.
 
-Started by harness.py with the engine's Python: GRAPH IMAGES.npy BATCH_SIZE WARM_UP STEPS THREADS CPU...; prints images/s.
+Started by harness.py: GRAPH IMAGES BATCH_SIZE WARM_UP STEPS THREADS CPU..., with the engine's Python. Prints images/s.
 """
 
 import os

@@ -23,5 +23,3 @@ def engine_cache() -> Path:
 def tensorflow_python(engine_cache: Path) -> Path:
     """A Python with TensorFlow, cnnbench not yet on its path."""
     return engine_python("tensorflow", choose_variant("tensorflow", "auto", read_cpuinfo()), engine_cache)
-
-
