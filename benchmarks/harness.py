@@ -9,7 +9,7 @@ from pathlib import Path
 
 from interleaved import compare, make_job, make_parser, measure
 
-from cnnbench.run import stage_inputs
+from cnnbench.job import stage_inputs
 from cnnbench.staging.cache import cache_root
 
 

@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnbench.run import Job, Measurement, prepare_job, stage_inputs
+from cnnbench.job import Job, prepare_job, stage_inputs
+from cnnbench.run import Measurement
 from cnnbench.staging.cache import cache_root
 from cnnbench.stats import median_interval
 

@@ -14,11 +14,12 @@ from cnnbench.case import parse_arguments
 from cnnbench.environments import choose_variant, engine_python
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.host import read_cpuinfo
+from cnnbench.job import describe_job, prepare_job, stage_inputs
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.kpi_log import kpi_lines, write_logs
 from cnnbench.report.table import list_kpis
-from cnnbench.run import DEFAULT_HANG_S, Measurement, describe_job, new_logs_directory, prepare_job, stage_inputs
+from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory
 from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
 from cnnbench.staging.manifest import find_artefact, load_artefacts

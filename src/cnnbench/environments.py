@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
 from cnnbench.backends import ENGINES
@@ -89,8 +90,21 @@ def _make_environment(directory: Path, lock: Path) -> None:
 
 
 def _run(command: list[str], lock: Path) -> None:
+    """Run a step; show pip's own bars on a terminal, and its downloads and installations as lines anywhere else."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
-        raise CnnbenchError(f"making the environment of {lock.name} failed at `{' '.join(command)}`:\n{last}")
+    last: deque[str] = deque(["it says why above"] if sys.stderr.isatty() else [], maxlen=8)
+    if sys.stderr.isatty():
+        code = subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode
+    else:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            for line in process.stdout or ():
+                last.append(line.rstrip())
+                if line.lstrip().startswith(("Downloading", "Installing")):
+                    print(f"  {line.strip()[:110]}", file=sys.stderr, flush=True)
+        code = process.returncode
+    if code != 0:
+        raise CnnbenchError(
+            f"making the environment of {lock.name} failed at `{' '.join(command)}`:\n" + "\n".join(last)
+        )

@@ -58,6 +58,7 @@ def measure_steps(
         words[row], words[row + 1], words[row + 2] = start_ns, input_ready_ns, end_ns
         recorded += 1
         control.count_step(index)
+        control.set_measured(index, recorded)
         if keep is not None:
             keep(outputs)
         if control.stopped:

@@ -1,13 +1,10 @@
-"""Run one test case: resolve, plan, stage, launch, judge, and write the logs."""
+"""Run a job: launch its workers, and turn what they measured into a judged result."""
 
 import json
 import os
 import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,174 +12,21 @@ from typing import Any
 import numpy as np
 
 from cnnbench import stats, validity
-from cnnbench.backends import Engine, find_engine
-from cnnbench.case import FIELDS, Parameters, TestCase, from_environment
 from cnnbench.contention import CpuSample, compare_samples, sample_cpu_time
 from cnnbench.datasets.index import ImageSet
-from cnnbench.environments import choose_variant, engine_python, environment_path
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
-from cnnbench.host import CpuInfo, read_cpuinfo, read_host, sample_frequency_mhz
-from cnnbench.isa import PRECISIONS, Precision, judge_trace, parse_verbose, require
-from cnnbench.launch.local import (
-    KilledError,
-    Limits,
-    WorkerLaunch,
-    engine_environment,
-    run_workers,
-    shared_directory_root,
-    split_environment,
-    worker_command,
-)
-from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError
+from cnnbench.host import read_host, sample_frequency_mhz
+from cnnbench.isa import judge_trace, parse_verbose
+from cnnbench.job import Inputs, Job
+from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.result import Criterion, Kpi, RunResult
-from cnnbench.staging.inputs import PreparedModel, find_image_set, prepare_model, stage_embedded_model
-from cnnbench.staging.manifest import load_artefacts
-from cnnbench.staging.stage import staged_path
-from cnnbench.topology import format_cpu_list, read_topology
+from cnnbench.topology import format_cpu_list
 from cnnbench.worker import InstanceSpec, WorkerSpec
-from cnnbench.workload import Workload, load_workload, resolve_parameters
 
 DEFAULT_HANG_S = 300.0
 TRACE_STEPS = 1
-
-
-@dataclass(frozen=True)
-class Job:
-    """A case made ready to run: what was asked for and what it becomes on this machine."""
-
-    workload: Workload
-    case: TestCase
-    parameters: Parameters
-    precision: Precision
-    engine: Engine
-    variant: str
-    cpu: CpuInfo
-    plan: Plan
-    environment: dict[str, str]
-    notes: tuple[str, ...]
-
-    @property
-    def effective(self) -> dict[str, str]:
-        """The parameters as they take effect here, by name."""
-        values = {name: getattr(self.parameters, name.lower()) for name in FIELDS}
-        values |= {
-            "INSTANCES": len(self.plan.instances),
-            "CORES_PER_INSTANCE": self.plan.cores_per_instance,
-            "VARIANT": self.variant,
-        }
-        return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={text!r}" if " " in text else f"{name}={text}" for name, text in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def prepare_job(
-    workload_dir: Path,
-    case_name: str,
-    environ: Mapping[str, str],
-    arguments: dict[str, str],
-    config: Path | None = None,
-) -> Job:
-    """Resolve and plan a case; raise UsageError for a bad value and SkippedError when this machine cannot run it."""
-    workload = load_workload(workload_dir)
-    case = TestCase.parse(case_name, workload.slug)
-    parameters = resolve_parameters(workload, case, from_environment(environ), arguments, config)
-    engine, precision, cpu = find_engine(workload.engine), PRECISIONS[parameters.precision], read_cpuinfo()
-    if parameters.mode == "accuracy" and not engine.preparer:
-        raise UsageError(f"{case.name}: the engine {workload.engine} has no model whose accuracy could be measured")
-    plan = plan_instances(
-        read_topology(),
-        PlanRequest(
-            mode=parameters.mode,
-            cores_per_instance=_unless_auto(parameters.cores_per_instance),
-            instances=_unless_auto(parameters.instances),
-            weight_sharing=parameters.weight_sharing,
-        ),
-    )
-    if case.sgx:
-        raise SkippedError(f"{case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
-    require(precision, cpu.flags)
-    variant = choose_variant(workload.engine, parameters.variant, cpu, parameters.weight_sharing)
-    inherited, left_out = split_environment(environ)
-    environment = inherited | engine_environment(plan, precision, parameters.onednn_verbose, parameters.customer_env)
-    notes = list(plan.notes)
-    missed = [name for name in left_out if not name.startswith("PYTHON")]
-    if missed:
-        notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
-    if parameters.onednn_verbose:
-        notes.append("oneDNN traced while measuring, which costs throughput")
-    return Job(workload, case, parameters, precision, engine, variant, cpu, plan, environment, tuple(notes))
-
-
-def _unless_auto(value: int | str) -> int | None:
-    return None if isinstance(value, str) else value
-
-
-def describe_job(job: Job, cache: Path) -> str:
-    """Return the plan as text: what `--dry-run` prints."""
-    lines = [job.case.name, "parameters:"]
-    lines += [f"  {name}={value}" for name, value in job.effective.items()]
-    lines.append("instances:")
-    for instance in job.plan.instances:
-        node = "not bound" if instance.memory_node is None else f"node {instance.memory_node}"
-        lines.append(
-            f"  {instance.index}: process {instance.process}, {instance.threads} threads, "
-            f"CPUs {format_cpu_list(instance.cpus)}, sockets {format_cpu_list(instance.sockets)}, "
-            f"NUMA nodes {format_cpu_list(instance.nodes)}, memory {node}"
-        )
-    lines += [f"note: {note}" for note in job.notes]
-    lines.append("environment, beyond the caller's:")
-    extra = engine_environment(job.plan, job.precision, job.parameters.onednn_verbose, job.parameters.customer_env)
-    lines += [f"  {name}={value}" for name, value in extra.items()]
-    lines.append("command lines:")
-    python = _planned_python(job, cache)
-    for number in range(len(job.plan.processes)):
-        lines.append("  " + " ".join(worker_command(python, Path(f"LOGS/process-{number}/spec.json"))))
-    return "\n".join(lines)
-
-
-def _planned_python(job: Job, cache: Path) -> Path:
-    if not job.variant:
-        return engine_python(job.workload.engine, "", cache)
-    return environment_path(job.workload.engine, job.variant, cache) / "bin" / "python"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null."""
-
-    python: Path
-    images: ImageSet | None
-    model: PreparedModel | None
-
-
-def stage_inputs(job: Job, cache: Path) -> Inputs:
-    """Make or find everything a job reads; what is there already costs next to nothing."""
-    python = engine_python(job.workload.engine, job.variant, cache)
-    if not job.engine.preparer:
-        return Inputs(python, None, None)
-    images = find_image_set(job.parameters.dataset, cache)
-    model = prepare_model(_find_model(job, python, cache), images, python, job.engine.preparer, cache)
-    return Inputs(python, images if job.parameters.data_type == "real" else None, model)
-
-
-def _find_model(job: Job, python: Path, cache: Path) -> Path:
-    if not job.parameters.model:
-        return stage_embedded_model(python, job.engine.preparer, cache)
-    artefacts = load_artefacts()
-    if job.parameters.model in artefacts:
-        path = staged_path(artefacts[job.parameters.model], cache)
-        if not path.is_file():
-            raise CnnbenchError(
-                f"MODEL={job.parameters.model}: not staged; run `cnnbench stage {job.parameters.model}`"
-            )
-        return path
-    return Path(job.parameters.model)
 
 
 def new_logs_directory(root: Path, case_name: str) -> Path:
@@ -269,18 +113,17 @@ class Measurement:
 
     def run(self) -> RunResult:
         """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception."""
-        shared = Path(tempfile.mkdtemp(prefix="cnnbench-", dir=shared_directory_root()))
-        try:
-            self._launch(shared)
-            return self._judge()
-        except (InvalidMeasurementError, KeyboardInterrupt) as error:
-            return self._invalid(error, shared)
-        finally:
-            shutil.rmtree(shared)
+        with shared_directory() as shared:
+            try:
+                self._launch(shared)
+                return self._judge()
+            except (InvalidMeasurementError, KeyboardInterrupt) as error:
+                return self._invalid(error, shared)
 
     def _launch(self, shared: Path) -> None:
         job, python = self._job, self._inputs.python
         specs = _worker_specs(job, self._inputs, self._run_id, shared, self._logs)
+        stops_by_itself = job.parameters.mode == "accuracy" or job.parameters.steps != "auto"
         launches = [_write_launch(spec, self._logs / f"process-{number}", python) for number, spec in enumerate(specs)]
         trace = None
         if self._inputs.model is not None:
@@ -292,9 +135,7 @@ class Measurement:
             job.environment,
             job.environment | {"ONEDNN_VERBOSE": "1"},
             shared,
-            Limits(
-                self._enough if job.parameters.mode != "accuracy" and specs[0].steps is None else None, self._hang_s
-            ),
+            Limits(None if stops_by_itself else self._enough, self._hang_s),
             self._progress(),
             self._look,
         )
@@ -459,7 +300,7 @@ class Measurement:
             started=self._started,
             workload=job.workload.name,
             case=job.case.name,
-            requested={name: _text(getattr(job.parameters, name.lower())) for name in FIELDS},
+            requested=job.requested,
             effective=job.effective,
             facts=self._host_facts() | self._software_facts(results) | facts,
             plan=job.plan.to_dict(),

@@ -1,13 +1,14 @@
 """Start the workers of a run on this machine, take them through the barrier, and leave none behind."""
 
-import logging
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,9 @@ from cnnbench.launch.shared import ControlBlock, State, StepTimes
 from cnnbench.progress import Progress
 from cnnbench.result import KILLED
 
-_log = logging.getLogger(__name__)
+SHARED_PREFIX = "cnnbench-"
+STALE_S = 60.0
+"""Age from which a directory of shared files that nobody holds is a killed run's, and not one just being made."""
 
 POLL_S = 0.1
 """How often the controller looks after the instances; each look takes some 0.1 ms of a core."""
@@ -171,12 +174,16 @@ class Run:
 
     def wait_until(self, reached: Callable[[], bool], progress: Progress | None = None) -> None:
         """Poll until something is reached, while all workers stay alive."""
-        shown = sum(self._steps())
-        while not reached():
+        shown = 0
+        while True:
+            ended = reached()
+            measured = sum(self._control.measured(index) for index in range(self._instances))
+            if progress is not None and measured != shown:
+                progress.advance(measured - shown)
+                shown = measured
+            if ended:
+                return
             self.check_alive()
-            if progress is not None and (now := sum(self._steps())) != shown:
-                progress.advance(now - shown)
-                shown = now
             time.sleep(POLL_S)
 
     def wait_for_trace(self, tracer: WorkerProcess) -> None:
@@ -255,6 +262,38 @@ def run_workers(
         run.finish()
 
 
-def shared_directory_root() -> str | None:
-    """Return where the shared files go: memory where there is a tmpfs, so that no write-back disturbs a step."""
-    return "/dev/shm" if sys.platform == "linux" and os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+@contextmanager
+def shared_directory() -> Iterator[Path]:
+    """Make the directory of a run's shared files, and remove it afterwards with those that killed controllers left.
+
+    It is in memory where there is a tmpfs, so that no write-back disturbs a step. A living run holds a lock on its own.
+    """
+    root = Path("/dev/shm")  # noqa: S108 - the directory below it has a name nobody can guess
+    if not os.access(root, os.W_OK):
+        root = Path(tempfile.gettempdir())
+    for stale in root.glob(f"{SHARED_PREFIX}*"):
+        if stale.stat().st_uid == os.getuid() and time.time() - stale.stat().st_mtime > STALE_S:
+            with _held(stale) as held:
+                if held:
+                    shutil.rmtree(stale)
+    directory = Path(tempfile.mkdtemp(prefix=SHARED_PREFIX, dir=root))
+    try:
+        with _held(directory):
+            yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[bool]:
+    """Hold a directory's lock for the block; yield False when somebody else does."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

@@ -18,7 +18,7 @@ COLUMNS = ("start_ns", "input_ready_ns", "end_ns")
 _WORD = 8
 _ROW = 8  # words: a cache line, so that instances do not write into each other's
 _START, _STOP = 0, 1
-_STATE, _STEPS = 0, 1
+_STATE, _STEPS, _MEASURED = 0, 1, 2
 
 
 class State(IntEnum):
@@ -79,6 +79,14 @@ class ControlBlock:
     def steps(self, index: int) -> int:
         """Return how many steps an instance has ended, the warm-up's included: a sign of life."""
         return self._words[(index + 1) * _ROW + _STEPS]
+
+    def measured(self, index: int) -> int:
+        """Return how many steps an instance has recorded."""
+        return self._words[(index + 1) * _ROW + _MEASURED]
+
+    def set_measured(self, index: int, steps: int) -> None:
+        """Say how many steps an instance has recorded."""
+        self._words[(index + 1) * _ROW + _MEASURED] = steps
 
     def count_step(self, index: int) -> None:
         """Count one more step of an instance."""

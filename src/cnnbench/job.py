@@ -1,0 +1,163 @@
+"""Make a case ready to run: resolve its parameters, plan its instances, stage what it reads."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnbench.backends import Engine, find_engine
+from cnnbench.case import FIELDS, Parameters, TestCase, from_environment
+from cnnbench.datasets.index import ImageSet
+from cnnbench.environments import choose_variant, engine_python, environment_path
+from cnnbench.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.host import CpuInfo, read_cpuinfo
+from cnnbench.isa import PRECISIONS, Precision, require
+from cnnbench.launch.local import engine_environment, split_environment, worker_command
+from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
+from cnnbench.staging.inputs import PreparedModel, find_image_set, prepare_model, stage_embedded_model
+from cnnbench.staging.manifest import load_artefacts
+from cnnbench.staging.stage import staged_path
+from cnnbench.topology import format_cpu_list, read_topology
+from cnnbench.workload import Workload, load_workload, resolve_parameters
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case made ready to run: what was asked for and what it becomes on this machine."""
+
+    workload: Workload
+    case: TestCase
+    parameters: Parameters
+    precision: Precision
+    engine: Engine
+    variant: str
+    cpu: CpuInfo
+    plan: Plan
+    environment: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """The parameters as they take effect here, by name."""
+        values = {name: getattr(self.parameters, name.lower()) for name in FIELDS}
+        values |= {
+            "INSTANCES": len(self.plan.instances),
+            "CORES_PER_INSTANCE": self.plan.cores_per_instance,
+            "VARIANT": self.variant,
+        }
+        return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
+
+    @property
+    def requested(self) -> dict[str, str]:
+        """The parameters as they were asked for, defaults included, by name."""
+        return {name: _text(getattr(self.parameters, name.lower())) for name in FIELDS}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={shlex.quote(text)}" for name, text in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def prepare_job(
+    workload_dir: Path,
+    case_name: str,
+    environ: Mapping[str, str],
+    arguments: dict[str, str],
+    config: Path | None = None,
+) -> Job:
+    """Resolve and plan a case; raise UsageError for a bad value and SkippedError when this machine cannot run it."""
+    workload = load_workload(workload_dir)
+    case = TestCase.parse(case_name, workload.slug)
+    parameters = resolve_parameters(workload, case, from_environment(environ), arguments, config)
+    engine, precision, cpu = find_engine(workload.engine), PRECISIONS[parameters.precision], read_cpuinfo()
+    if parameters.mode == "accuracy" and not engine.preparer:
+        raise UsageError(f"{case.name}: the engine {workload.engine} has no model whose accuracy could be measured")
+    plan = plan_instances(
+        read_topology(),
+        PlanRequest(
+            mode=parameters.mode,
+            cores_per_instance=_unless_auto(parameters.cores_per_instance),
+            instances=_unless_auto(parameters.instances),
+            weight_sharing=parameters.weight_sharing,
+        ),
+    )
+    if case.sgx:
+        raise SkippedError(f"{case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
+    require(precision, cpu.flags)
+    variant = choose_variant(workload.engine, parameters.variant, cpu, parameters.weight_sharing)
+    inherited, left_out = split_environment(environ)
+    environment = inherited | engine_environment(plan, precision, parameters.onednn_verbose, parameters.customer_env)
+    notes = list(plan.notes)
+    missed = [name for name in left_out if not name.startswith("PYTHON")]
+    if missed:
+        notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
+    if parameters.onednn_verbose:
+        notes.append("oneDNN traced while measuring, which costs throughput")
+    return Job(workload, case, parameters, precision, engine, variant, cpu, plan, environment, tuple(notes))
+
+
+def _unless_auto(value: int | str) -> int | None:
+    return None if isinstance(value, str) else value
+
+
+def describe_job(job: Job, cache: Path) -> str:
+    """Return the plan as text: what `--dry-run` prints."""
+    lines = [job.case.name, "parameters:"]
+    lines += [f"  {name}={value}" for name, value in job.effective.items()]
+    lines.append("instances:")
+    for instance in job.plan.instances:
+        node = "not bound" if instance.memory_node is None else f"node {instance.memory_node}"
+        lines.append(
+            f"  {instance.index}: process {instance.process}, {instance.threads} threads, "
+            f"CPUs {format_cpu_list(instance.cpus)}, sockets {format_cpu_list(instance.sockets)}, "
+            f"NUMA nodes {format_cpu_list(instance.nodes)}, memory {node}"
+        )
+    lines += [f"note: {note}" for note in job.notes]
+    lines.append("environment, beyond the caller's:")
+    extra = engine_environment(job.plan, job.precision, job.parameters.onednn_verbose, job.parameters.customer_env)
+    lines += [f"  {name}={value}" for name, value in extra.items()]
+    lines.append("command lines:")
+    python = _planned_python(job, cache)
+    for number in range(len(job.plan.processes)):
+        lines.append("  " + " ".join(worker_command(python, Path(f"LOGS/process-{number}/spec.json"))))
+    return "\n".join(lines)
+
+
+def _planned_python(job: Job, cache: Path) -> Path:
+    if not job.variant:
+        return engine_python(job.workload.engine, "", cache)
+    return environment_path(job.workload.engine, job.variant, cache) / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null."""
+
+    python: Path
+    images: ImageSet | None
+    model: PreparedModel | None
+
+
+def stage_inputs(job: Job, cache: Path) -> Inputs:
+    """Make or find everything a job reads; what is there already costs next to nothing."""
+    python = engine_python(job.workload.engine, job.variant, cache)
+    if not job.engine.preparer:
+        return Inputs(python, None, None)
+    images = find_image_set(job.parameters.dataset, cache)
+    model = prepare_model(_find_model(job, python, cache), images, python, job.engine.preparer, cache)
+    return Inputs(python, images if job.parameters.data_type == "real" else None, model)
+
+
+def _find_model(job: Job, python: Path, cache: Path) -> Path:
+    if not job.parameters.model:
+        return stage_embedded_model(python, job.engine.preparer, cache)
+    artefacts = load_artefacts()
+    if job.parameters.model in artefacts:
+        path = staged_path(artefacts[job.parameters.model], cache)
+        if not path.is_file():
+            raise CnnbenchError(
+                f"MODEL={job.parameters.model}: not staged; run `cnnbench stage {job.parameters.model}`"
+            )
+        return path
+    return Path(job.parameters.model)
