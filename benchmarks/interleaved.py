@@ -12,6 +12,7 @@ from cnnbench.run import Measurement
 from cnnbench.staging.cache import cache_root
 from cnnbench.stats import median_interval
 
+MIN_ROUNDS = 6
 WORKLOAD = Path(__file__).parents[1] / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 
 
@@ -48,6 +49,8 @@ def measure(job: Job, key: str = "Throughput") -> float:
 
 def compare(rounds: int, name_a: str, run_a: Callable[[], float], name_b: str, run_b: Callable[[], float]) -> float:
     """Run A and B in turn, print each pair and the median of A/B with its 95 % interval, and return that median."""
+    if rounds < MIN_ROUNDS:
+        sys.exit(f"--rounds {rounds}: six or more are needed for the interval of a median")
     ratios = []
     for number in range(1, rounds + 1):
         a, b = run_a(), run_b()

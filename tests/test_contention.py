@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from cnnbench.contention import Contention, CpuSample, compare_samples, sample_cpu_time
+from cnnbench.contention import Contention, CpuSample, compare_samples, sample_cpu_time, with_siblings
+from sysfs import make_sysfs_tree
 
 
 def write_proc(root, cpu_lines, processes):
@@ -39,6 +40,18 @@ def test_share_of_the_cores_that_others_took(last, expected):
     assert (contention.others, contention.steal) == (pytest.approx(expected.others), pytest.approx(expected.steal))
 
 
+@pytest.mark.parametrize(("cores", "seconds", "told"), [(2, 0.99, False), (2, 1.0, True), (1, 2.0, True)])
+def test_too_short_a_window_tells_nothing(cores, seconds, told):
+    sample = CpuSample(0.0, 0.0, 0.0)
+    assert (compare_samples(sample, sample, cores, seconds) is not None) == told
+
+
+def test_siblings_count_with_their_core(tmp_path):
+    make_sysfs_tree(tmp_path / "sys", sockets=1, cores_per_socket=4, threads_per_core=2)
+    assert with_siblings([0, 2], tmp_path / "sys") == {0, 2, 4, 6}
+    assert with_siblings([0, 2], tmp_path / "nothing") == {0, 2}
+
+
 def test_a_busy_neighbour_shows():
     cpu = min(os.sched_getaffinity(0))
     spin = f"import os\nos.sched_setaffinity(0, [{cpu}])\nprint('up', flush=True)\nwhile True: pass"
@@ -46,7 +59,7 @@ def test_a_busy_neighbour_shows():
         try:
             assert neighbour.stdout.readline() == "up\n"
             first, began = sample_cpu_time([cpu], [os.getpid()]), time.monotonic()
-            while time.monotonic() - began < 1:
+            while time.monotonic() - began < 2.1:
                 time.sleep(0.05)
             contention = compare_samples(first, sample_cpu_time([cpu], [os.getpid()]), 1, time.monotonic() - began)
         finally:

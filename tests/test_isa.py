@@ -134,7 +134,7 @@ def test_the_int8_types_are_told_apart():
 
 def test_a_whole_trace_on_the_right_instructions_is_proof():
     proof = judge_trace(PRECISIONS["avx_fp32"], read_trace("onednn-3.3-fp32-network.log"), NETWORK_MACS)
-    assert (proof.share, proof.macs_proven, proof.macs_needed) == (1.0, NETWORK_MACS, NETWORK_MACS)
+    assert proof.share == 1.0
     assert list(proof.implementations) == [
         "brgconv_1x1:avx512_core f32",
         "brgconv:avx512_core f32",
@@ -192,11 +192,11 @@ def test_work_that_onednn_never_saw_counts_against_the_share():
 
 def test_an_empty_trace_proves_nothing():
     proof = judge_trace(PRECISIONS["avx_fp32"], [], NETWORK_MACS)
-    assert (proof.share, proof.macs_proven, proof.implementations) == (0.0, 0, {})
+    assert (proof.share, proof.implementations) == (0.0, {})
 
 
-def test_more_work_than_needed_is_still_only_all_of_it():
-    assert judge_trace(PRECISIONS["avx_fp32"], read_trace("onednn-3.7-fp32.log"), 1000).share == 1.0
+def test_more_work_than_the_graph_needs_shows():
+    assert judge_trace(PRECISIONS["avx_fp32"], read_trace("onednn-3.7-fp32.log"), 1000).share > 1000
 
 
 @pytest.mark.parametrize(

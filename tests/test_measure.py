@@ -159,7 +159,7 @@ def test_warm_up_reports_ready_after_its_steps_and_works_on_until_the_start(cont
         control.start_ns = opened[0]
 
     infer = Inference({n: lambda: states.append(control.state(0)) for n in range(1, 7)} | {7: open_barrier})
-    warm_up_until_start(control, 0, infer, BATCH, steps=3)
+    warm_up_until_start(control, 0, infer, itertools.repeat(BATCH), steps=3)
     assert time.monotonic_ns() >= opened[0]
     assert states == [State.LOADING] * 3 + [State.READY] * 3
     assert len(infer.batches) == 7
@@ -169,7 +169,7 @@ def test_warm_up_reports_ready_after_its_steps_and_works_on_until_the_start(cont
 
 def test_warm_up_ends_at_the_stop_sign_even_if_the_barrier_never_opens(control):
     infer = Inference({5: control.stop})
-    warm_up_until_start(control, 0, infer, BATCH, steps=2)
+    warm_up_until_start(control, 0, infer, itertools.repeat(BATCH), steps=2)
     assert len(infer.batches) == 5
     assert control.state(0) is State.READY
 
@@ -179,5 +179,5 @@ def test_the_stop_sign_ends_the_wait_for_a_far_start(control):
         control.start_ns = time.monotonic_ns() + 3_600_000_000_000
         control.stop()
 
-    warm_up_until_start(control, 0, Inference({2: open_and_stop}), BATCH, steps=1)
+    warm_up_until_start(control, 0, Inference({2: open_and_stop}), itertools.repeat(BATCH), steps=1)
     assert control.stopped

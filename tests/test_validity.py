@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cnnbench import validity
+from cnnbench.contention import Contention
 from cnnbench.isa import PRECISIONS, PrecisionProof
 from cnnbench.launch.plan import InstancePlan, Plan
 from cnnbench.result import KILLED
@@ -58,18 +59,24 @@ def test_instances_on_one_cpu():
     assert (criterion.passed, criterion.found) == (False, "instances share a CPU")
 
 
-@pytest.mark.parametrize(("share", "passed"), [(1.0, True), (0.95, True), (0.949, False), (0.0, False)])
-def test_precision_needs_95_percent_of_the_work(share, passed):
-    proof = PrecisionProof(share, 1000, int(1000 * share), {"brgconv:avx512_core f32": 0.9, "ref:any f32": 0.1})
+@pytest.mark.parametrize(
+    ("share", "passed"), [(1.0, True), (0.95, True), (0.949, False), (0.0, False), (1.01, True), (1.02, False)]
+)
+def test_precision_needs_95_percent_of_the_work_and_not_more_than_all(share, passed):
+    proof = PrecisionProof(share, {"brgconv:avx512_core f32": 0.9, "ref:any f32": 0.1})
     criterion = validity.judge_precision(FP32, proof)
-    assert (criterion.passed, criterion.severity, criterion.needed) == (passed, "invalid", "95%")
+    assert (criterion.passed, criterion.severity, criterion.needed) == (
+        passed,
+        "invalid",
+        "95% to 101% of what the graph needs",
+    )
     assert criterion.found == (
         f"{share:.1%} of the multiply-accumulates ran as avx_fp32 (brgconv:avx512_core f32 90%, ref:any f32 10%)"
     )
 
 
 def test_no_trace_is_no_proof():
-    criterion = validity.judge_precision(FP32, PrecisionProof(0.0, 1000, 0, {}))
+    criterion = validity.judge_precision(FP32, PrecisionProof(0.0, {}))
     assert not criterion.passed
     assert criterion.found.endswith("(no trace)")
 
@@ -147,8 +154,23 @@ def test_a_spread_counts_above_a_tenth(spread, passed):
     assert (criterion.name, criterion.passed, criterion.severity) == ("spread", passed, "unstable")
 
 
-def test_too_few_slices_are_not_judged():
-    assert validity.judge_steadiness(None) == []
+def test_too_few_slices_to_judge_count_as_unsteady():
+    [criterion] = validity.judge_steadiness(None)
+    assert (criterion.passed, criterion.severity, criterion.found) == (False, "unstable", "too few steps to judge")
+    assert "6 steps" in criterion.needed
+
+
+def test_nothing_to_make_the_primary_kpi_of_is_invalid():
+    criterion = validity.reject_without_steps("latency")
+    assert (criterion.passed, criterion.severity) == (False, "invalid")
+
+
+@pytest.mark.parametrize(
+    ("others", "steal", "passed"), [(0.0, 0.0, True), (0.05, 0.0, True), (0.03, 0.03, False), (0.0, 0.06, False)]
+)
+def test_others_may_take_little(others, steal, passed):
+    criterion = validity.judge_contention(Contention(others, steal))
+    assert (criterion.passed, criterion.severity) == (passed, "unstable")
 
 
 @pytest.mark.parametrize(

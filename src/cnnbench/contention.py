@@ -8,9 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-HOST_PROC = Path("/proc")
+from cnnbench.host import HOST_PROC
+from cnnbench.topology import HOST_SYSFS, parse_cpu_list
+
 _BUSY_FIELDS = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq of a cpu line; see proc_stat(5)
 _STEAL_FIELD = 7
+
+MIN_CORE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,22 @@ def sample_cpu_time(cpus: Iterable[int], pids: Iterable[int], proc: Path = HOST_
     return CpuSample(busy * tick_s, steal * tick_s, own * tick_s)
 
 
-def compare_samples(first: CpuSample, last: CpuSample, cores: int, seconds: float) -> Contention:
-    """Return what others took of so many cores between two samples.
+def with_siblings(cpus: Iterable[int], sysfs: Path = HOST_SYSFS) -> frozenset[int]:
+    """Return the CPUs with their hyper-threading siblings: what runs on a sibling takes from the same core."""
+    siblings: set[int] = set()
+    for cpu in cpus:
+        path = sysfs / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        siblings.update(parse_cpu_list(path.read_text()) if path.exists() else (cpu,))
+    return frozenset(siblings)
 
-    Times count in ticks of some 10 ms: over a window of a second and two cores, a share is good to half a per cent.
+
+def compare_samples(first: CpuSample, last: CpuSample, cores: int, seconds: float) -> Contention | None:
+    """Return what others took of so many cores between two samples; None when that was too short to tell.
+
+    Times count in ticks of some 10 ms, of which MIN_CORE_SECONDS hold 200: a share is then good to one per cent.
     """
     capacity_s = cores * seconds
+    if capacity_s < MIN_CORE_SECONDS:
+        return None
     others_s = (last.busy_s - first.busy_s) - (last.own_s - first.own_s)
     return Contention(max(0.0, others_s) / capacity_s, (last.steal_s - first.steal_s) / capacity_s)

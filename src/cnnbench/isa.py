@@ -103,7 +103,11 @@ PRECISIONS = {
 }
 
 REQUIRED_SHARE = 0.95
-"""The share of the network's multiply-accumulates that must have run as the precision says, for a valid result."""
+MOST_SHARE = 1.01
+"""Between these shares of the graph's multiply-accumulates must have run as the precision says, for a valid result.
+
+More than all of them means that the trace or the graph was not read right, and then nothing is proven.
+"""
 
 
 def require(precision: Precision, cpu_flags: frozenset[str]) -> None:
@@ -198,11 +202,9 @@ def _count_macs(kind: str, shape: str) -> int:
 
 @dataclass(frozen=True)
 class PrecisionProof:
-    """How much of the network ran at the precision: a share of its multiply-accumulates, and what ran instead."""
+    """How much of the network ran at the precision, as a share of its multiply-accumulates, and what ran at all."""
 
     share: float
-    macs_needed: int
-    macs_proven: int
     implementations: dict[str, float]
 
 
@@ -223,8 +225,6 @@ def judge_trace(precision: Precision, primitives: Iterable[Primitive], macs_need
             proven += primitive.macs
     total = sum(by_implementation.values()) or 1
     return PrecisionProof(
-        share=min(1.0, proven / macs_needed),
-        macs_needed=macs_needed,
-        macs_proven=proven,
+        share=proven / macs_needed,
         implementations={name: macs / total for name, macs in by_implementation.most_common()},
     )

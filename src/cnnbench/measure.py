@@ -13,17 +13,20 @@ from cnnbench.launch.shared import COLUMNS, MAX_STEPS, ControlBlock, State, Step
 Infer = Callable[[np.ndarray], np.ndarray]
 
 
-def warm_up_until_start(control: ControlBlock, index: int, infer: Infer, batch: np.ndarray, steps: int) -> None:
-    """Run warm-up steps, report ready, and go on running them until the barrier opens.
+def warm_up_until_start(
+    control: ControlBlock, index: int, infer: Infer, batches: Iterator[np.ndarray], steps: int
+) -> None:
+    """Run warm-up steps on endless batches, report ready, and go on running them until the barrier opens.
 
-    An instance that idled at the barrier would start the window with cool caches and an idle clock frequency.
+    An instance that idled at the barrier would start the window with cool caches, an idle clock frequency and full
+    input buffers.
     """
     for _ in range(steps):
-        infer(batch)
+        infer(next(batches))
         control.count_step(index)
     control.set_state(index, State.READY)
     while not control.start_ns and not control.stopped:
-        infer(batch)
+        infer(next(batches))
         control.count_step(index)
     while time.monotonic_ns() < control.start_ns and not control.stopped:
         pass

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench import stats, validity
-from cnnbench.contention import CpuSample, compare_samples, sample_cpu_time
+from cnnbench.contention import CpuSample, compare_samples, sample_cpu_time, with_siblings
 from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.host import read_host, sample_frequency_mhz
@@ -80,11 +80,12 @@ def _worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Pat
     ]
 
 
-def _write_launch(spec: WorkerSpec, directory: Path, python: Path) -> WorkerLaunch:
+def _write_launch(spec: WorkerSpec, directory: Path, python: Path, environment: dict[str, str]) -> WorkerLaunch:
     directory.mkdir()
     spec.write(directory / "spec.json")
     instances = tuple(instance.index for instance in spec.instances)
-    return WorkerLaunch(worker_command(python, directory / "spec.json"), directory / "output.log", instances)
+    command = worker_command(python, directory / "spec.json")
+    return WorkerLaunch(command, environment, directory / "output.log", instances)
 
 
 def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
@@ -124,21 +125,28 @@ class Measurement:
         job, python = self._job, self._inputs.python
         specs = _worker_specs(job, self._inputs, self._run_id, shared, self._logs)
         stops_by_itself = job.parameters.mode == "accuracy" or job.parameters.steps != "auto"
-        launches = [_write_launch(spec, self._logs / f"process-{number}", python) for number, spec in enumerate(specs)]
+        launches = [
+            _write_launch(spec, self._logs / f"process-{number}", python, self._environment(spec))
+            for number, spec in enumerate(specs)
+        ]
         trace = None
         if self._inputs.model is not None:
             directory = self._logs / "trace"
-            trace = _write_launch(_trace_spec(specs[0], directory), directory, python)
+            environment = self._environment(specs[0]) | {"ONEDNN_VERBOSE": "1"}
+            trace = _write_launch(_trace_spec(specs[0], directory), directory, python, environment)
         run_workers(
             launches,
             trace,
-            job.environment,
-            job.environment | {"ONEDNN_VERBOSE": "1"},
             shared,
             Limits(None if stops_by_itself else self._enough, self._hang_s),
             self._progress(),
             self._look,
         )
+
+    def _environment(self, spec: WorkerSpec) -> dict[str, str]:
+        """Return a worker's environment: the job's, with as many OpenMP threads as its instances have cores."""
+        threads = max(len(instance.cpus) for instance in spec.instances)
+        return self._job.environment | {"OMP_NUM_THREADS": str(threads)} | self._job.parameters.customer_env
 
     def _progress(self) -> Progress:
         p, instances = self._job.parameters, len(self._job.plan.instances)
@@ -146,14 +154,16 @@ class Measurement:
         if p.mode == "accuracy" and self._inputs.images is not None:
             shares = _share_images(self._inputs.images, instances)
             total = sum(-(-len(share) // p.batch_size) for share in shares)
-        elif p.steps != "auto":
+        elif p.steps == "auto":
+            return Progress(f"measuring {p.mode} {p.precision} until it is precise enough", int(p.max_time), "s")
+        else:
             total = int(p.steps) * instances
         return Progress(f"measuring {p.mode} {p.precision}", total, "steps")
 
     def _look(self, pids: list[int]) -> None:
         """Take down the conditions under load: clock frequency, and who uses the cores."""
         cpus = [cpu for instance in self._job.plan.instances for cpu in instance.cpus]
-        self._looks.append((time.monotonic(), sample_cpu_time(cpus, [os.getpid(), *pids])))
+        self._looks.append((time.monotonic(), sample_cpu_time(with_siblings(cpus), [os.getpid(), *pids])))
         frequency = sample_frequency_mhz(cpus)
         if frequency is not None:
             self._frequencies.append(frequency)
@@ -197,16 +207,20 @@ class Measurement:
         kpis = self._timing_kpis(steps, window, throughput, steady)
         (began_s, first), (ended_s, last) = self._looks
         contention = compare_samples(first, last, job.plan.cores, ended_s - began_s)
-        kpis.append(Kpi(key="Other load", unit="%", value=100 * contention.others))
-        kpis.append(Kpi(key="Stolen time", unit="%", value=100 * contention.steal))
-        criteria.append(validity.judge_contention(contention))
+        if contention is not None:
+            kpis.append(Kpi(key="Other load", unit="%", value=100 * contention.others))
+            kpis.append(Kpi(key="Stolen time", unit="%", value=100 * contention.steal))
         criteria += self._judge_model(directories, kpis)
         if p.mode == "accuracy":
             criteria.append(self._judge_accuracy(directories, kpis))
         else:
             criteria += validity.judge_steadiness(steady)
+            if contention is not None:
+                criteria.append(validity.judge_contention(contention))
             if p.steps == "auto":
                 criteria.append(validity.judge_interval(throughput, p.max_time))
+        if not any(kpi.primary for kpi in kpis):
+            criteria.append(validity.reject_without_steps(p.mode))
         processes = {result["pid"]: result["resident_bytes"] for result in results}
         kpis.append(Kpi(key="Resident memory", unit="MiB", value=sum(processes.values()) / 2**20))
         if self._frequencies:
@@ -307,7 +321,7 @@ class Measurement:
             instances=results,
             kpis=_primary_first(kpis),
             criteria=criteria,
-            notes=list(job.notes) + self._memory_notes(results),
+            notes=list(job.notes) + self._sharing_notes() + self._memory_notes(results),
         )
 
     def _host_facts(self) -> dict[str, str]:
@@ -327,6 +341,7 @@ class Measurement:
             "memory": f"{host.memory_bytes / 2**30:.1f} GiB" if host.memory_bytes else None,
             "transparent hugepages": host.transparent_hugepages,
             "load average before": f"{self._load_before:.2f}",
+            "LD_LIBRARY_PATH": self._job.environment.get("LD_LIBRARY_PATH"),
         }
         return {name: str(value) for name, value in facts.items() if value is not None}
 
@@ -342,6 +357,11 @@ class Measurement:
         if self._inputs.images is not None:
             facts["dataset SHA-256"] = self._inputs.images.sha256
         return facts
+
+    def _sharing_notes(self) -> list[str]:
+        if self._job.parameters.weight_sharing and self._job.plan.cores_per_instance > 1:
+            return ["the instances of a process share its intra-op threads, which are pinned to the cores of them all"]
+        return []
 
     @staticmethod
     def _memory_notes(results: list[dict[str, Any]]) -> list[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from cnnbench.contention import Contention
-from cnnbench.isa import REQUIRED_SHARE, Precision, PrecisionProof
+from cnnbench.isa import MOST_SHARE, REQUIRED_SHARE, Precision, PrecisionProof
 from cnnbench.launch.plan import InstancePlan, Plan
 from cnnbench.result import KILLED, Criterion
-from cnnbench.stats import Estimate, Steadiness
+from cnnbench.stats import MIN_SLICES, Estimate, Steadiness
 from cnnbench.topology import format_cpu_list
 
 CONTENTION_BOUND = 0.05
@@ -59,9 +59,9 @@ def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
     ran = ", ".join(f"{name} {share:.0%}" for name, share in list(proof.implementations.items())[:3])
     return Criterion(
         name="precision",
-        passed=proof.share >= REQUIRED_SHARE,
+        passed=REQUIRED_SHARE <= proof.share <= MOST_SHARE,
         found=f"{proof.share:.1%} of the multiply-accumulates ran as {precision.name} ({ran or 'no trace'})",
-        needed=f"{REQUIRED_SHARE:.0%}",
+        needed=f"{REQUIRED_SHARE:.0%} to {MOST_SHARE:.0%} of what the graph needs",
     )
 
 
@@ -108,12 +108,20 @@ def judge_outputs(precision: Precision, agreement: Agreement) -> Criterion:
 
 
 def judge_steadiness(steady: Steadiness | None) -> list[Criterion]:
-    """Judge drift and spread of throughput; nothing to judge when there were too few steps.
+    """Judge drift and spread of throughput; a run of too few steps to tell counts as unsteady.
 
     A drift counts only when it can be told from chance: in a short run any line through the slices has some slope.
     """
     if steady is None:
-        return []
+        return [
+            Criterion(
+                name="steadiness",
+                passed=False,
+                found="too few steps to judge",
+                needed=f"{2 * MIN_SLICES} steps of each instance in the common window: raise STEPS",
+                severity="unstable",
+            )
+        ]
     return [
         Criterion(
             name="drift",
@@ -141,6 +149,13 @@ def judge_interval(throughput: Estimate, max_time_s: float) -> Criterion:
         found="no interval from so few steps" if width is None else f"±{width:.1%} of the mean",
         needed=f"±{AUTO_HALF_WIDTH:.0%} within MAX_TIME={max_time_s:g} s; raise MAX_TIME or quiet the machine",
         severity="unstable",
+    )
+
+
+def reject_without_steps(mode: str) -> Criterion:
+    """Say that a run has measured nothing that its primary KPI could be made of."""
+    return Criterion(
+        name=mode, passed=False, found="no step lies inside the common window of all instances", needed="more STEPS"
     )
 
 

@@ -4,6 +4,7 @@ Started as `python -m cnnbench.worker SPEC.json` with the engine's Python. A wor
 weight sharing, all instances of a socket as pinned threads on one set of weights. It ends when its parent does.
 """
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,7 +104,11 @@ def _bind_memory(node: int | None) -> str:
 
 def _affinities() -> dict[int, list[int]]:
     """Return the CPUs that each thread of this process may run on."""
-    return {int(task.name): sorted(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()}
+    affinities = {}
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread of the engine's may end at any moment
+            affinities[int(task.name)] = sorted(os.sched_getaffinity(int(task.name)))
+    return affinities
 
 
 def _resident_bytes() -> int:
@@ -135,18 +141,17 @@ class Instance:
         self._spec, self._plan, self._backend = spec, plan, backend
         self._logs = Path(spec.logs) / f"instance-{plan.index}"
         self._logs.mkdir(exist_ok=True)
-        check_images = np.load(spec.check_images) if spec.check_images else None
-        self._check_images = check_images
-        self._batch = _fill_batch(check_images, spec.batch_size, seed=plan.index)
-        self.error: BaseException | None = None
+        images = np.load(spec.check_images) if spec.check_images else None
+        self._batch = _fill_batch(images, spec.batch_size, seed=plan.index)
 
     def run(self) -> None:
-        """Pin this thread, check the outputs, and measure; keep an error for the main thread."""
+        """Pin this thread, check the outputs, and measure; an error ends the whole process at once."""
         try:
             os.sched_setaffinity(0, self._plan.cpus)
             self._measure()
-        except BaseException as error:  # noqa: BLE001 - the main thread raises it again
-            self.error = error
+        except BaseException:  # noqa: BLE001 - reported here, and the controller takes the exit code for a crash
+            traceback.print_exc()
+            os._exit(1)  # the other threads would go on at the barrier for ever
 
     def _batches(self) -> Iterator[np.ndarray]:
         if not self._plan.files:
@@ -159,9 +164,9 @@ class Instance:
 
     def _check_outputs(self) -> None:
         """Infer the check images in batches of the measured size and write the outputs."""
-        if self._check_images is None:
+        if not self._spec.check_images:
             return
-        images, size = self._check_images, self._spec.batch_size
+        images, size = np.load(self._spec.check_images), self._spec.batch_size
         outputs = [self._backend.infer(_fill_batch(images[at:], size)) for at in range(0, len(images), size)]
         np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
 
@@ -175,7 +180,8 @@ class Instance:
         control, times = ControlBlock(shared), StepTimes(shared, index)
         self._check_outputs()
         batches = self._batches()
-        warm_up_until_start(control, index, infer, self._batch, spec.warmup_steps)
+        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
+        warm_up_until_start(control, index, infer, endless, spec.warmup_steps)
         predictions = Predictions() if spec.mode == "accuracy" else None
         keep = predictions.keep if predictions else None
         recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
@@ -224,9 +230,6 @@ def main(arguments: list[str]) -> None:
         runner.start()
     for runner in runners:
         runner.join()
-    for instance in instances:
-        if instance.error is not None:
-            raise instance.error
     if spec.trace_steps is None:
         facts: dict[str, object] = {
             "load_s": round(load_s, 3),

@@ -4,11 +4,12 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from cnnbench.launch.shared import ControlBlock, State, StepTimes
 from cnnbench.progress import Progress
 from cnnbench.result import KILLED
 
-SHARED_PREFIX = "cnnbench-"
+SHARED_PREFIX = ".cnnbench-run-"
 STALE_S = 60.0
 """Age from which a directory of shared files that nobody holds is a killed run's, and not one just being made."""
 
@@ -31,12 +32,15 @@ POLL_S = 0.1
 JUDGE_S = 1.0
 """How often the times so far are judged: rarely, because the judging takes a core from the measured."""
 EXIT_S = 60.0
-"""How long a worker may take to write its results once it has been told to stop."""
+"""How long a worker may take at least to end its step and write its results once it has been told to stop."""
 HEAD_START_NS = 20_000_000
-"""How far ahead the start is set, so that every instance has read it when it comes."""
+"""How far ahead the start is set, so that instances with short steps have read it when it comes."""
 
-AMBIENT = ("OMP_", "GOMP_", "KMP_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "MKL_", "OPENBLAS_", "PYTHON", "MALLOC_")
-"""Variables of the caller's that would change what is measured; only CUSTOMER_ENV passes such on."""
+AMBIENT = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "XLA_"),
+    *("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_", "PYTHON"),
+)
+"""How variables of the caller's begin that would change what is measured; only CUSTOMER_ENV passes such on."""
 
 
 def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -68,9 +72,10 @@ def worker_command(python: Path, spec: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class WorkerLaunch:
-    """One process to start, with the file for its output and the instances it holds."""
+    """One process to start: its environment, the file for its output, and the instances it holds."""
 
     command: list[str]
+    environment: dict[str, str]
     log: Path
     instances: tuple[int, ...]
 
@@ -78,9 +83,8 @@ class WorkerLaunch:
 class WorkerProcess:
     """A started worker: a session of its own, so that it can be killed whole and a Ctrl-C does not reach it first."""
 
-    def __init__(self, launch: WorkerLaunch, environment: Mapping[str, str]) -> None:
+    def __init__(self, launch: WorkerLaunch) -> None:
         self.launch = launch
-        self._environment = environment
 
     def __enter__(self) -> "WorkerProcess":
         """Start it."""
@@ -90,7 +94,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=dict(self._environment),
+                env=self.launch.environment,
                 start_new_session=True,
             )
         return self
@@ -172,19 +176,19 @@ class Run:
             elif now - self._seen[index][1] > self._limits.hang_s:
                 raise KilledError(f"instance {index} hung: no step for {self._limits.hang_s:g} s")
 
-    def wait_until(self, reached: Callable[[], bool], progress: Progress | None = None) -> None:
-        """Poll until something is reached, while all workers stay alive."""
+    def wait_until(self, reached: Callable[[], bool], progress: Progress, done: Callable[[], int]) -> None:
+        """Poll until something is reached, while all workers stay alive; `done` counts what the progress shows."""
         shown = 0
-        while True:
-            ended = reached()
-            measured = sum(self._control.measured(index) for index in range(self._instances))
-            if progress is not None and measured != shown:
-                progress.advance(measured - shown)
-                shown = measured
-            if ended:
-                return
-            self.check_alive()
-            time.sleep(POLL_S)
+        with progress:
+            while True:
+                ended = reached()
+                if (now := done()) != shown:
+                    progress.advance(now - shown)
+                    shown = now
+                if ended:
+                    return
+                self.check_alive()
+                time.sleep(POLL_S)
 
     def wait_for_trace(self, tracer: WorkerProcess) -> None:
         """Wait until the tracing process has ended well; it has as long as an instance has to load."""
@@ -198,12 +202,16 @@ class Run:
             raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
 
     def open_barrier(self) -> None:
-        """Let all instances begin to measure, at one moment."""
+        """Let all instances begin to measure: at one moment, or when the warm-up step is done that they are in."""
         self._control.start_ns = time.monotonic_ns() + HEAD_START_NS
 
-    def all_ready(self) -> bool:
-        """Tell whether every instance stands at the barrier."""
-        return all(state >= State.READY for state in self._states())
+    def count_ready(self) -> int:
+        """Return how many instances stand at the barrier."""
+        return sum(state >= State.READY for state in self._states())
+
+    def count_measured(self) -> int:
+        """Return how many steps have been recorded, by all instances together."""
+        return sum(self._control.measured(index) for index in range(self._instances))
 
     def measured_enough(self) -> bool:
         """Tell whether the instances are done, or what they have measured is enough."""
@@ -217,11 +225,12 @@ class Run:
     def finish(self) -> None:
         """Stop the instances and wait until every worker has written its results and ended well."""
         self._control.stop()
-        deadline = time.monotonic() + EXIT_S
+        patience_s = max(EXIT_S, self._limits.hang_s)  # the step under way may be a long one
+        deadline = time.monotonic() + patience_s
         for worker in self._workers:
             while worker.exit_code is None:
                 if time.monotonic() > deadline:
-                    raise KilledError(f"process {worker.pid} did not end within {EXIT_S:g} s of being told to")
+                    raise KilledError(f"process {worker.pid} did not end within {patience_s:g} s of being told to")
                 time.sleep(POLL_S)
             if worker.exit_code != 0:
                 raise KilledError(f"process {worker.pid} was {worker.describe_end()}")
@@ -230,8 +239,6 @@ class Run:
 def run_workers(
     launches: Iterable[WorkerLaunch],
     trace: WorkerLaunch | None,
-    environment: Mapping[str, str],
-    trace_environment: Mapping[str, str],
     shared: Path,
     limits: Limits,
     progress: Progress,
@@ -239,6 +246,7 @@ def run_workers(
 ) -> None:
     """Run all workers from start to end.
 
+    `progress` counts the steps measured, or the seconds when `limits.enough` decides.
     The trace runs beside the workers' loading and warm-up, and has ended before the barrier opens. `look` is called
     with the workers' process ids when measuring begins and again when it ends, under full load. Raises KilledError when
     any process does not make it; whatever happens, no process is left when this returns.
@@ -247,18 +255,22 @@ def run_workers(
     instances = sum(len(launch.instances) for launch in launches)
     ControlBlock.create(shared, instances)
     with ExitStack() as stack:
-        tracer = None if trace is None else stack.enter_context(WorkerProcess(trace, trace_environment))
-        workers = [stack.enter_context(WorkerProcess(launch, environment)) for launch in launches]
+        tracer = None if trace is None else stack.enter_context(WorkerProcess(trace))
+        workers = [stack.enter_context(WorkerProcess(launch)) for launch in launches]
         run = Run(workers, instances, shared, limits)
         if tracer is not None:
             run.wait_for_trace(tracer)
-        run.wait_until(run.all_ready)
+        loading = Progress("loading and warming up", instances, "instances")
+        run.wait_until(lambda: run.count_ready() == instances, loading, run.count_ready)
         run.open_barrier()
-        with progress:
-            pids = [worker.pid for worker in workers]
-            look(pids)
-            run.wait_until(run.measured_enough, progress)
-            look(pids)
+        pids = [worker.pid for worker in workers]
+        began_s = time.monotonic()
+        look(pids)
+        if limits.enough is None:
+            run.wait_until(run.measured_enough, progress, run.count_measured)
+        else:
+            run.wait_until(run.measured_enough, progress, lambda: int(time.monotonic() - began_s))
+        look(pids)
         run.finish()
 
 
@@ -271,17 +283,25 @@ def shared_directory() -> Iterator[Path]:
     root = Path("/dev/shm")  # noqa: S108 - the directory below it has a name nobody can guess
     if not os.access(root, os.W_OK):
         root = Path(tempfile.gettempdir())
-    for stale in root.glob(f"{SHARED_PREFIX}*"):
-        if stale.stat().st_uid == os.getuid() and time.time() - stale.stat().st_mtime > STALE_S:
-            with _held(stale) as held:
-                if held:
-                    shutil.rmtree(stale)
+    for candidate in root.glob(f"{SHARED_PREFIX}*"):
+        _remove_if_stale(candidate)
     directory = Path(tempfile.mkdtemp(prefix=SHARED_PREFIX, dir=root))
     try:
         with _held(directory):
             yield directory
     finally:
         shutil.rmtree(directory)
+
+
+def _remove_if_stale(directory: Path) -> None:
+    """Remove a run's shared files when they are ours, old, and held by no living run."""
+    with suppress(FileNotFoundError):  # another run may be removing it at this moment
+        state = directory.stat()
+        ours = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid()
+        if ours and time.time() - state.st_mtime > STALE_S:
+            with _held(directory) as held:
+                if held:
+                    shutil.rmtree(directory)
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""The directory of shared files: one for each run, and none left by killed ones."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cnnbench.launch.local import SHARED_PREFIX, STALE_S, shared_directory, split_environment
+
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def old_entry():
+    """A way to make something in /dev/shm that looks as if a run of long ago had left it."""
+    made = []
+
+    def make(name, directory=True):
+        path = MEMORY / f"{name}-{os.getpid()}"
+        if directory:
+            path.mkdir()
+            (path / "control").touch()
+        else:
+            path.touch()
+        os.utime(path, (time.time() - 2 * STALE_S,) * 2)
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        subprocess.run(["rm", "-rf", str(path)], check=True)
+
+
+def test_the_directory_goes_with_its_run():
+    with shared_directory() as directory:
+        (directory / "control").touch()
+        assert directory.is_dir()
+    assert not directory.exists()
+
+
+def test_a_killed_runs_directory_is_removed(old_entry):
+    stale = old_entry(f"{SHARED_PREFIX}stale")
+    with shared_directory():
+        assert not stale.exists()
+
+
+@pytest.mark.parametrize(("name", "directory"), [("cnnbench-results", True), (f"{SHARED_PREFIX}file", False)])
+def test_what_no_run_made_stays(old_entry, name, directory):
+    entry = old_entry(name, directory)
+    with shared_directory():
+        assert entry.exists()
+
+
+def test_a_living_runs_directory_stays():
+    script = (
+        "import os, sys, time\n"
+        "from cnnbench.launch.local import STALE_S, shared_directory\n"
+        "with shared_directory() as directory:\n"
+        "    os.utime(directory, (time.time() - 2 * STALE_S,) * 2)\n"
+        "    print(directory, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) as run:
+        other = Path(run.stdout.readline().strip())
+        with shared_directory():
+            assert other.is_dir()
+        run.stdin.close()
+        run.wait()
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "LD_PRELOAD", "ONEDNN_VERBOSE", "GLIBC_TUNABLES", "PYTHONPATH"])
+def test_what_would_change_the_measurement_is_not_passed_on(name):
+    assert split_environment({name: "1", "HOME": "/root"}) == ({"HOME": "/root"}, [name])
