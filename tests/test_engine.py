@@ -11,6 +11,7 @@ import pytest
 from cnnbench.case import FIELDS
 from cnnbench.host import read_cpuinfo
 from cnnbench.result import load_run
+from cnnbench.staging.inputs import embedded_model_path
 from null_workload import ROOT, clean_environment, run_kpi
 
 pytestmark = pytest.mark.engine
@@ -62,8 +63,7 @@ def criteria(run):
 @pytest.fixture
 def embedded(engine_cache, real):
     """The embedded model, which the first run has made if it was not there."""
-    (path,) = (engine_cache / "models").glob("resnet50v1_5-embedded-*/model.pb")
-    return path
+    return embedded_model_path(engine_cache)
 
 
 def test_the_gated_case_measures_real_images(real):

@@ -120,6 +120,17 @@ def test_an_environment_is_made_once_from_its_lock(tmp_path, wheel, write_lock, 
     assert (python.parent / "mark").exists()
 
 
+def test_an_environment_whose_python_is_gone_is_made_anew(tmp_path, wheel, write_lock, capsys):
+    write_lock(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    python = engine_python("tiny", "wheel", tmp_path / "cache")
+    for link in python.parent.glob("python*"):
+        link.unlink()
+        link.symlink_to(tmp_path / "uninstalled" / link.name)
+    assert engine_python("tiny", "wheel", tmp_path / "cache") == python
+    assert subprocess.run([python, "-I", "-c", "import tiny"], check=False).returncode == 0
+    assert f"{python.parents[1]}: the Python that it was made with is gone" in capsys.readouterr().err
+
+
 def test_a_failing_install_says_pips_last_words_and_leaves_nothing(tmp_path, wheel, write_lock):
     write_lock(wheel, "0" * 64)
     with pytest.raises(CnnbenchError) as raised:

@@ -1,4 +1,3 @@
-import json
 import os
 from pathlib import Path
 
@@ -32,7 +31,6 @@ def proc(tmp_path) -> Path:
     cpus = [PROCESSOR.format(cpu=cpu, mhz=2000 + 100 * cpu, flags=" hypervisor") for cpu in range(8)]
     write(tmp_path / "proc/cpuinfo", "\n".join(cpus))
     write(tmp_path / "proc/meminfo", "MemTotal:       1000 kB\nMemFree:        900 kB")
-    write(tmp_path / "proc/loadavg", "0.50 1.25 2.00 1/234 5678")
     write(tmp_path / "proc/sys/kernel/osrelease", "6.1.0-13-amd64")
     return tmp_path / "proc"
 
@@ -65,15 +63,13 @@ def test_cpuinfo_that_is_missing_is_an_error(tmp_path):
 
 
 def test_a_virtual_machine_leaves_out_what_it_does_not_show(sysfs, proc):
-    facts = read_host(sysfs=sysfs, proc=proc)
-    assert facts == HostFacts(
+    assert read_host(sysfs=sysfs, proc=proc) == HostFacts(
         cpu_model="Intel(R) Xeon(R) Platinum 8480+",
         sockets=2,
         cores=4,
         threads=8,
         smt=True,
         numa_nodes=2,
-        frequency_mhz=2350.0,  # the mean of /proc/cpuinfo's
         governor=None,
         turbo=None,
         microcode="0x2b000571",
@@ -81,10 +77,8 @@ def test_a_virtual_machine_leaves_out_what_it_does_not_show(sysfs, proc):
         kernel="6.1.0-13-amd64",
         memory_bytes=1_024_000,
         transparent_hugepages=None,
-        load_average=(0.5, 1.25, 2.0),
     )
-    assert not {"governor", "turbo", "transparent_hugepages"} & facts.to_dict().keys()
-    assert json.loads(json.dumps(facts.to_dict()))["load_average"] == [0.5, 1.25, 2.0]
+    assert sample_frequency_mhz(range(8), sysfs, proc) == 2350.0  # the mean of /proc/cpuinfo's
 
 
 def test_bare_metal_shows_governor_frequency_turbo_and_huge_pages(sysfs, proc):
@@ -92,8 +86,8 @@ def test_bare_metal_shows_governor_frequency_turbo_and_huge_pages(sysfs, proc):
         write_cpufreq(sysfs, cpu, "3800000" if cpu < 4 else "800000", "performance")
     write(sysfs / "devices/system/cpu/intel_pstate/no_turbo", "0")
     write(sysfs / "kernel/mm/transparent_hugepage/enabled", "always [madvise] never")
-    facts = read_host(cpus=range(4), sysfs=sysfs, proc=proc)
-    assert facts.frequency_mhz == 3800.0
+    facts = read_host(sysfs=sysfs, proc=proc)
+    assert sample_frequency_mhz(range(4), sysfs, proc) == 3800.0
     assert facts.governor == "performance"
     assert facts.turbo is True
     assert facts.transparent_hugepages == "madvise"
@@ -103,7 +97,6 @@ def test_governors_that_differ_are_all_named(sysfs, proc):
     write_cpufreq(sysfs, 0, "1000000", "powersave")
     write_cpufreq(sysfs, 1, "1000000", "performance")
     assert read_host(sysfs=sysfs, proc=proc).governor == "performance+powersave"
-    assert read_host(cpus=[0], sysfs=sysfs, proc=proc).governor == "powersave"
 
 
 @pytest.mark.parametrize(
@@ -135,4 +128,3 @@ def test_this_machine():
     assert 1 <= facts.sockets <= facts.cores <= facts.threads
     assert facts.kernel == os.uname().release
     assert facts.memory_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    json.dumps(facts.to_dict())

@@ -6,6 +6,7 @@ import pytest
 from cnnbench import stats
 from cnnbench.errors import InvalidMeasurementError
 from cnnbench.stats import Window
+from cnnbench.validity import AUTO_HALF_WIDTH
 
 MS = 1_000_000
 
@@ -124,6 +125,21 @@ def test_the_interval_covers_the_true_throughput_as_often_as_it_says():
         estimate = stats.estimate_throughput(instances, images, stats.common_window(instances))
         covered += abs(estimate.mean - 200) <= estimate.half_width
     assert 920 <= covered <= 980
+
+
+def test_stopping_when_the_interval_is_narrow_enough_costs_little_of_its_confidence():
+    """The rule of STEPS=auto, looked at once a second from MIN_TIME on: many of these runs end before MAX_TIME."""
+    random = np.random.default_rng(20240302)
+    covered, runs = 0, 800
+    for _ in range(runs):
+        steps = back_to_back(random.gamma(250, 0.4 * MS, size=650))  # 100 ms on average, so that there are 60 s
+        for second in range(10, 61):
+            measured = steps[steps[:, 2] <= second * 1000 * MS]
+            estimate = stats.estimate_throughput([measured], [images_of(measured)], stats.common_window([measured]))
+            if estimate.relative_half_width <= AUTO_HALF_WIDTH:
+                break
+        covered += abs(estimate.mean - 10) <= estimate.half_width
+    assert 0.88 <= covered / runs <= 0.95
 
 
 def test_the_interval_covers_the_true_latency_as_often_as_it_says():

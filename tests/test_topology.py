@@ -45,7 +45,6 @@ def test_two_sockets_with_smt(tmp_path):
     assert topology.smt
     assert topology.sockets == (0, 1)
     assert topology.nodes == (0, 1)
-    assert topology.cores_per_socket == 2
     assert topology.cpus == tuple(range(8))
 
 
@@ -98,7 +97,6 @@ def test_offline_cpus_are_left_out(tmp_path):
     # Core 1 lost its second thread, core 3 both.
     topology = read_topology(make_sysfs_tree(tmp_path, offline=(5, 3, 7)))
     assert [core.cpus for core in topology.cores] == [(0, 4), (1,), (2, 6)]
-    assert topology.offline_cpus == (3, 5, 7)
     assert topology.smt
 
 
@@ -117,7 +115,6 @@ def test_affinity_and_cpuset_both_cut(tmp_path):
         Core(2, (7,), socket=1, node=1),
     )
     assert topology.smt
-    assert topology.cores_per_socket == 1
 
 
 def test_the_newer_sibling_file_name_is_read_too(tmp_path):

@@ -11,6 +11,7 @@ from types import FrameType
 
 from cnnbench import ctest
 from cnnbench.case import parse_arguments
+from cnnbench.datasets import procedural
 from cnnbench.environments import choose_variant, engine_python
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.host import read_cpuinfo
@@ -163,15 +164,16 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 
 def _stage_one(name: str, arguments: argparse.Namespace, cache: Path) -> Path:
+    verify = arguments.verify
     if name == "procedural":
-        return [stage_procedural(part, cache).root for part in ("calibration", "training", "validation")][-1]
+        return [stage_procedural(part, cache, verify=verify).root for part in procedural.IMAGES_PER_CLASS][-1]
     if name == "resnet50v1_5":
         return stage_embedded_model(_tensorflow_python(cache), "cnnbench.models.prepare", cache)
     if name == "imagenet":
         python = _tensorflow_python(cache) if arguments.source else None
-        return stage_imagenet_set(cache, arguments.source, python).root
+        return stage_imagenet_set(cache, arguments.source, python, verify=verify).root
     artefact = find_artefact(name)
-    return stage_artefact(artefact, cache, arguments.source, arguments.sha256, verify=arguments.verify)
+    return stage_artefact(artefact, cache, arguments.source, arguments.sha256, verify=verify)
 
 
 def _tensorflow_python(cache: Path) -> Path:

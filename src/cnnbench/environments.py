@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections import deque
@@ -10,7 +11,7 @@ from pathlib import Path
 from cnnbench.backends import ENGINES
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo
-from cnnbench.staging.cache import install_directory
+from cnnbench.staging.cache import explain_disk_errors, install_directory, locked
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 
@@ -76,8 +77,19 @@ def engine_python(engine: str, variant: str, cache: Path) -> Path:
         return Path(sys.executable)
     lock = lock_file(engine, variant)
     destination = environment_path(engine, variant, cache)
+    python = destination / "bin" / "python"
+    if not python.exists():
+        _discard_orphan(destination, python)
     install_directory(lambda directory: _make_environment(directory, lock), destination)
-    return destination / "bin" / "python"
+    return python
+
+
+def _discard_orphan(destination: Path, python: Path) -> None:
+    """Remove an environment whose Python, a link to the one that it was made with, leads nowhere any more."""
+    with explain_disk_errors(destination), locked(destination):
+        if not python.exists() and destination.is_dir():  # another process may have made it anew meanwhile
+            print(f"{destination}: the Python that it was made with is gone: making it anew", file=sys.stderr)
+            shutil.rmtree(destination)
 
 
 def _make_environment(directory: Path, lock: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read the facts of this host that a KPI depends on: CPU, frequency, governor, memory, kernel.
+"""Read the facts of this host that a KPI depends on: CPU, governor, memory, kernel; sample the clock frequency.
 
 A fact that cannot be known is None and is left out of reports: inside a virtual machine there is often no cpufreq.
 """
@@ -6,7 +6,7 @@ A fact that cannot be known is None and is left out of reports: inside a virtual
 import re
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.errors import CnnbenchError
@@ -38,7 +38,6 @@ class HostFacts:
     threads: int
     smt: bool
     numa_nodes: int
-    frequency_mhz: float | None
     governor: str | None
     turbo: bool | None
     microcode: str | None
@@ -46,11 +45,6 @@ class HostFacts:
     kernel: str | None
     memory_bytes: int | None
     transparent_hugepages: str | None
-    load_average: tuple[float, ...] | None  # over 1, 5 and 15 minutes
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the facts that are known."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def read_cpuinfo(path: Path = HOST_PROC / "cpuinfo") -> CpuInfo:
@@ -70,14 +64,12 @@ def read_cpuinfo(path: Path = HOST_PROC / "cpuinfo") -> CpuInfo:
     )
 
 
-def sample_frequency_mhz(
-    cpus: Iterable[int] | None = None, sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC
-) -> float | None:
-    """Return the mean frequency of the CPUs (None: all online) right now, in MHz; None when nothing reports it.
+def sample_frequency_mhz(cpus: Iterable[int], sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC) -> float | None:
+    """Return the mean frequency of the CPUs right now, in MHz; None when nothing reports it.
 
     Sample while the instances are busy. Without cpufreq the value is /proc/cpuinfo's, in a virtual machine the nominal.
     """
-    wanted = tuple(read_online_cpus(sysfs) if cpus is None else cpus)
+    wanted = tuple(cpus)
     in_khz = [_to_float(_read_cpufreq(sysfs, cpu, "scaling_cur_freq")) for cpu in wanted]
     seen = [khz / 1000 for khz in in_khz if khz]
     if not seen:
@@ -90,14 +82,13 @@ def sample_frequency_mhz(
     return round(statistics.fmean(seen), 1) if seen else None
 
 
-def read_host(cpus: Iterable[int] | None = None, sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC) -> HostFacts:
-    """Read the facts of the host; frequency and governor are those of `cpus` (None: all online)."""
+def read_host(sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC) -> HostFacts:
+    """Read the facts of the host; governors that differ between its CPUs are all named."""
     online = read_online_cpus(sysfs)
-    sampled = online if cpus is None else tuple(cpus)
     everything = frozenset(online)
     host = read_topology(sysfs, affinity=everything, cgroup_cpus=everything)
     cpu = read_cpuinfo(proc / "cpuinfo")
-    governors = {_read_cpufreq(sysfs, number, "scaling_governor") for number in sampled} - {None, ""}
+    governors = {_read_cpufreq(sysfs, number, "scaling_governor") for number in online} - {None, ""}
     return HostFacts(
         cpu_model=cpu.model_name,
         sockets=len(host.sockets),
@@ -105,7 +96,6 @@ def read_host(cpus: Iterable[int] | None = None, sysfs: Path = HOST_SYSFS, proc:
         threads=len(online),
         smt=host.smt,
         numa_nodes=len(host.nodes),
-        frequency_mhz=sample_frequency_mhz(sampled, sysfs, proc),
         governor="+".join(sorted(filter(None, governors))) or None,
         turbo=_read_turbo(sysfs),
         microcode=cpu.microcode,
@@ -113,7 +103,6 @@ def read_host(cpus: Iterable[int] | None = None, sysfs: Path = HOST_SYSFS, proc:
         kernel=_read(proc / "sys/kernel/osrelease"),
         memory_bytes=_read_memory_bytes(proc),
         transparent_hugepages=_search(r"\[(\w+)\]", _read(sysfs / "kernel/mm/transparent_hugepage/enabled")),
-        load_average=_read_load_average(proc),
     )
 
 
@@ -136,11 +125,6 @@ def _read_turbo(sysfs: Path) -> bool | None:
 def _read_memory_bytes(proc: Path) -> int | None:
     kibibytes = _to_int(_search(r"MemTotal:\s*(\d+) kB", _read(proc / "meminfo")))
     return None if kibibytes is None else kibibytes * 1024
-
-
-def _read_load_average(proc: Path) -> tuple[float, ...] | None:
-    text = _read(proc / "loadavg")
-    return None if text is None else tuple(float(word) for word in text.split()[:3])
 
 
 def _read_cpufreq(sysfs: Path, cpu: int, name: str) -> str | None:

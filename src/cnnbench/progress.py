@@ -52,7 +52,7 @@ class Progress:
     def __enter__(self) -> Progress:
         """Begin to show; time counts from here."""
         self._started_s = self._reported_s = self._clock()
-        # The engines' environments do without tqdm; their output goes to a log in any case.
+        # The locks of today's engines have tqdm, but one that does without is as well off with lines.
         if self._stream.isatty() and importlib.util.find_spec("tqdm"):
             from tqdm import tqdm
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cnnbench.errors import CnnbenchError
 
@@ -20,7 +20,7 @@ class _Model(BaseModel):
 
 
 class Kpi(_Model):
-    """One figure of merit: `key (unit): value` in the KPI text. Exactly one of a valid run is primary."""
+    """One figure of merit: `key (unit): value` in the KPI text."""
 
     key: str
     unit: str
@@ -46,7 +46,8 @@ class RunResult(_Model):
 
     `requested`: the parameters after all defaults. `effective`: what the plan made of them. `facts`: host, software,
     artefacts and conditions by name, in the order in which they are printed. `plan`: the instances as planned.
-    `instances`: what each reported. `notes`: what a reader should know before comparing the number.
+    `instances`: what each reported. `notes`: what a reader should know before comparing the number. Exactly one KPI is
+    primary, unless the run is invalid.
     """
 
     schema_version: Literal[1] = 1
@@ -62,6 +63,15 @@ class RunResult(_Model):
     kpis: list[Kpi]
     criteria: list[Criterion]
     notes: list[str]
+
+    @model_validator(mode="after")
+    def _require_a_primary_kpi(self) -> "RunResult":
+        primary = [kpi.key for kpi in self.kpis if kpi.primary]
+        if self.verdict != "invalid" and len(primary) != 1:
+            raise ValueError(
+                f"{len(primary)} primary KPIs ({', '.join(primary)}) in a run that is {self.verdict}, needed 1"
+            )
+        return self
 
     @property
     def failures(self) -> list[Criterion]:
@@ -85,6 +95,6 @@ def load_run(directory: Path) -> RunResult:
     if not path.is_file():
         raise CnnbenchError(f"{directory}: no {RUN_FILE} there; the run did not get as far as a result")
     try:
-        return RunResult.model_validate_json(path.read_text())
+        return RunResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CnnbenchError(f"{path}: not a complete result of schema {SCHEMA}: {error.errors()[0]['msg']}") from error

@@ -31,7 +31,6 @@ class Topology:
 
     cores: tuple[Core, ...]
     threads_per_core: int  # online SMT siblings of a core on the host, usable or not
-    offline_cpus: tuple[int, ...] = ()
 
     @property
     def sockets(self) -> tuple[int, ...]:
@@ -52,11 +51,6 @@ class Topology:
     def smt(self) -> bool:
         """Say whether SMT is on: some core of the host has more than one online sibling."""
         return self.threads_per_core > 1
-
-    @property
-    def cores_per_socket(self) -> int:
-        """Return the usable physical cores of the socket that has the fewest."""
-        return min(len(self.cores_of_socket(socket)) for socket in self.sockets)
 
     def cores_of_socket(self, socket: int) -> tuple[Core, ...]:
         """Return the usable cores of one socket."""
@@ -119,11 +113,9 @@ def read_topology(
         if cpus:
             node = node_of.get(cpus[0], UNKNOWN_NODE) if node_of else 0
             found.append((_read_socket(sysfs, cpus[0]), node, siblings[0], cpus))
-    present = parse_cpu_list(_read_text(sysfs / "devices/system/cpu/present"))
     return Topology(
         cores=tuple(Core(id_, cpus, socket, node) for id_, (socket, node, _, cpus) in enumerate(sorted(found))),
         threads_per_core=max(len(siblings) for siblings in siblings_of_core),
-        offline_cpus=tuple(sorted(set(present) - set(online))),
     )
 
 

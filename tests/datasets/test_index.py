@@ -59,10 +59,22 @@ def test_a_changed_index_is_refused(root):
 
 
 def test_verify_sees_a_changed_image(root):
-    (root / "c.jpeg").write_bytes(b"another")
+    (root / "c.jpeg").write_bytes(b"image of 8")
     load_image_set(root)
     with pytest.raises(CnnbenchError, match="images changed"):
         load_image_set(root, verify=True)
+
+
+def test_an_image_of_another_size_is_seen_each_time(root):
+    (root / "c.jpeg").write_bytes(b"image of 77")
+    with pytest.raises(CnnbenchError, match="images have 34 bytes, needed 33: images changed"):
+        load_image_set(root)
+
+
+def test_a_set_of_which_no_size_was_recorded_is_still_read(root):
+    manifest = root / "manifest.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "bytes"}))
+    assert len(load_image_set(root, verify=True)) == 3
 
 
 @pytest.mark.parametrize("lost", ["manifest.json", "index.csv"])
@@ -73,12 +85,12 @@ def test_a_set_without_its_manifest_or_index_is_none(root, lost):
 
 
 @pytest.mark.parametrize(
-    "change", [{"images": 2}, {"schema_version": 2}, {"extra": 1}, {"sha256": "abc"}, {"images": None}]
+    "change", [{"images": 2}, {"schema_version": 2}, {"extra": 1}, {"sha256": "abc"}, {"images": None}, {"bytes": 0}]
 )
 def test_a_faulty_manifest_is_refused(root, change):
     manifest = root / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
-    with pytest.raises(CnnbenchError, match="stage the set again"):
+    with pytest.raises(CnnbenchError, match="remove the set's directory and stage it again"):
         load_image_set(root)
 
 

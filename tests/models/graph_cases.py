@@ -15,6 +15,7 @@ from cnnbench.models.bfloat16 import to_bfloat16
 from cnnbench.models.fold import fold
 from cnnbench.models.graph import CLASSES, INPUT, OUTPUT, count_macs, read_graph
 
+MODEL = Path("model.pb")
 RANDOM = np.random.Generator(np.random.PCG64(1))
 BATCH_NORMS = {
     "v1": tf.raw_ops.FusedBatchNorm,
@@ -92,6 +93,24 @@ FOLDS = {
     "depthwise conv": lambda x: batch_norm(depthwise(x)),
     "batch norm of the input": batch_norm,
     "two in a row": lambda x: batch_norm(conv(tf.nn.relu(batch_norm(conv(pad(x), padding="VALID"))))),
+}
+
+
+def flat(x):
+    return tf.reshape(x[:, :8, :8, :], [1, 64, 3])
+
+
+COUNTS = {
+    "grouped": lambda x: conv(tf.concat([x, x], -1), kernel=constant(3, 3, 3, 4)),
+    "transposed": lambda x: tf.raw_ops.MatMul(a=tf.reduce_mean(x, [1, 2]), b=constant(10, 3), transpose_b=True),
+    "nothing": tf.nn.relu,
+    "DepthwiseConv2dNative": lambda x: depthwise(conv(x)),
+    "Conv2DBackpropInput": lambda x: tf.nn.conv2d_transpose(conv(x), constant(3, 3, 3, 4), [1, 448, 448, 3], 2),
+    "Conv3D": lambda x: tf.nn.conv3d(conv(x)[:, None], constant(1, 3, 3, 4, 2), [1] * 5, "SAME"),
+    "BatchMatMulV2": lambda x: tf.raw_ops.BatchMatMulV2(x=flat(x), y=constant(1, 3, 5)),
+    "Einsum": lambda x: tf.raw_ops.Einsum(inputs=[flat(x), constant(3, 5)], equation="abc,cd->abd"),
+    "PartitionedCall": lambda x: tf.function(lambda y: conv(y, kernel=constant(3, 3, 3, 4)))(x),
+    "no shape": lambda x: tf.matmul(tf.compat.v1.placeholder(tf.float32, [None, 3]), constant(3, 5)),
 }
 
 
@@ -207,10 +226,18 @@ def small_cases():
         "fold": fold_cases(),
         "channels_first": channels_first(),
         "bfloat16": bfloat16_case(),
-        "macs": count_macs(build(lambda x: classify(x), size=224)),
-        "folded_macs": count_macs(fold(build(classify, size=224)).graph),
+        "macs": count_macs(build(classify, size=224), MODEL),
+        "other_macs": {name: count_or_error(network) for name, network in COUNTS.items()},
+        "folded_macs": count_macs(fold(build(classify, size=224)).graph, MODEL),
         "errors": read_errors(),
     }
+
+
+def count_or_error(network):
+    try:
+        return count_macs(build(network, size=224), MODEL)
+    except CnnbenchError as error:
+        return str(error)
 
 
 def resnet50_case():
@@ -229,7 +256,7 @@ def resnet50_case():
         "folded_ops": ops(folded.graph),
         "batch_norms": folded.batch_norms,
         "pads": folded.pads,
-        "macs": count_macs(folded.graph),
+        "macs": count_macs(folded.graph, MODEL),
         "parameters": sum(value.size for value in weights.values()) + head.size + CLASSES,
         "input": [source.name, tf.as_dtype(source.attr["dtype"].type).name],
         "input_shape": [dimension.size for dimension in source.attr["shape"].shape.dim],

@@ -1,6 +1,7 @@
 """Folding, conversion and reading of graphs, as TensorFlow itself computes them before and after."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def test_multiply_accumulates_are_counted_as_by_hand(cases):
     # Padded by 1 and 1 (rows), 1 and 2 (columns), 3 x 3 kernel, stride 2: 112 x 113 outputs; then 4 features x 10.
     assert cases["macs"] == 112 * 113 * 4 * (3 * 3 * 3) + 4 * 10
     assert cases["folded_macs"] == cases["macs"]
+
+
+def test_channels_in_groups_and_transposed_weights_are_counted_right(cases):
+    assert cases["other_macs"]["grouped"] == 224 * 224 * 4 * (3 * 3 * 3)  # each of two groups has 3 of 6 channels
+    assert cases["other_macs"]["transposed"] == 3 * 10
+
+
+@pytest.mark.parametrize(
+    "op",
+    ["DepthwiseConv2dNative", "Conv2DBackpropInput", "Conv3D", "BatchMatMulV2", "Einsum", "PartitionedCall"],
+)
+def test_work_that_cannot_be_counted_is_refused(cases, op):
+    assert re.match(rf"model\.pb: \S+ is of type (Stateful)?{op}, ", cases["other_macs"][op])
+
+
+def test_a_graph_without_work_or_shapes_is_refused(cases):
+    assert cases["other_macs"]["nothing"].startswith("model.pb: has no Conv2D or MatMul between input_tensor and")
+    assert "has no fixed shapes to count by" in cases["other_macs"]["no shape"]
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(cases):

@@ -6,9 +6,10 @@ import json
 import statistics
 
 import pytest
+from pydantic import ValidationError
 
 from cnnbench.errors import UsageError
-from cnnbench.report.table import CSV_COLUMNS, format_number, kpi_table, list_kpis
+from cnnbench.report.table import CSV_COLUMNS, kpi_table, list_kpis
 from cnnbench.result import KILLED, Criterion, Kpi, RunResult
 
 PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
@@ -16,7 +17,9 @@ THROUGHPUT = "inference_throughput_avx_fp32_gated"
 LATENCY = "inference_latency_avx_fp32"
 
 
-def make_run(case=THROUGHPUT, value=151.42, *, unit="img/s", criteria=(), extra=(), effective=None, **requested):
+def make_run(
+    case=THROUGHPUT, value=151.42, *, unit="img/s", criteria=(), extra=(), effective=None, facts=None, **requested
+):
     key = {"throughput": "Throughput", "latency": "Latency", "accuracy": "Accuracy"}[case.split("_")[1]]
     requested = {"MODE": case.split("_")[1], "BATCH_SIZE": "1", "CORES_PER_INSTANCE": "auto", **requested}
     return RunResult(
@@ -26,7 +29,7 @@ def make_run(case=THROUGHPUT, value=151.42, *, unit="img/s", criteria=(), extra=
         case=PREFIX + case,
         requested=requested,
         effective=requested | {"CORES_PER_INSTANCE": "2"} | (effective or {}),
-        facts={},
+        facts=facts or {},
         plan={},
         instances=[],
         kpis=[Kpi(key=key, unit=unit, value=value, primary=True), *extra],
@@ -71,7 +74,7 @@ def test_repeated_runs_are_summarised(repeated):
     assert table[1] == [THROUGHPUT, "Throughput", "(img/s)", "150.0", "valid"]
     assert table[3] == [f"{THROUGHPUT}.2", "Throughput", "(img/s)", "157.0", "valid"]
     deviation = f"{statistics.stdev([150, 152, 157]):.3f}"
-    assert table[-1] == [THROUGHPUT, "Throughput", "(img/s)", "153.0", deviation, "152.0", "3"]
+    assert table[-1] == [THROUGHPUT, "Throughput", "(img/s)", "153.0", deviation, "152.0", "3", "0"]
     assert f"begin with logs-{PREFIX}" in listing.text
 
 
@@ -86,7 +89,7 @@ def test_only_the_same_parameters_are_repetitions(save):
     assert table[:2] == [["CORES_"], ["BATCH_", "PER_"]]
     assert table[2] == ["logs", "case", "SIZE", "INSTANCE", "KPI", "value", "verdict"]
     assert table[3] == ["logs-a", THROUGHPUT, "8", "2", "Throughput", "(img/s)", "100.0", "valid"]
-    assert table[-1] == [THROUGHPUT, "32", "2", "Throughput", "(img/s)", "115.0", "7.071", "115.0", "2"]
+    assert table[-1] == [THROUGHPUT, "32", "2", "Throughput", "(img/s)", "115.0", "7.071", "115.0", "2", "0"]
     assert "".join(map(str, table)).count("'115.0'") == 2
 
 
@@ -102,14 +105,70 @@ def test_an_invalid_run_shows_its_reason_and_never_a_value(save):
             assert "77777" not in text
             assert "killed during execution" in " ".join(text.split())
     assert "INVALID: Some instances" in list_kpis(runs).text
-    assert lines(list_kpis(runs).text)[-1][-1] == "2"
+    assert lines(list_kpis(runs).text)[-1][-2:] == ["2", "0"]
 
 
 def test_an_unstable_run_counts_and_says_why(save):
     runs = [save(make_run(value=100), "logs-a"), save(make_run(value=110, criteria=[UNSTEADY]), "logs-b")]
     text = list_kpis(runs).text
     assert "110.0  unstable: spread: 12.0 %, needed at most 5 %" in text
-    assert lines(text)[-1][-1] == "2"
+    assert lines(text)[-1][-2:] == ["2", "1"]
+    assert json.loads(list_kpis(runs, output_format="json").text)[-1]["unstable"] == 1
+
+
+HOST = {
+    "CPU": "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz",
+    "CPUs used": "0-3",
+    "kernel": "6.1.0",
+    "TensorFlow": "2.15.0",
+    "oneDNN": "v3.2.1",
+    "model SHA-256": "a" * 64,
+    "dataset SHA-256": "d" * 64,
+    "load average before": "0.10",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "shown"),
+    [
+        ("CPU", "AMD EPYC 9654 96-Core Processor", ["Intel Xeon Platinum 8480+", "AMD EPYC 9654 96-Core"]),
+        ("CPUs used", "4-7", ["0-3", "4-7"]),
+        ("kernel", "6.12.3", ["6.1.0", "6.12.3"]),
+        ("TensorFlow", "2.21.0", ["2.15.0", "2.21.0"]),
+        ("oneDNN", "v3.11", ["v3.2.1", "v3.11"]),
+        ("model SHA-256", "b" * 64, ["a" * 12, "b" * 12]),
+        ("dataset SHA-256", "c" * 64, ["d" * 12, "c" * 12]),
+    ],
+)
+def test_runs_of_another_machine_engine_model_or_data_set_are_no_repetitions(save, name, other, shown):
+    here, there = HOST, HOST | {name: other}
+    values = [(here, 100), (here, 102), (there, 200), (there, 204)]
+    runs = [save(make_run(value=value, facts=facts), f"logs-{n}") for n, (facts, value) in enumerate(values)]
+    text = list_kpis(runs).text
+    first, second = text.splitlines()[-2:]
+    assert all(part in first for part in (f" {shown[0]}  ", " 101.0 ", " 1.414 "))
+    assert all(part in second for part in (f" {shown[1]}  ", " 202.0 ", " 2.828 "))
+    assert max(map(len, text.splitlines())) <= 120
+    records = json.loads(list_kpis(runs, output_format="json").text)
+    assert [(one["facts"], one["mean"]) for one in records[4:]] == [({name: HOST[name]}, 101), ({name: other}, 202)]
+    rows = list(csv.DictReader(io.StringIO(list_kpis(runs, output_format="csv").text)))
+    assert other in rows[-1]["facts"]
+
+
+def test_conditions_that_vary_by_the_run_are_no_other_machine(save):
+    loads = [HOST | {"load average before": load, "measured for": f"{load} s"} for load in ("0.10", "0.20")]
+    text = list_kpis([save(make_run(facts=facts), f"logs-{n}") for n, facts in enumerate(loads)]).text
+    assert lines(text)[0] == ["logs", "case", "KPI", "value", "verdict"]
+    assert lines(text)[-1][-2:] == ["2", "0"]
+
+
+def test_what_follows_from_the_parameters_has_no_column_beside_theirs(save):
+    dummy = {name: value for name, value in HOST.items() if name != "dataset SHA-256"}
+    runs = [
+        save(make_run(facts=HOST, INSTANCES="1"), "logs-a"),
+        save(make_run(facts=dummy | {"CPUs used": "0-7"}, INSTANCES="2"), "logs-b"),
+    ]
+    assert lines(list_kpis(runs).text)[0] == ["logs", "case", "INSTANCES", "KPI", "value", "verdict"]
 
 
 def test_the_table_fits_a_terminal(save):
@@ -146,6 +205,7 @@ def test_json_is_a_list_of_objects(repeated, save):
         "logs": f"logs-{PREFIX}{THROUGHPUT}",
         "case": PREFIX + THROUGHPUT,
         "parameters": {},
+        "facts": {},
         "kpi": "Throughput",
         "unit": "img/s",
         "value": 150.0,
@@ -158,12 +218,14 @@ def test_json_is_a_list_of_objects(repeated, save):
         "record": "repeated",
         "case": PREFIX + THROUGHPUT,
         "parameters": {},
+        "facts": {},
         "kpi": "Throughput",
         "unit": "img/s",
         "mean": 153.0,
         "standard_deviation": pytest.approx(statistics.stdev([150, 152, 157])),
         "median": 152.0,
         "n": 3,
+        "unstable": 0,
     }
 
 
@@ -185,6 +247,25 @@ def test_a_directory_without_a_result_is_a_failure_beside_the_rest(repeated, tmp
     assert len(listing.failures) == 3
     assert "logs-empty: no run.json" in listing.failures[0]
     assert "not a complete result" in listing.failures[1]
+
+
+def test_a_result_cut_inside_a_character_is_a_failure_too(save):
+    directory = save(make_run(criteria=[Criterion(name="interval", passed=True, found="±0.5 %", needed="±1 %")]))
+    whole = (directory / "run.json").read_bytes()
+    (directory / "run.json").write_bytes(whole[: whole.index("±".encode()) + 1])
+    listing = list_kpis([directory])
+    assert "not a complete result" in listing.failures[0]
+
+
+@pytest.mark.parametrize("primary", [(), ("Throughput", "Latency")])
+@pytest.mark.parametrize("criteria", [(), (UNSTEADY,)])
+def test_a_run_that_is_not_invalid_has_one_primary_kpi(primary, criteria):
+    fields = make_run(criteria=criteria).model_dump()
+    fields["kpis"] = [{"key": key, "unit": "", "value": 1, "primary": True} for key in primary]
+    with pytest.raises(ValidationError, match=f"{len(primary)} primary KPIs"):
+        RunResult.model_validate(fields)
+    fields["criteria"] = [KILLED_INSTANCE]
+    assert RunResult.model_validate(fields).verdict == "invalid"
 
 
 def test_only_failures_is_an_empty_table(tmp_path):
@@ -236,19 +317,3 @@ def test_kpi_table_shows_intervals_percentiles_and_verdicts():
     assert "86.3" not in table[3]
     assert "INVALID: Some instances" in table[3]
     assert max(map(len, table)) <= 120
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (13460.4, "img/s", "13460"),
-        (151.42, "img/s", "151.4"),
-        (86.0, "%", "86.00"),
-        (0.012345, "s", "0.01235"),
-        (0.0, "%", "0.000"),
-        (-2.5, "%", "-2.500"),
-        (4.0, "", "4"),
-    ],
-)
-def test_numbers_have_four_significant_digits(value, unit, text):
-    assert format_number(value, unit) == text

@@ -9,7 +9,8 @@ import pytest
 
 from cnnbench.errors import CnnbenchError
 from cnnbench.staging import archive
-from cnnbench.staging.archive import extract_archive, read_archived_file
+from cnnbench.staging.archive import read_archived_file, unpack
+from cnnbench.staging.cache import install_directory
 
 GOOD = {"set/a.jpeg": b"A" * 700, "set/deep/b.jpeg": b"B" * 3000}
 
@@ -37,10 +38,15 @@ def everything(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.suffix != ".lock")
 
 
+def extract(tar: Path, destination: Path) -> None:
+    """Extract as the image sets do it: into a directory that appears only when all of it is there."""
+    install_directory(lambda building: unpack(tar, building), destination)
+
+
 @pytest.mark.parametrize("compress", ["", "gz"])
 def test_a_good_archive_is_extracted_whole(tmp_path, compress):
     tar = make_tar(tmp_path / "good.tar", member("./empty", tarfile.DIRTYPE), compress=compress)
-    extract_archive(tar, tmp_path / "out")
+    extract(tar, tmp_path / "out")
     for name, contents in GOOD.items():
         assert (tmp_path / "out" / name).read_bytes() == contents
     assert everything(tmp_path) == sorted(
@@ -75,7 +81,7 @@ def test_a_hostile_archive_is_refused_and_writes_nothing(tmp_path, extra, reason
     inner.mkdir()
     tar = make_tar(inner / "hostile.tar", *extra)
     with pytest.raises(CnnbenchError, match=reason):
-        extract_archive(tar, inner / "out")
+        extract(tar, inner / "out")
     assert everything(tmp_path) == ["inner", "inner/hostile.tar"]
     assert not Path("/tmp/cnnbench-escaped").exists()
 
@@ -83,11 +89,11 @@ def test_a_hostile_archive_is_refused_and_writes_nothing(tmp_path, extra, reason
 @pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
 def test_the_checks_do_not_depend_on_the_filter_of_newer_pythons(tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter", raising=False)
-    extract_archive(make_tar(tmp_path / "good.tar"), tmp_path / "good")
+    extract(make_tar(tmp_path / "good.tar"), tmp_path / "good")
     assert (tmp_path / "good" / "set" / "a.jpeg").read_bytes() == GOOD["set/a.jpeg"]
     for number, (extra, reason) in enumerate(HOSTILE.values()):
         with pytest.raises(CnnbenchError, match=reason):
-            extract_archive(make_tar(tmp_path / f"{number}.tar", *extra), tmp_path / "out")
+            extract(make_tar(tmp_path / f"{number}.tar", *extra), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -100,7 +106,7 @@ def test_an_archive_truncated_anywhere_is_refused(tmp_path, compress):
     for length in range(0, end, 512 if not compress else 16):
         cut.write_bytes(whole[:length])
         with pytest.raises(CnnbenchError, match=r"truncated|damaged"):
-            extract_archive(cut, tmp_path / "out")
+            extract(cut, tmp_path / "out")
     assert everything(tmp_path) == ["cut.tar", "whole.tar"]
 
 
@@ -110,7 +116,7 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
     contents[512 + 1024 + 10] ^= 0xFF  # in the name of the second member: its header checksum is now wrong
     tar.write_bytes(contents)
     with pytest.raises(CnnbenchError, match="truncated or damaged after 1 members"):
-        extract_archive(tar, tmp_path / "out")
+        extract(tar, tmp_path / "out")
     assert everything(tmp_path) == ["damaged.tar"]
 
 
@@ -121,26 +127,26 @@ def test_a_negative_size_is_refused(tmp_path):
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "negative.tar").write_bytes(bytes(header) + bytes(1024))
     with pytest.raises(CnnbenchError, match=r"negative|damaged"):
-        extract_archive(tmp_path / "negative.tar", tmp_path / "out")
+        extract(tmp_path / "negative.tar", tmp_path / "out")
 
 
 def test_what_is_no_archive_is_refused(tmp_path):
     (tmp_path / "page.tar").write_text("<html>log in first</html>" * 100)
     with pytest.raises(CnnbenchError, match="damaged"):
-        extract_archive(tmp_path / "page.tar", tmp_path / "out")
+        extract(tmp_path / "page.tar", tmp_path / "out")
     with pytest.raises(CnnbenchError, match="no such archive"):
-        extract_archive(tmp_path / "absent.tar", tmp_path / "out")
+        extract(tmp_path / "absent.tar", tmp_path / "out")
 
 
 def test_an_archive_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
     # 64 MiB of zeros in some 65 kB: more than a hundredfold.
     bomb = make_tar(tmp_path / "bomb.tar", member("zeros", contents=bytes(archive.SMALL_BYTES)), compress="gz")
     with pytest.raises(CnnbenchError, match="would unpack to more than"):
-        extract_archive(bomb, tmp_path / "out")
+        extract(bomb, tmp_path / "out")
     monkeypatch.setattr(archive, "MAX_MEMBERS", 2)
     many = make_tar(tmp_path / "many.tar", member("third"))
     with pytest.raises(CnnbenchError, match="more than 2 members"):
-        extract_archive(many, tmp_path / "out")
+        extract(many, tmp_path / "out")
     assert everything(tmp_path) == ["bomb.tar", "many.tar"]
 
 
@@ -150,16 +156,17 @@ def test_a_member_that_claims_more_than_the_archive_holds_is_refused(tmp_path):
     path = tmp_path / "claims.tar"
     path.write_bytes(info.tobuf() + bytes(1024))
     with pytest.raises(CnnbenchError, match=r"would unpack to more than|truncated"):
-        extract_archive(path, tmp_path / "out")
+        extract(path, tmp_path / "out")
 
 
 def test_a_file_size_limit_met_midway_leaves_nothing(tmp_path):
     tar = make_tar(tmp_path / "good.tar")
     script = (
         "import resource, sys; from pathlib import Path; from cnnbench.errors import CnnbenchError\n"
-        "from cnnbench.staging.archive import extract_archive\n"
+        "from cnnbench.staging.archive import unpack\n"
+        "from cnnbench.staging.cache import install_directory\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: extract_archive(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "try: install_directory(lambda building: unpack(Path(sys.argv[1]), building), Path(sys.argv[2]))\n"
         "except CnnbenchError as error: sys.exit(f'clear: {error}')\n"
     )
     ended = subprocess.run(

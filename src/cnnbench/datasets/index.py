@@ -1,8 +1,8 @@
 """The one form in which every labelled image set lies on disk: image files, `index.csv` and `manifest.json`.
 
 `index.csv` has the columns `file` (relative path) and `label` (the class number among the model's 1001 outputs: 1 to
-1000, where 0 is background). The instances read it in their engine's environment: standard library, numpy and pydantic
-only.
+1000, where 0 is background). The controller reads it, and in an engine's environment what prepares the models;
+instances are given lists of files. Standard library, numpy and pydantic only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ INDEX = "index.csv"
 MANIFEST = "manifest.json"
 COLUMNS = ["file", "label"]
 MAX_LABEL = 1000
+REMEDY = "remove the set's directory and stage it again"
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ImageSetManifest(BaseModel):
-    """What `manifest.json` holds. `sha256` stands for every byte of the set, labels included."""
+    """What `manifest.json` holds. `sha256` stands for every byte of the set, labels included.
+
+    `bytes`: the size of all images together; None in a set that was staged before it was recorded.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +42,7 @@ class ImageSetManifest(BaseModel):
     name: str
     split: str
     images: PositiveInt
+    bytes: PositiveInt | None = None
     index_sha256: _Sha256
     sha256: _Sha256
 
@@ -80,12 +85,13 @@ def write_image_set(
     writer.writerows(rows)
     index = text.getvalue().encode("utf-8")
     files, _ = _parse_index(index, root)
-    _require_files(root, files)
+    image_bytes = _measure_files(root, files)
     (root / INDEX).write_bytes(index)
     manifest = ImageSetManifest(
         name=name,
         split=split,
         images=len(files),
+        bytes=image_bytes,
         index_sha256=hashlib.sha256(index).hexdigest(),
         sha256=_digest_content(root, files, name, progress),
     )
@@ -94,7 +100,7 @@ def write_image_set(
 
 
 def load_image_set(root: Path, *, verify: bool = False, progress: Callable[..., Progress] = Progress) -> ImageSet:
-    """Read the set in `root`, checking its index and that every image is there; `verify` digests all images again.
+    """Read the set in `root`, checking its index and the images' total size; `verify` digests all images again.
 
     Raises CnnbenchError for a set that is incomplete or has been changed.
     """
@@ -102,27 +108,31 @@ def load_image_set(root: Path, *, verify: bool = False, progress: Callable[..., 
         manifest = ImageSetManifest.model_validate_json((root / MANIFEST).read_bytes())
         index = (root / INDEX).read_bytes()
     except FileNotFoundError as error:
-        raise CnnbenchError(f"{root}: not an image set, {error.filename} is missing: stage it again") from error
+        raise CnnbenchError(f"{root}: not an image set, {error.filename} is missing: {REMEDY}") from error
     except ValidationError as error:
-        raise CnnbenchError(f"{root / MANIFEST}: {error}; stage the set again") from error
+        raise CnnbenchError(f"{root / MANIFEST}: {error}; {REMEDY}") from error
     found = hashlib.sha256(index).hexdigest()
     if found != manifest.index_sha256:
         raise CnnbenchError(
-            f"{root / INDEX}: SHA-256 is {found}, needed {manifest.index_sha256}: it was changed; stage the set again"
+            f"{root / INDEX}: SHA-256 is {found}, needed {manifest.index_sha256}: it was changed; {REMEDY}"
         )
     files, labels = _parse_index(index, root)
     if len(files) != manifest.images:
-        raise CnnbenchError(f"{root / INDEX}: has {len(files)} images, needed {manifest.images}: stage the set again")
-    _require_files(root, files)
+        raise CnnbenchError(f"{root / INDEX}: has {len(files)} images, needed {manifest.images}: {REMEDY}")
+    image_bytes = _measure_files(root, files)
+    if manifest.bytes not in (None, image_bytes):
+        raise CnnbenchError(
+            f"{root}: images have {image_bytes} bytes, needed {manifest.bytes}: images changed; {REMEDY}"
+        )
     if verify and (content := _digest_content(root, files, manifest.name, progress)) != manifest.sha256:
-        raise CnnbenchError(f"{root}: SHA-256 is {content}, needed {manifest.sha256}: images changed; stage it again")
+        raise CnnbenchError(f"{root}: SHA-256 is {content}, needed {manifest.sha256}: images changed; {REMEDY}")
     return ImageSet(root, files, labels, manifest.name, manifest.split, manifest.sha256)
 
 
 def _parse_index(index: bytes, root: Path) -> tuple[tuple[str, ...], np.ndarray]:
     header, *rows = csv.reader(io.StringIO(index.decode("utf-8"), newline=""))
     if header != COLUMNS:
-        raise CnnbenchError(f"{root / INDEX}: columns are {header}, needed {COLUMNS}: stage the set again")
+        raise CnnbenchError(f"{root / INDEX}: columns are {header}, needed {COLUMNS}: {REMEDY}")
     if not rows:
         raise CnnbenchError(f"{root}: no images in this set, needed at least one")
     seen: set[str] = set()
@@ -145,12 +155,16 @@ def _parse_index(index: bytes, root: Path) -> tuple[tuple[str, ...], np.ndarray]
     return tuple(file for file, _ in rows), labels
 
 
-def _require_files(root: Path, files: Iterable[str]) -> None:
-    """Raise for the first image that is missing or empty (as a crash of the machine may leave it)."""
+def _measure_files(root: Path, files: Iterable[str]) -> int:
+    """Return the size of all images together; raise for one that is missing or empty (as a crash may leave it)."""
+    total = 0
     for file in files:
         path = root / file
-        if not path.is_file() or path.stat().st_size == 0:
-            raise CnnbenchError(f"{path}: missing or empty, but it is in {INDEX}: stage the set again")
+        size = path.stat().st_size if path.is_file() else 0
+        if not size:
+            raise CnnbenchError(f"{path}: missing or empty, but it is in {INDEX}: {REMEDY}")
+        total += size
+    return total
 
 
 def _digest_content(root: Path, files: tuple[str, ...], name: str, progress: Callable[..., Progress]) -> str:

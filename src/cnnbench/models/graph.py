@@ -4,6 +4,7 @@ The interface is that of the public `resnet50_v1.pb`: float32 images N x 224 x 2
 means; probabilities of 1001 classes out, the background first.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ INPUT = "input_tensor"
 OUTPUT = "softmax_tensor"
 IMAGE_SIZE = 224
 CLASSES = 1001
+
+COUNTED = ("Conv2D", "MatMul")
+NOT_COUNTED = re.compile(r"Conv|MatMul|Einsum|Dot|LSTM|GRU|RNN|PartitionedCall|^(Stateless)?(If|While|Case)$")
+"""Types of operations that multiply and accumulate as well, or that call a function which may."""
 
 
 def read_graph(path: Path) -> Any:
@@ -42,8 +47,12 @@ def read_graph(path: Path) -> Any:
     return graph
 
 
-def count_macs(graph: Any) -> int:
-    """Return the multiply-accumulates of one image's convolutions and matrix products, from the graph's shapes."""
+def count_macs(graph: Any, path: Path) -> int:
+    """Return the multiply-accumulates of one image's convolutions and matrix products, from the graph's shapes.
+
+    Raise CnnbenchError, naming `path`, for a graph that has none, or has some that are not counted here: a share of
+    too few would prove nothing.
+    """
     import tensorflow as tf
 
     with tf.Graph().as_default() as imported:
@@ -51,9 +60,19 @@ def count_macs(graph: Any) -> int:
         tf.import_graph_def(graph, input_map={f"{INPUT}:0": images}, name="")
         macs = 0
         for operation in imported.get_operations():
-            if operation.type in ("Conv2D", "MatMul"):
-                weights = operation.inputs[1].shape.as_list()
+            if operation.type in COUNTED:
+                weights = operation.inputs[1].shape
                 outputs = operation.outputs[0].shape.num_elements()
-                per_output = weights[0] * weights[1] * weights[2] if operation.type == "Conv2D" else weights[0]
-                macs += outputs * per_output
+                if outputs is None or not weights.is_fully_defined():
+                    raise CnnbenchError(f"{path}: {operation.name} ({operation.type}) has no fixed shapes to count by")
+                # Of a kernel (height, width, channels of a group, filters) or matrix, all but the axis of the outputs.
+                transposed = operation.type == "MatMul" and operation.get_attr("transpose_b")
+                macs += outputs * weights.num_elements() // weights[0 if transposed else -1]
+            elif NOT_COUNTED.search(operation.type):
+                raise CnnbenchError(
+                    f"{path}: {operation.name} is of type {operation.type}, whose multiply-accumulates cannot be "
+                    f"counted; a graph must compute with {' and '.join(COUNTED)} only"
+                )
+    if not macs:
+        raise CnnbenchError(f"{path}: has no {' or '.join(COUNTED)} between {INPUT} and {OUTPUT}: nothing to measure")
     return macs

@@ -6,6 +6,7 @@ answers to a fixed batch before any rewriting, which is the reference for every 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -65,7 +66,7 @@ def _read_images(images: ImageSet, count: int) -> np.ndarray:
 
 
 def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
-    """Write the embedded model as `model.pb`, and `model.json` saying how it was made."""
+    """Write the embedded model as `model.pb`, and `model.json` with its digest and how it was made."""
     import tensorflow as tf
 
     print("resnet50v1_5: calibrating the BatchNorms of the seeded weights", file=sys.stderr, flush=True)
@@ -81,9 +82,14 @@ def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
             progress.advance(len(batch))
     kernel, bias = resnet50.fit_head(np.concatenate(features), examples.labels)
     graph = resnet50.freeze(weights, kernel, bias)
-    (destination / "model.pb").write_bytes(graph.SerializeToString(deterministic=True))
-    facts = {"images_sha256": examples.sha256, "made_with": framework_versions()}
-    (destination / "model.json").write_text(json.dumps(facts, indent=1))
+    model = graph.SerializeToString(deterministic=True)
+    (destination / "model.pb").write_bytes(model)
+    facts = {
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "images_sha256": examples.sha256,
+        "made_with": framework_versions(),
+    }
+    (destination / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     tf.compat.v1.reset_default_graph()
 
 
@@ -99,12 +105,12 @@ def prepare_graph(model: Path, images: Path, destination: Path) -> None:
     np.save(destination / "check_images.npy", batch)
     np.save(destination / "reference.npy", reference)
     facts = {
-        "macs_per_image": count_macs(folded.graph),
+        "macs_per_image": count_macs(folded.graph, model),
         "batch_norms_folded": folded.batch_norms,
         "pads_folded": folded.pads,
         "made_with": framework_versions(),
     }
-    (destination / "prepared.json").write_text(json.dumps(facts, indent=1))
+    (destination / "prepared.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

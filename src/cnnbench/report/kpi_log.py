@@ -11,15 +11,19 @@ SCHEMA_LINE = "# cnnbench kpi log, schema 1, run {run_id}"
 END_LINE = "# end of run {run_id}: {lines} lines"
 
 
-def _number(value: float) -> str:
-    """Return a number with four significant digits or more, with a point where it has decimals, never an exponent."""
+def format_number(value: float) -> str:
+    """Return a number with four significant digits, or all of those before the point; never with an exponent.
+
+    >>> format_number(14512.3), format_number(13.1163), format_number(2.0)
+    ('14512', '13.12', '2.000')
+    """
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{min(max(3 - magnitude, 0), 9)}f}"
 
 
 def kpi_line(kpi: Kpi) -> str:
     """Return `key (unit): number`, starred when it is the primary one."""
-    return f"{'*' if kpi.primary else ''}{kpi.key} ({kpi.unit}): {_number(kpi.value)}"
+    return f"{'*' if kpi.primary else ''}{kpi.key} ({kpi.unit}): {format_number(kpi.value)}"
 
 
 def kpi_lines(run: RunResult) -> list[str]:
@@ -41,8 +45,8 @@ def kpi_lines(run: RunResult) -> list[str]:
 
 def write_logs(run: RunResult, directory: Path, status: int) -> None:
     """Write run.json, kpi.log and, last, the exit code as `status`: without it the logs are not whole."""
-    (directory / RUN_FILE).write_text(run.model_dump_json(indent=1))
+    (directory / RUN_FILE).write_text(run.model_dump_json(indent=1), encoding="utf-8")
     lines = [one.replace("\n", " ") for one in kpi_lines(run)]
     header, footer = SCHEMA_LINE.format(run_id=run.run_id), END_LINE.format(run_id=run.run_id, lines=len(lines))
-    (directory / KPI_LOG).write_text("\n".join([header, *lines, footer]) + "\n")
-    (directory / STATUS).write_text(f"{status}\n")
+    (directory / KPI_LOG).write_text("\n".join([header, *lines, footer]) + "\n", encoding="utf-8")
+    (directory / STATUS).write_text(f"{status}\n", encoding="utf-8")

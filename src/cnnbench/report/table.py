@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import re
 import shlex
 import textwrap
@@ -15,17 +14,26 @@ import pandas
 
 from cnnbench.case import FIXED_BY_NAME
 from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.report.kpi_log import format_number
 from cnnbench.result import Kpi, RunResult, load_run
 
 Format = Literal["table", "csv", "json"]
 
 WIDTH = 120
 CSV_COLUMNS = (
-    "record", "logs", "case", "parameters", "kpi", "unit", "value", "verdict", "reason",
-    "mean", "standard_deviation", "median", "n",
+    "record", "logs", "case", "parameters", "facts", "kpi", "unit", "value", "verdict", "reason",
+    "mean", "standard_deviation", "median", "n", "unstable",
 )  # fmt: skip
+CPUS_USED = "CPUs used"
+DEFINING_FACTS = (
+    "CPU", "sockets, cores, threads", "SMT", "NUMA nodes", CPUS_USED, "governor", "turbo", "microcode", "hypervisor",
+    "kernel", "memory", "transparent hugepages", "TensorFlow", "ITEX", "oneDNN", "numpy",
+    "model SHA-256", "dataset SHA-256",
+)  # fmt: skip
+"""The facts without which a number is another machine's, engine's, model's or data set's; the rest vary by the run."""
+
 _NARROWEST_TEXT = 24
-_SIGNIFICANT_DIGITS = 4
+_SHA256_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -38,26 +46,32 @@ class Listing:
 
 @dataclass(frozen=True)
 class _Row:
-    """One KPI of one run; without a KPI when the run has none that may be shown."""
+    """One KPI of one run, and the parameters and facts to show; without a KPI when the run is invalid."""
 
     logs: str
     run: RunResult
     kpi: Kpi | None
     parameters: Mapping[str, str]
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class _Summary:
-    """One KPI over the repeated runs of a case with the same parameters."""
+    """One KPI over the repeated runs of a case with the same parameters and defining facts.
+
+    `n`: how many runs. `unstable`: how many of them were measured, but not steady.
+    """
 
     case: str
     parameters: Mapping[str, str]
+    facts: Mapping[str, str]
     kpi: str
     unit: str
     mean: float
     standard_deviation: float
     median: float
     n: int
+    unstable: int
 
 
 def list_kpis(
@@ -70,7 +84,7 @@ def list_kpis(
     """Tabulate runs from their logs directories.
 
     `all_kpis`: every KPI instead of the primary one. `params`: every effective parameter instead of those that differ
-    between the runs. A run that is not valid shows its reason and never a value.
+    between the runs. An unstable run shows its value and its reason, an invalid one its reason and never a value.
     """
     if not directories:
         raise UsageError("list-kpi: needs logs directories, such as logs-*")
@@ -82,14 +96,21 @@ def list_kpis(
         except CnnbenchError as error:
             failures.append(str(error))
     differing = _find_differing([run for _, run in runs])
+    facts = _find_differing_facts([run for _, run in runs])
     rows = [
-        _Row(name, run, kpi, {key: value for key, value in _parameters(run).items() if params or key in differing})
+        _Row(
+            name,
+            run,
+            kpi,
+            {key: value for key, value in _parameters(run).items() if params or key in differing},
+            {key: run.facts[key] for key in facts if key in run.facts},
+        )
         for name, run in runs
         for kpi in _choose_kpis(run, all_kpis)
     ]
     summaries = _summarise(rows)
     if output_format == "table":
-        return Listing(_format_tables(rows, summaries, differing, params) if rows else "", failures)
+        return Listing(_format_tables(rows, summaries, differing, facts, params) if rows else "", failures)
     records = [_run_record(row) for row in rows] + [_summary_record(summary) for summary in summaries]
     return Listing(_format_csv(records) if output_format == "csv" else json.dumps(records, indent=2), failures)
 
@@ -103,18 +124,6 @@ def kpi_table(runs: Sequence[RunResult]) -> str:
         spread = _describe_spread(run, kpi) if kpi else ""
         cells.append([run.case.removeprefix(prefix), *_describe_kpi(kpi), spread, _describe_verdict(run)])
     return _align(["case", "KPI", "value", "spread", "verdict"], cells) if cells else ""
-
-
-def format_number(value: float, unit: str = "") -> str:
-    """Write a value with four significant digits, and all of those before the point; whole ones without a unit as such.
-
-    >>> format_number(1451.23, "img/s"), format_number(13.1163, "ms"), format_number(2.0)
-    ('1451', '13.12', '2')
-    """
-    if not math.isfinite(value) or (not unit and value == int(value)):
-        return f"{value:.0f}"
-    magnitude = math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{min(max(_SIGNIFICANT_DIGITS - 1 - magnitude, 0), 9)}f}"
 
 
 def _name_directories(directories: Sequence[Path]) -> list[str]:
@@ -135,6 +144,26 @@ def _find_differing(runs: Sequence[RunResult]) -> list[str]:
     return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
 
 
+def _setting(run: RunResult) -> str:
+    """Return what tells a case's runs apart that were asked for differently."""
+    return json.dumps([run.case, run.requested, run.effective], sort_keys=True)
+
+
+def _find_differing_facts(runs: Sequence[RunResult]) -> list[str]:
+    """Return the names of the defining facts of which the runs have different values.
+
+    The CPUs used follow from the parameters, so they differ only where two runs had the same parameters. A run without
+    a fact (dummy data have no digest, a killed run no versions) differs by nothing.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for name in DEFINING_FACTS:
+            if name in run.facts:
+                found.setdefault((name, _setting(run) if name == CPUS_USED else ""), set()).add(run.facts[name])
+    differing = {name for (name, _), values in found.items() if len(values) > 1}
+    return [name for name in DEFINING_FACTS if name in differing]
+
+
 def _choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
     """Return the KPIs to show, in one row each; an invalid run has one row without."""
     if run.verdict == "invalid":
@@ -150,21 +179,34 @@ def _summarise(rows: Sequence[_Row]) -> list[_Summary]:
     frame = pandas.DataFrame(
         {
             "case": row.run.case,
-            "setting": json.dumps([row.run.requested, row.run.effective], sort_keys=True),
+            "setting": _setting(row.run),
+            "facts": json.dumps([row.run.facts.get(name) for name in DEFINING_FACTS]),
             "kpi": kpi.key,
             "unit": kpi.unit,
             "value": kpi.value,
+            "unstable": row.run.verdict == "unstable",
             "row": row,
         }
         for row, kpi in measured
     )
-    statistics = frame.groupby(["case", "setting", "kpi", "unit"], sort=False).agg(
+    statistics = frame.groupby(["case", "setting", "facts", "kpi", "unit"], sort=False).agg(
         mean=("value", "mean"), deviation=("value", "std"), median=("value", "median"), n=("value", "count"),
-        row=("row", "first"),
+        unstable=("unstable", "sum"), row=("row", "first"),
     )  # fmt: skip
     return [
-        _Summary(case, one.row.parameters, kpi, unit, float(one.mean), float(one.deviation), float(one.median), one.n)
-        for (case, _, kpi, unit), one in zip(statistics.index, statistics.itertuples(), strict=True)
+        _Summary(
+            case,
+            one.row.parameters,
+            one.row.facts,
+            kpi,
+            unit,
+            float(one.mean),
+            float(one.deviation),
+            float(one.median),
+            int(one.n),
+            int(one.unstable),
+        )
+        for (case, _, _, kpi, unit), one in zip(statistics.index, statistics.itertuples(), strict=True)
         if one.n > 1
     ]
 
@@ -175,7 +217,7 @@ def _title(key: str, unit: str) -> str:
 
 def _describe_kpi(kpi: Kpi | None) -> tuple[str, str]:
     """Return a KPI's title and value; nothing for a run that has none to show."""
-    return (_title(kpi.key, kpi.unit), format_number(kpi.value, kpi.unit)) if kpi else ("", "")
+    return (_title(kpi.key, kpi.unit), format_number(kpi.value)) if kpi else ("", "")
 
 
 def _describe_verdict(run: RunResult) -> str:
@@ -185,7 +227,7 @@ def _describe_verdict(run: RunResult) -> str:
 
 
 def _describe_spread(run: RunResult, kpi: Kpi) -> str:
-    values = {other.key: format_number(other.value, other.unit) for other in run.kpis}
+    values = {other.key: format_number(other.value) for other in run.kpis}
     low, high = values.get(f"{kpi.key} 95 % low"), values.get(f"{kpi.key} 95 % high")
     if low and high:
         return f"{low} to {high} (95 %)"
@@ -201,6 +243,7 @@ def _run_record(row: _Row) -> dict[str, Any]:
         "logs": row.logs,
         "case": row.run.case,
         "parameters": dict(row.parameters),
+        "facts": dict(row.facts),
     }
     if row.kpi:
         record |= {"kpi": row.kpi.key, "unit": row.kpi.unit, "value": row.kpi.value}
@@ -209,48 +252,52 @@ def _run_record(row: _Row) -> dict[str, Any]:
 
 
 def _summary_record(summary: _Summary) -> dict[str, Any]:
-    return {"record": "repeated", **vars(summary), "parameters": dict(summary.parameters), "n": int(summary.n)}
+    return {"record": "repeated", **vars(summary)}
 
 
 def _format_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    texts = [{**record, "parameters": _join(record["parameters"])} for record in records]
+    texts = [{**record, **{name: _join(record[name]) for name in ("parameters", "facts")}} for record in records]
     stream = io.StringIO()
-    # "Int64" keeps n a whole number although most rows have none.
-    frame = pandas.DataFrame(texts, columns=list(CSV_COLUMNS)).astype({"n": "Int64"})
+    # "Int64" keeps counts whole numbers although most rows have none.
+    frame = pandas.DataFrame(texts, columns=list(CSV_COLUMNS)).astype({"n": "Int64", "unstable": "Int64"})
     frame.to_csv(stream, index=False, lineterminator="\n")
     return stream.getvalue().rstrip("\n")
 
 
-def _join(parameters: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={shlex.quote(value)}" for name, value in parameters.items())
+def _join(values: Mapping[str, str]) -> str:
+    return " ".join(f"{shlex.quote(name)}={shlex.quote(value)}" for name, value in values.items())
 
 
-def _format_tables(rows: Sequence[_Row], summaries: Sequence[_Summary], columns: Sequence[str], params: bool) -> str:
+def _format_tables(
+    rows: Sequence[_Row], summaries: Sequence[_Summary], columns: Sequence[str], facts: Sequence[str], params: bool
+) -> str:
     """Return the runs' table, that of the repeated runs, and with `params` the parameters of each run.
 
+    `columns`, `facts`: the names of the parameters and facts that have columns of their own.
     Logs directories are named for their case, so the case has a column of its own only when one is named otherwise.
     """
     prefix = _common_prefix([row.run.case for row in rows])
     told = all(row.logs.partition(".")[0] == f"logs-{row.run.case}" for row in rows)
     cut = len(f"logs-{prefix}") if told and prefix else 0
     names = [[row.logs[cut:]] if told else [row.logs, row.run.case.removeprefix(prefix)] for row in rows]
-    header = ["logs", *([] if told else ["case"]), *columns, "KPI", "value", "verdict"]
+    header = ["logs", *([] if told else ["case"]), *columns, *facts, "KPI", "value", "verdict"]
     cells = [
-        [*name, *_pick(row.parameters, columns), *_describe_kpi(row.kpi), _describe_verdict(row.run)]
+        [*name, *_pick(row, columns, facts), *_describe_kpi(row.kpi), _describe_verdict(row.run)]
         for name, row in zip(names, rows, strict=True)
     ]
     parts = [_align(header, cells)]
     if cut:
         parts[0] += f"\n(the names of the logs directories begin with logs-{prefix})"
     if summaries:
-        header = ["repeated runs of", *columns, "KPI", "mean", "std dev", "median", "n"]
+        header = ["repeated runs of", *columns, *facts, "KPI", "mean", "stdev", "median", "n", "unstable"]
         cells = [
             [
                 summary.case.removeprefix(prefix),
-                *_pick(summary.parameters, columns),
+                *_pick(summary, columns, facts),
                 _title(summary.kpi, summary.unit),
-                *(format_number(v, summary.unit) for v in (summary.mean, summary.standard_deviation, summary.median)),
+                *(format_number(v) for v in (summary.mean, summary.standard_deviation, summary.median)),
                 str(summary.n),
+                str(summary.unstable),
             ]
             for summary in summaries
         ]
@@ -262,8 +309,22 @@ def _format_tables(rows: Sequence[_Row], summaries: Sequence[_Summary], columns:
     return "\n\n".join(parts)
 
 
-def _pick(parameters: Mapping[str, str], columns: Sequence[str]) -> list[str]:
-    return [parameters.get(column, "") for column in columns]
+def _pick(of: _Row | _Summary, columns: Sequence[str], facts: Sequence[str]) -> list[str]:
+    return [
+        *(of.parameters.get(column, "") for column in columns),
+        *(_shorten(name, of.facts.get(name, "")) for name in facts),
+    ]
+
+
+def _shorten(name: str, fact: str) -> str:
+    """Return a fact in the form that fits a column.
+
+    >>> _shorten("CPU", "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz")
+    'Intel Xeon Platinum 8480+'
+    """
+    if name.endswith("SHA-256"):
+        return fact[:_SHA256_DIGITS]
+    return re.sub(r"\((R|TM)\)| CPU\b| Processor\b| @.*", "", fact) if name == "CPU" else fact
 
 
 def _common_prefix(cases: Sequence[str]) -> str:
@@ -273,7 +334,7 @@ def _common_prefix(cases: Sequence[str]) -> str:
 
 
 def _align(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return aligned text: numbers to the right, the names of parameters broken at `_`, the last column wrapped."""
+    """Return aligned text: numbers to the right, names broken at `_` and spaces, the last column wrapped."""
     columns = list(zip(*cells, strict=True))
     heads = [_break_name(head, column) for head, column in zip(header, columns, strict=True)]
     widths = [max(map(len, [*head, *column])) for head, column in zip(heads, columns, strict=True)]
@@ -297,12 +358,12 @@ def _is_number(text: str) -> bool:
 
 
 def _break_name(head: str, column: Sequence[str]) -> list[str]:
-    """Break a parameter's name into lines that are no wider than its values, or than its longest word, need."""
-    words = re.findall(r"[^_]+_?", head)
+    """Break a column's name into lines that are no wider than its values, or than its longest word, need."""
+    words = re.findall(r"[^_ ]+[_ ]?", head)
     width = max(map(len, [*words, *column]))
     lines = [""]
     for word in words:
         if len(lines[-1]) + len(word) > width:
             lines.append("")
         lines[-1] += word
-    return lines
+    return [line.rstrip() for line in lines]

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from cnnbench.errors import CnnbenchError
 from cnnbench.progress import BYTES, Progress
-from cnnbench.staging.cache import install_directory, require_free_space
+from cnnbench.staging.cache import require_free_space
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_MEMBERS = 1_000_000
@@ -28,17 +28,12 @@ MAX_NAME_BYTES = 255
 CHUNK_BYTES = 1 << 20
 
 
-def extract_archive(tar_path: Path, destination: Path, *, progress: Callable[..., Progress] = Progress) -> Path:
-    """Extract a .tar or .tar.gz to the new directory `destination`, which appears only when all is extracted.
-
-    An existing `destination` is left as it is. Raises CnnbenchError for an archive that is damaged or that holds
-    anything but plain files and directories under relative names.
-    """
-    return install_directory(lambda building: unpack(tar_path, building, progress=progress), destination)
-
-
 def unpack(tar_path: Path, directory: Path, *, progress: Callable[..., Progress] = Progress) -> None:
-    """Extract into an existing directory; the whole archive is checked before the first file is written."""
+    """Extract a .tar or .tar.gz into an existing directory; all of it is checked before the first file is written.
+
+    Raises CnnbenchError for an archive that is damaged or that holds anything but plain files and directories under
+    relative names.
+    """
     with _opened(tar_path) as (archive, stream):
         members = _checked_members(archive, stream, tar_path, directory)
         total_bytes = sum(member.size for member in members)

@@ -1,30 +1,33 @@
 """Stage what cases read: image sets, the embedded model, and any model made ready to be measured.
 
-Everything here is made once, kept in the cache under a name that tells its version, and whole or absent.
+Everything here is made once, kept in the cache under a name that tells what made it, and whole or absent.
 """
 
 import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cnnbench.datasets import procedural
 from cnnbench.datasets.imagenet import stage_imagenet
-from cnnbench.datasets.index import ImageSet, load_image_set, write_image_set
+from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, write_image_set
 from cnnbench.errors import CnnbenchError
 from cnnbench.launch.local import split_environment
 from cnnbench.staging.cache import install_directory
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.staging.stage import stage_artefact
 
-MODEL_VERSION = 1
-"""Raise it whenever the embedded model changes."""
+PACKAGE = Path(__file__).parents[1]
 
-PREPARED_VERSION = 1
-"""Raise it whenever a model is made ready in another way."""
+PREPARED_BY = ("models/fold.py", "models/graph.py", "models/prepare.py", "datasets/tfdata.py")
+"""The sources that decide what a prepared model is; a change of one makes it anew."""
+
+EMBEDDED_BY = (*PREPARED_BY, "models/resnet50.py", "datasets/procedural.py")
+"""The sources that decide what the embedded model is."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,15 @@ class PreparedModel:
     pads_folded: int
 
 
-def stage_procedural(part: str, cache: Path) -> ImageSet:
-    """Return one part of the drawn data set, drawing it when it is not there yet."""
+def stage_procedural(part: str, cache: Path, *, verify: bool = False) -> ImageSet:
+    """Return one part of the drawn data set, drawing it when it is not there yet; `verify` digests its images again."""
     name = f"{procedural.SEED}-{part}"
 
     def build(directory: Path) -> None:
         rows = procedural.draw_part(part, directory, len(os.sched_getaffinity(0)))
         write_image_set(directory, rows, name, part)
 
-    return load_image_set(install_directory(build, cache / "datasets" / name))
+    return load_image_set(install_directory(build, cache / "datasets" / name), verify=verify)
 
 
 def imagenet_path(cache: Path) -> Path:
@@ -68,26 +71,44 @@ def find_image_set(dataset: str, cache: Path) -> ImageSet:
     return load_image_set(imagenet_path(cache))
 
 
-def stage_imagenet_set(cache: Path, shards: Path | None, python: Path | None) -> ImageSet:
-    """Make the ImageNet set from the staged tar and devkit, or from a directory of TFRecord shards.
+def stage_imagenet_set(cache: Path, shards: Path | None, python: Path | None, *, verify: bool = False) -> ImageSet:
+    """Return the ImageNet set, making it from the staged tar and devkit, or from a directory of TFRecord shards.
 
-    `python`: an engine's, which has TensorFlow to read shards with; needed for them only.
+    `python`: an engine's, which has TensorFlow to read shards with; needed for them only. `verify` digests its images
+    again; what a set that is there was made from may be gone by then.
     """
-    if shards is not None:
-        module = "cnnbench.datasets.tfrecord"
-        _run_module([str(python), "-m", module, str(shards.absolute()), str(imagenet_path(cache))])
-        return load_image_set(imagenet_path(cache))
-    artefacts = load_artefacts()
-    tar, devkit = (stage_artefact(artefacts[name], cache) for name in ("imagenet2012-val", "imagenet2012-devkit"))
-    return stage_imagenet(tar, devkit, imagenet_path(cache))
+    destination = imagenet_path(cache)
+    if not (destination / MANIFEST).is_file():
+        if shards is not None:
+            module = "cnnbench.datasets.tfrecord"
+            _run_module([str(python), "-m", module, str(shards.absolute()), str(destination)])
+        else:
+            artefacts = load_artefacts()
+            names = ("imagenet2012-val", "imagenet2012-devkit")
+            tar, devkit = (stage_artefact(artefacts[name], cache) for name in names)
+            stage_imagenet(tar, devkit, destination)
+    return load_image_set(destination, verify=verify)
+
+
+def embedded_model_path(cache: Path) -> Path:
+    """Return where the embedded model's frozen graph is, once it is made."""
+    return cache / "models" / f"resnet50v1_5-embedded-{digest_sources(EMBEDDED_BY)}" / "model.pb"
 
 
 def stage_embedded_model(python: Path, preparer: str, cache: Path) -> Path:
-    """Return the embedded model's frozen graph, making it with an engine's Python when it is not there yet."""
+    """Return the embedded model's frozen graph, making it with an engine's Python when it is not there yet.
+
+    Its digest is compared with that of its making each time: that takes a fraction of a second.
+    """
+    path = embedded_model_path(cache)
     calibration, training = (stage_procedural(part, cache).root for part in ("calibration", "training"))
-    destination = cache / "models" / f"resnet50v1_5-embedded-{MODEL_VERSION}"
-    install_directory(partial(_run_preparer, python, preparer, "embedded", calibration, training), destination)
-    return destination / "model.pb"
+    install_directory(partial(_run_preparer, python, preparer, "embedded", calibration, training), path.parent)
+    needed = json.loads((path.parent / "model.json").read_bytes())["sha256"]
+    if (found := _digest(path)) != needed:
+        raise CnnbenchError(
+            f"{path}: SHA-256 is {found}, needed {needed}: it was changed; remove {path.parent} and stage it again"
+        )
+    return path
 
 
 def prepare_model(model: Path, images: ImageSet, python: Path, preparer: str, cache: Path) -> PreparedModel:
@@ -95,10 +116,10 @@ def prepare_model(model: Path, images: ImageSet, python: Path, preparer: str, ca
     if not model.is_file():
         raise CnnbenchError(f"MODEL={model}: no such file; needed a frozen graph (.pb)")
     sha256 = _digest(model)
-    name = f"{sha256[:16]}-{images.sha256[:16]}-{PREPARED_VERSION}"
+    name = f"{sha256[:16]}-{images.sha256[:16]}-{digest_sources(PREPARED_BY)}"
     destination = cache / "prepared" / name
     install_directory(partial(_run_preparer, python, preparer, "graph", model.absolute(), images.root), destination)
-    facts = json.loads((destination / "prepared.json").read_text())
+    facts = json.loads((destination / "prepared.json").read_bytes())
     return PreparedModel(
         source_sha256=sha256,
         graph=destination / "folded.pb",
@@ -108,6 +129,14 @@ def prepare_model(model: Path, images: ImageSet, python: Path, preparer: str, ca
         batch_norms_folded=facts["batch_norms_folded"],
         pads_folded=facts["pads_folded"],
     )
+
+
+def digest_sources(files: Iterable[str], root: Path = PACKAGE) -> str:
+    """Return a short digest of some of this package's sources, for the name of what they make."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file} {_digest(root / file)}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def _digest(path: Path) -> str:
@@ -125,7 +154,7 @@ def _run_preparer(python: Path, preparer: str, step: str, first: Path, second: P
 def _run_module(command: list[str]) -> None:
     """Run a module of ours with an engine's Python; its progress goes to this process's standard error."""
     environment, _ = split_environment(os.environ)
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONNOUSERSITE": "1"}
+    environment |= {"PYTHONPATH": str(PACKAGE.parent), "PYTHONNOUSERSITE": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise CnnbenchError(f"failed with exit code {done.returncode}: `{' '.join(command)}`; it says why above")

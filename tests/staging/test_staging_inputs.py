@@ -1,0 +1,106 @@
+"""What cases read, over image sets of two images and a preparer that is a small script instead of TensorFlow's."""
+
+import hashlib
+import sys
+
+import pytest
+
+from cnnbench.cli import main
+from cnnbench.datasets import procedural
+from cnnbench.datasets.index import write_image_set
+from cnnbench.errors import CnnbenchError
+from cnnbench.staging.inputs import (
+    EMBEDDED_BY,
+    PACKAGE,
+    digest_sources,
+    embedded_model_path,
+    imagenet_path,
+    prepare_model,
+    stage_embedded_model,
+    stage_procedural,
+)
+
+PREPARER = f"""#!{sys.executable}
+import hashlib, json, sys
+from pathlib import Path
+step, destination = sys.argv[3], Path(sys.argv[-1])
+if step == "embedded":
+    (destination / "model.pb").write_bytes(b"a model")
+    facts = {{"sha256": hashlib.sha256(b"a model").hexdigest()}}
+    (destination / "model.json").write_text(json.dumps(facts))
+else:
+    facts = {{"macs_per_image": 7, "batch_norms_folded": 53, "pads_folded": 4}}
+    (destination / "prepared.json").write_text(json.dumps(facts))
+"""
+
+
+def make_set(root, part):
+    root.mkdir(parents=True)
+    for name in ("1.jpeg", "2.jpeg"):
+        (root / name).write_bytes(f"{part} {name}".encode())
+    write_image_set(root, [("1.jpeg", 1), ("2.jpeg", 2)], part, part)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache in which all image sets are staged."""
+    root = tmp_path / "cache"
+    monkeypatch.setenv("CNNBENCH_CACHE", str(root))
+    for part in procedural.IMAGES_PER_CLASS:
+        make_set(root / "datasets" / f"{procedural.SEED}-{part}", part)
+    make_set(imagenet_path(root), "imagenet2012")
+    return root
+
+
+@pytest.fixture
+def python(tmp_path):
+    path = tmp_path / "python"
+    path.write_text(PREPARER)
+    path.chmod(0o755)
+    return path
+
+
+def test_the_embedded_model_is_made_once_and_checked_each_time(cache, python):
+    path = stage_embedded_model(python, "preparer", cache)
+    assert path == embedded_model_path(cache)
+    python.unlink()
+    assert stage_embedded_model(python, "preparer", cache) == path
+    path.write_bytes(b"a modem")
+    with pytest.raises(CnnbenchError, match=rf"model\.pb: SHA-256 is .*, needed .* remove {path.parent} and stage it"):
+        stage_embedded_model(python, "preparer", cache)
+
+
+def test_a_prepared_model_is_named_for_the_model_and_the_images(cache, python):
+    model, images = stage_embedded_model(python, "preparer", cache), stage_procedural("validation", cache)
+    prepared = prepare_model(model, images, python, "preparer", cache)
+    assert prepared.source_sha256 == hashlib.sha256(b"a model").hexdigest()
+    assert prepared.graph.parent.name.startswith(f"{prepared.source_sha256[:16]}-{images.sha256[:16]}-")
+    assert (prepared.macs_per_image, prepared.batch_norms_folded, prepared.pads_folded) == (7, 53, 4)
+
+
+@pytest.mark.parametrize("changed", EMBEDDED_BY)
+def test_a_changed_source_is_another_digest(tmp_path, changed):
+    for file in EMBEDDED_BY:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes((PACKAGE / file).read_bytes())
+    assert digest_sources(EMBEDDED_BY, tmp_path) == digest_sources(EMBEDDED_BY)
+    (tmp_path / changed).write_bytes((PACKAGE / changed).read_bytes() + b"#")
+    assert digest_sources(EMBEDDED_BY, tmp_path) != digest_sources(EMBEDDED_BY)
+
+
+@pytest.mark.parametrize(
+    ("name", "root"),
+    [
+        ("procedural", f"datasets/{procedural.SEED}-calibration"),
+        ("procedural", f"datasets/{procedural.SEED}-training"),
+        ("procedural", f"datasets/{procedural.SEED}-validation"),
+        ("imagenet", "datasets/imagenet2012-validation"),
+    ],
+)
+def test_verify_reads_the_images_again(cache, capsys, name, root):
+    assert main(["stage", "--verify", name]) == 0
+    image = cache / root / "2.jpeg"
+    image.write_bytes(bytes(len(image.read_bytes())))  # of the same size
+    assert main(["stage", name]) == 0
+    assert main(["stage", "--verify", name]) == 1
+    assert f"{cache / root}: SHA-256 is " in capsys.readouterr().err
