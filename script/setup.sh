@@ -22,7 +22,7 @@ find_python() {
 }
 
 has_system_cmake() {
-    command -v cmake ctest >/dev/null && [[ $(cmake --version) =~ ([0-9]+)\.([0-9]+) ]] &&
+    command -v cmake >/dev/null && command -v ctest >/dev/null && [[ $(cmake --version) =~ ([0-9]+)\.([0-9]+) ]] &&
         ((BASH_REMATCH[1] > 3 || (BASH_REMATCH[1] == 3 && BASH_REMATCH[2] >= 20)))
 }
 

@@ -66,6 +66,18 @@ def run_kpi(directory: Path, script: Path = ROOT / "kpi.sh") -> subprocess.Compl
     return subprocess.run([script, directory], capture_output=True, text=True)
 
 
+def write_checkout(directory: Path, platform: str, precisions: str = "set(PRECISIONS avx_fp32)") -> Path:
+    """Write what cmake reads of this repository, with a throughput case of the null engine as its one workload."""
+    for name in ("CMakeLists.txt", "cmake", "validate.sh", "src", "workload/CMakeLists.txt", "workload/platforms"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).symlink_to(ROOT / name)
+    workload = NullWorkload(directory / "workload").directory
+    (workload / "CMakeLists.txt").write_text("add_workload(CASES throughput)\n")
+    (workload / "cmake").mkdir()
+    (workload / "cmake" / f"{platform}.cmake").write_text(f"{precisions}\n")
+    return directory
+
+
 class NullWorkload:
     """A workload of the null engine in a directory, with the logs of its runs in `logs_root`."""
 

@@ -14,6 +14,7 @@ from cnnbench.case import (
     from_environment,
     parse_arguments,
     resolve,
+    settle,
 )
 from cnnbench.errors import UsageError
 
@@ -288,20 +289,46 @@ def test_mpi_is_refused_until_it_works(name, value):
         resolve_environment({name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("STEPS", "10"), ("DATA_TYPE", "dummy")])
-def test_accuracy_goes_over_the_whole_real_set(name, value):
-    with pytest.raises(UsageError, match=rf"^{name}={value} \(environment\): accuracy always .*; leave it out"):
-        resolve_environment({name: value}, ACCURACY)
+REAL = {"DATA_TYPE": "real"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({**REAL, "STEPS": "20"}, "STEPS=20 not used: accuracy always goes over the whole set"),
+        ({"DATA_TYPE": "dummy"}, "DATA_TYPE=dummy not used: accuracy always reads real images"),
+    ],
+)
+def test_accuracy_goes_over_the_whole_real_set_and_says_what_it_did_not_use(settings, note):
+    asked = resolve_environment(settings, ACCURACY)
+    settled, notes = settle(asked)
+    assert (settled.steps, settled.data_type) == ("auto", "real")
+    assert notes == [note]
+    assert asked == resolve_environment(settings, ACCURACY)
 
 
 def test_accuracy_takes_what_it_does_anyway():
-    assert resolve_environment({"STEPS": "auto", "DATA_TYPE": "real"}, ACCURACY).data_type == "real"
+    asked = resolve_environment({"STEPS": "auto", **REAL}, ACCURACY)
+    assert settle(asked) == (asked, [])
+
+
+def test_the_other_modes_use_what_they_are_given():
+    asked = resolve_environment({"STEPS": "20", "DATA_TYPE": "dummy"})
+    assert settle(asked) == (asked, [])
 
 
 def test_the_least_time_may_not_pass_the_most():
-    with pytest.raises(UsageError, match=r"^MIN_TIME=61: must be at most MAX_TIME=60$"):
-        resolve_environment({"MIN_TIME": "61"})
+    with pytest.raises(UsageError, match=r"^MIN_TIME=61 \(environment\): must be at most MAX_TIME=60 \(argument\)$"):
+        resolve(THROUGHPUT, {"environment": {"MIN_TIME": "61"}, "argument": {"MAX_TIME": "60"}})
+    with pytest.raises(UsageError, match=r"^MIN_TIME=61 \(workload.yaml\): must be at most MAX_TIME=60 \(default\)$"):
+        resolve(THROUGHPUT, {}, {"workload.yaml": {"MIN_TIME": "61"}})
     assert resolve_environment({"MIN_TIME": "5", "MAX_TIME": "5"}).max_time == 5
+
+
+@pytest.mark.parametrize(("settings", "times"), [({"MIN_TIME": "90"}, (90, 90)), ({"MAX_TIME": "3"}, (3, 3))])
+def test_the_tables_own_time_gives_way_to_the_one_asked_for(settings, times):
+    parameters = resolve_environment(settings)
+    assert (parameters.min_time, parameters.max_time) == times
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cmake_build import NAME, PREFIX, ROOT, run_cmake, write_stub
 from cnnbench.case import FIELDS
 from cnnbench.ctest import describe_parameters
 from cnnbench.workload import load_workload
+from null_workload import SLUG, clean_environment, write_checkout
 
 ONE = ("-R", "latency_avx_int8")  # one case, which may share weights
 
@@ -171,6 +173,8 @@ def test_config_and_options_and_dry_run_reach_the_case(script, log, tmp_path, mo
         (["--options", "--batchsize=1"], "BATCHSIZE: no such parameter"),
         (["--options", "'"], "--options '"),
         (["--loop", "2", "-R", "no such"], "selects no case"),
+        (["--set", "MODEL=such.pb"], "MODEL=such.pb: no such file"),
+        (["--dry-run", "--options", "--model=resnet50_v2"], "MODEL=resnet50_v2: no such file"),
     ],
 )
 def test_a_bad_request_runs_nothing(script, log, arguments, needed):
@@ -205,6 +209,66 @@ def test_a_bad_settings_file_runs_nothing(script, log, tmp_path, text, needed):
     assert done.returncode == 2
     assert needed.format(config=config) in done.stderr
     assert not log.exists()
+
+
+def test_a_relative_model_is_found_from_where_ctest_sh_was_called(script, log, tmp_path, monkeypatch):
+    (tmp_path / "my graph.pb").touch()
+    monkeypatch.chdir(tmp_path)
+    assert run(script, "--set", "MODEL=my graph.pb", *ONE).returncode == 0
+    monkeypatch.setenv("MODEL", "my graph.pb")
+    assert run(script, *ONE).returncode == 0
+    assert seen(log, "CNNBENCH_DIRECTORY") == [(str(tmp_path),)] * 2
+
+
+def test_a_sweep_that_sets_steps_does_not_stop_at_accuracy(script, log):
+    done = run(script, "--set", "STEPS=20", "-R", "(throughput|accuracy)_avx_fp32$")
+    assert done.returncode == 0, done.stderr
+    assert seen(log, "STEPS") == [("20",), ("20",)]
+
+
+def test_what_a_failed_case_printed_is_shown(script, log, monkeypatch):
+    monkeypatch.setenv("STUB_FAILS", "2")
+    monkeypatch.setenv("STUB_EXIT", "3")
+    monkeypatch.setenv("BATCH_SIZE", "2")
+    monkeypatch.delenv("CTEST_OUTPUT_ON_FAILURE", raising=False)
+    assert "plan of" in run(script, *ONE).stdout
+    monkeypatch.setenv("CTEST_OUTPUT_ON_FAILURE", "0")
+    assert "plan of" not in run(script, *ONE).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A build directory whose cases the real `cnnbench run` runs, on the null engine."""
+    precisions = "set(PRECISIONS avx_fp32 avx_bfloat16)\nset(SGX_PRECISIONS avx_fp32)"
+    source = write_checkout(tmp_path / "checkout", "GENERIC", precisions)
+    done = run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", source=source)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "build" / "workload" / "Harness" / "ctest.sh"
+
+
+def run_clean(script, *arguments, cwd=None, **environment):
+    return subprocess.run(
+        [script, *arguments], env=clean_environment(**environment), cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_the_reason_of_a_skipped_case_is_told_at_the_end(checkout):
+    done = run_clean(checkout, "-R", "sgx")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        f"skipped: test_{SLUG}_sgx_inference_throughput_avx_fp32: "
+        "SGX cases run in a Gramine container, which BACKEND=native has not"
+    )
+
+
+def test_the_models_absolute_path_is_in_the_plan(checkout, tmp_path):
+    (tmp_path / "my.pb").touch()
+    for setting in (["--set", "MODEL=my.pb"], ["--options", "--model=./my.pb"]):
+        done = run_clean(
+            checkout, "--dry-run", "-R", f"test_{SLUG}_inference_throughput_avx_fp32", *setting, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"  MODEL={tmp_path}/my.pb\n" in done.stdout
 
 
 def _is_running(pid):

@@ -23,7 +23,6 @@ from cnnbench.result import load_run
 from null_workload import (
     CORES,
     PATIENCE_S,
-    ROOT,
     SLUG,
     NullWorkload,
     clean_environment,
@@ -31,6 +30,7 @@ from null_workload import (
     run_kpi,
     step_of,
     wait_until,
+    write_checkout,
 )
 
 INVALID = "#INVALID RESULT: Some instances were killed during execution! See README.md for more."
@@ -178,14 +178,7 @@ def test_a_tracing_process_that_hangs(tmp_path):
 @pytest.fixture
 def build(tmp_path):
     """A build directory of a checkout whose one workload has the null engine."""
-    checkout = tmp_path / "checkout"
-    for name in ("CMakeLists.txt", "cmake", "validate.sh", "src", "workload/CMakeLists.txt", "workload/platforms"):
-        (checkout / name).parent.mkdir(exist_ok=True)
-        (checkout / name).symlink_to(ROOT / name)
-    workload = NullWorkload(checkout / "workload").directory
-    (workload / "CMakeLists.txt").write_text("add_workload(CASES throughput)\n")
-    (workload / "cmake").mkdir()
-    (workload / "cmake" / "GENERIC.cmake").write_text("set(PRECISIONS avx_fp32)\n")
+    checkout = write_checkout(tmp_path / "checkout", "GENERIC")
     done = run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", source=checkout)
     assert done.returncode == 0, done.stderr
     return tmp_path / "build"

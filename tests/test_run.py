@@ -185,7 +185,7 @@ def test_weight_sharing_holds_the_instances_of_a_socket_in_one_process(workload)
         ("--steps=many", "STEPS=many (argument)"),
         ("--warmup_steps=0", "WARMUP_STEPS=0 (argument): must be 1 to 10000"),
         ("--min_time=0", "MIN_TIME=0 (argument)"),
-        ("--min_time=61", "MIN_TIME=61: must be at most MAX_TIME=60"),
+        ("--model=/no/such.pb", "MODEL=/no/such.pb: no such file"),
         ("--instances=0", "INSTANCES=0 (argument)"),
         ("--instances=4096", "INSTANCES=4096: must be 1 to"),
         ("--cores_per_instance=4096", "CORES_PER_INSTANCE=4096: must be 1 to"),

@@ -4,7 +4,7 @@ import pytest
 
 from cnnbench.case import TestCase, parse_arguments
 from cnnbench.errors import UsageError
-from cnnbench.workload import load_sections, load_workload, resolve_parameters
+from cnnbench.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, load_sections, load_workload
 from conftest import WORKLOAD
 
 GOOD = """
@@ -37,6 +37,10 @@ def write_config(tmp_path):
     return write
 
 
+def resolve_parameters(workload, case, environ, arguments, config=None):
+    return Sources.read(workload, environ, config).resolve(case, {"argument": arguments})
+
+
 def gated(workload):
     return TestCase(workload.slug, "throughput", "avx_fp32", "gated")
 
@@ -63,6 +67,69 @@ def test_table_workload_config_environment_argument_in_this_order(make_workload,
     assert resolve_parameters(workload, case, {}, {}, config).batch_size == 4
     assert resolve_parameters(workload, case, {}, {}).batch_size == 2
     assert resolve_parameters(workload, case, {}, {}).min_time == 10
+
+
+def test_the_quick_starts_file_is_weaker_than_whatever_a_user_gives(make_workload, write_config, tmp_path):
+    workload = load_workload(make_workload())
+    case = plain(workload)
+    quick = tmp_path / "quick.yaml"
+    quick.write_text("'*': {BATCH_SIZE: 3, DATA_TYPE: real, MIN_TIME: 5, MAX_TIME: 15}")
+    environ = {DEFAULTS_VARIABLE: str(quick)}
+    parameters = resolve_parameters(workload, case, environ, {})
+    assert (parameters.batch_size, parameters.data_type) == (3, "real")
+    assert (parameters.min_time, parameters.max_time) == (5, 15)
+    config = write_config("'*': {BATCH_SIZE: 4, MAX_TIME: 30}")
+    parameters = resolve_parameters(workload, case, environ, {}, config)
+    assert (parameters.batch_size, parameters.min_time, parameters.max_time) == (4, 5, 30)
+    assert resolve_parameters(workload, case, {**environ, "BATCH_SIZE": "8"}, {}, config).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "times"),
+    [
+        ({"MAX_TIME": "3"}, (3, 3)),
+        ({"MIN_TIME": "20"}, (20, 20)),
+        ({"MAX_TIME": "5"}, (5, 5)),
+        ({"MIN_TIME": "20", "MAX_TIME": "30"}, (20, 30)),
+    ],
+)
+def test_a_time_that_nobody_asked_for_gives_way(make_workload, tmp_path, asked, times):
+    workload = load_workload(make_workload())
+    (tmp_path / "quick.yaml").write_text("'*': {MIN_TIME: 5, MAX_TIME: 15}")
+    environ = {DEFAULTS_VARIABLE: str(tmp_path / "quick.yaml")}
+    for parameters in (
+        resolve_parameters(workload, plain(workload), environ | asked, {}),
+        resolve_parameters(workload, plain(workload), environ, asked),
+    ):
+        assert (parameters.min_time, parameters.max_time) == times
+
+
+def test_times_asked_for_in_two_places_must_agree(make_workload, write_config):
+    workload = load_workload(make_workload())
+    config = write_config("'*': {MAX_TIME: 20}")
+    with pytest.raises(UsageError) as raised:
+        resolve_parameters(workload, plain(workload), {"MIN_TIME": "90"}, {}, config)
+    assert str(raised.value) == f"MIN_TIME=90 (environment): must be at most MAX_TIME=20 ({config})"
+
+
+def test_a_relative_model_is_looked_for_where_the_user_is(make_workload, tmp_path, monkeypatch):
+    workload = load_workload(make_workload())
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "my.pb").touch()
+    model = str(tmp_path / "here" / "my.pb")
+    environ = {"MODEL": "my.pb", DIRECTORY_VARIABLE: str(tmp_path / "here")}
+    assert resolve_parameters(workload, plain(workload), environ, {}).model == model
+    monkeypatch.chdir(tmp_path)
+    assert resolve_parameters(workload, plain(workload), {}, {"MODEL": "here/my.pb"}).model == model
+    assert resolve_parameters(workload, plain(workload), {"MODEL": model}, {}).model == model
+    assert resolve_parameters(workload, plain(workload), {"MODEL": "resnet50_v1"}, {}).model == "resnet50_v1"
+
+
+@pytest.mark.parametrize("model", ["/no/such.pb", "such.pb", "resnet50_v2", "/"])
+def test_a_model_that_is_neither_a_file_nor_an_artefact_is_refused(make_workload, model):
+    workload = load_workload(make_workload())
+    with pytest.raises(UsageError, match=rf"^MODEL={model}: no such file.* or one of resnet50_v1$"):
+        resolve_parameters(workload, plain(workload), {"MODEL": model}, {})
 
 
 def test_an_empty_environment_value_leaves_the_weaker_layers_value(make_workload):

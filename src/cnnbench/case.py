@@ -1,8 +1,8 @@
 """Name test cases, and read every parameter of a case from one table.
 
 A case's name fixes what is measured (FUNCTION, MODE, PRECISION, CASE_TYPE); the other parameters come, the later
-winning, from this table's defaults, the workload's sections, a `--config` file's sections, the environment (which is
-how `--set` and a container's `-e` arrive) and `--name=value` arguments.
+winning, from this table's defaults, the workload's sections, those of run.sh's `quick.yaml`, a `--config` file's
+sections, the environment (which is how `--set` and a container's `-e` arrive) and `--name=value` arguments.
 """
 
 import fnmatch
@@ -224,15 +224,17 @@ def pick_sections(sections: Mapping[str, Settings], case_name: str) -> dict[str,
     return settings
 
 
-def resolve(case: TestCase, layers: Mapping[str, Settings]) -> Parameters:
+def resolve(case: TestCase, asked: Mapping[str, Settings], declared: Mapping[str, Settings] = {}) -> Parameters:
     """Return a case's parameters.
 
-    `layers`: settings by where they come from, the weakest first. A layer may repeat what the case's name fixes but
-    not change it. Raises UsageError naming the parameter, the value, where it comes from and what is accepted.
+    `asked`: settings by where they come from, the weakest first. `declared`: what holds unless something else is asked
+    for, likewise; like the table's defaults, it gives way where it contradicts what is asked for. A layer may repeat
+    what the case's name fixes but not change it. Raises UsageError naming the parameter, the value, where it comes from
+    and what is accepted.
     """
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
-    for origin, settings in layers.items():
+    for origin, settings in (*declared.items(), *asked.items()):
         for name, text in settings.items():
             check_name(name)
             value = _plain(name, str(text))
@@ -253,7 +255,7 @@ def resolve(case: TestCase, layers: Mapping[str, Settings]) -> Parameters:
             f"{name}={values[name]} ({origins[name]}): must be {accepted(name)}{because}; see the workload's README"
         ) from error
     _refuse_combinations(parameters, origins)
-    return parameters
+    return _reconcile_times(parameters, origins, asked)
 
 
 def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str]) -> None:
@@ -267,11 +269,34 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str]) -> 
             f"WEIGHT_SHARING=True ({origins['WEIGHT_SHARING']}): not supported for {parameters.precision}; "
             "choose a case of another precision or leave it out"
         )
-    if parameters.min_time > parameters.max_time:
-        raise UsageError(f"MIN_TIME={parameters.min_time:g}: must be at most MAX_TIME={parameters.max_time:g}")
-    if parameters.mode == "accuracy" and parameters.steps != "auto":
-        raise UsageError(
-            f"STEPS={parameters.steps} ({origins['STEPS']}): accuracy always goes over the whole set; leave it out"
-        )
-    if parameters.mode == "accuracy" and origins.get("DATA_TYPE") and parameters.data_type == "dummy":
-        raise UsageError(f"DATA_TYPE=dummy ({origins['DATA_TYPE']}): accuracy always reads real images; leave it out")
+
+
+def _reconcile_times(parameters: Parameters, origins: Mapping[str, str], asked: Mapping[str, Settings]) -> Parameters:
+    """Let the one of MIN_TIME and MAX_TIME that nobody asked for give way to the other."""
+    if parameters.min_time <= parameters.max_time:
+        return parameters
+    times = {name: getattr(parameters, name.lower()) for name in ("MIN_TIME", "MAX_TIME")}
+    asked_for = [time for name, time in times.items() if origins.get(name) in asked]
+    if len(asked_for) == 1:
+        return parameters.model_copy(update={name.lower(): asked_for[0] for name in times})
+    least, most = (f"{name}={time:g} ({origins.get(name, 'default')})" for name, time in times.items())
+    raise UsageError(f"{least}: must be at most {most}")
+
+
+def settle(parameters: Parameters) -> tuple[Parameters, list[str]]:
+    """Return the parameters with what the mode leaves no choice of, and a note for each value not used for that.
+
+    Nothing is refused here, so that a sweep over all modes may set what only some of them use.
+    """
+    if parameters.mode != "accuracy":
+        return parameters, []
+    always = {
+        "steps": ("auto", "accuracy always goes over the whole set"),
+        "data_type": ("real", "accuracy always reads real images"),
+    }
+    notes = [
+        f"{name.upper()}={getattr(parameters, name)} not used: {because}"
+        for name, (value, because) in always.items()
+        if getattr(parameters, name) != value
+    ]
+    return parameters.model_copy(update={name: value for name, (value, _) in always.items()}), notes

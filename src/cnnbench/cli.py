@@ -10,10 +10,11 @@ from pathlib import Path
 from types import FrameType
 
 from cnnbench import ctest
+from cnnbench.backends import ENGINES
 from cnnbench.case import parse_arguments
 from cnnbench.datasets import procedural
 from cnnbench.environments import choose_variant, engine_python
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.host import read_cpuinfo
 from cnnbench.job import describe_job, prepare_job, stage_inputs
 from cnnbench.platforms import check_platform, detect_platform
@@ -127,9 +128,13 @@ def _run(arguments: argparse.Namespace) -> int:
     words = json.loads(os.environ.get(ctest.OPTIONS_VARIABLE, "[]")) + arguments.rest
     if not arguments.hang_after > 0:
         raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
-    job = prepare_job(
-        arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None
-    )
+    try:
+        job = prepare_job(
+            arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None
+        )
+    except SkippedError as error:
+        ctest.record_skip(arguments.case, str(error), os.environ)
+        raise
     if arguments.dry_run or os.environ.get(ctest.DRY_RUN_VARIABLE) == "1":
         print(describe_job(job, cache))
         return 0
@@ -168,7 +173,7 @@ def _stage_one(name: str, arguments: argparse.Namespace, cache: Path) -> Path:
     if name == "procedural":
         return [stage_procedural(part, cache, verify=verify).root for part in procedural.IMAGES_PER_CLASS][-1]
     if name == "resnet50v1_5":
-        return stage_embedded_model(_tensorflow_python(cache), "cnnbench.models.prepare", cache)
+        return stage_embedded_model(_tensorflow_python(cache), ENGINES["tensorflow"].preparer, cache)
     if name == "imagenet":
         python = _tensorflow_python(cache) if arguments.source else None
         return stage_imagenet_set(cache, arguments.source, python, verify=verify).root

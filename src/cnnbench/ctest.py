@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,19 +26,18 @@ from cnnbench.case import (
     TestCase,
     accepted,
     default_text,
-    from_environment,
     parse_arguments,
-    pick_sections,
-    resolve,
 )
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.progress import STREAM_VARIABLE
 from cnnbench.sweep import Combination, read_sweep
-from cnnbench.workload import Workload, load_sections, load_workload
+from cnnbench.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, Workload, load_workload
 
 CONFIG_VARIABLE = "CNNBENCH_CONFIG"
 OPTIONS_VARIABLE = "CNNBENCH_OPTIONS"
 DRY_RUN_VARIABLE = "CNNBENCH_DRY_RUN"
+SKIPS_VARIABLE = "CNNBENCH_SKIPS"
+"""Environment variable: the file that skipped cases write their reasons to, of which ctest shows nothing."""
 
 HELP = """\
 ctest.sh [OPTION]... [CTEST ARGUMENT]...
@@ -93,10 +93,13 @@ class _Run:
     announcement: str
 
 
-def main(build_dir: Path, ctest: str, workload_dir: Path, arguments: Sequence[str]) -> int:
+def main(
+    build_dir: Path, ctest: str, workload_dir: Path, arguments: Sequence[str], defaults: Path | None = None
+) -> int:
     """Do what ctest.sh is called for; return the exit code, of ctest's runs the first one that is not 0.
 
-    `build_dir`: the workload's build directory. `ctest`: the program. Raises UsageError before ctest runs any case.
+    `build_dir`: the workload's build directory. `ctest`: the program. `defaults`: a settings file weaker than
+    `--config`. Raises UsageError before ctest runs any case.
     """
     options = _parse(arguments)
     if options.flags & {"-h", "--help"}:
@@ -107,14 +110,13 @@ def main(build_dir: Path, ctest: str, workload_dir: Path, arguments: Sequence[st
         print(describe_parameters(workload))
         return 0
     combinations = read_sweep(options.sets)
+    common = _common_settings(options, defaults)
     command = [ctest, *options.rest]
     if name := options.values.get("--testcase"):
         _check_case(name, _list_cases(build_dir, [ctest]))
         command += ["-R", f"^{name}$"]
     if options.is_plain or any(word.partition("=")[0] in _LISTING for word in options.rest):
-        return _run_ctest(command, build_dir, os.environ)
-
-    common = _common_settings(options)
+        return _run_ctest(command, build_dir, {**os.environ, **common})
     _check_settings(workload, build_dir, command, combinations, common)
     if DRY_RUN_VARIABLE in common:
         command.insert(1, "-V")
@@ -144,9 +146,11 @@ def _parse(arguments: Sequence[str]) -> _Options:
     return options
 
 
-def _common_settings(options: _Options) -> dict[str, str]:
+def _common_settings(options: _Options, defaults: Path | None) -> dict[str, str]:
     """Return the environment that every run has, for `cnnbench run` to read."""
-    settings = {}
+    settings = {DIRECTORY_VARIABLE: str(Path.cwd())}
+    if defaults:
+        settings[DEFAULTS_VARIABLE] = str(defaults.absolute())
     if config := options.values.get("--config"):
         settings[CONFIG_VARIABLE] = str(Path(config).absolute())
     if text := options.values.get("--options"):
@@ -188,24 +192,15 @@ def _check_settings(
     cases = [TestCase.parse(name, workload.slug) for name in _list_cases(build_dir, command)]
     if not cases:
         raise UsageError(f"{shlex.join(command[1:])}: selects no case; -N lists what there is")
-    sections = {}
-    if config := common.get(CONFIG_VARIABLE):
-        sections = load_sections(Path(config))
-        every_case = _list_cases(build_dir, command[:1])
-        for glob in sections:
-            if not any(fnmatch.fnmatchcase(name, glob) for name in every_case):
-                raise UsageError(f"{config}, section {glob}: matches no case of {workload.name} here; -N lists them")
+    config = common.get(CONFIG_VARIABLE)
+    sources = Sources.read(workload, {**os.environ, **common}, Path(config) if config else None)
+    every_case = _list_cases(build_dir, command[:1]) if config else []
+    for glob in itertools.chain(*sources.config.values()):
+        if not any(fnmatch.fnmatchcase(name, glob) for name in every_case):
+            raise UsageError(f"{config}, section {glob}: matches no case of {workload.name} here; -N lists them")
     options = parse_arguments(json.loads(common.get(OPTIONS_VARIABLE, "[]")))
-    environment = from_environment(os.environ)
     for case, combination in itertools.product(cases, combinations):
-        layers = {
-            "workload.yaml": pick_sections(workload.defaults, case.name),
-            config or "--config": pick_sections(sections, case.name),
-            "environment": environment,
-            "--set": combination,
-            "--options": options,
-        }
-        resolve(case, layers)
+        sources.resolve(case, {"--set": combination, "--options": options})
 
 
 def _plan_runs(combinations: Sequence[Combination], loop: int, common: Settings) -> list[_Run]:
@@ -235,7 +230,24 @@ def _run_all(command: Sequence[str], build_dir: Path, runs: Sequence[_Run], go_o
 
 
 def _run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run ctest and return its exit code, or 128 + N when signal N has ended it.
+    """Run ctest, then print why cases were skipped; return its exit code, or 128 + N when signal N has ended it."""
+    with tempfile.NamedTemporaryFile("r", prefix="cnnbench-skips-") as skips:
+        weaker = {"CTEST_OUTPUT_ON_FAILURE": "1", **_show_progress(command)}
+        code = _run_to_the_end(command, build_dir, {**weaker, **environment, SKIPS_VARIABLE: skips.name})
+        for line in skips:
+            print(f"skipped: {line}", end="", flush=True)
+    return code
+
+
+def record_skip(case: str, reason: str, environ: Mapping[str, str]) -> None:
+    """Leave a skipped case's reason to the ctest.sh that it runs under, if any."""
+    if path := environ.get(SKIPS_VARIABLE):
+        with Path(path).open("a") as file:
+            file.write(f"{case}: {reason.removeprefix(f'{case}: ')}\n")
+
+
+def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
+    """Run ctest and leave no process of it; return its exit code, or 128 + N when signal N has ended it.
 
     ctest neither hands a signal on to its cases nor waits for them. So it gets a session of its own, all of which is
     signalled and waited for here.
@@ -249,9 +261,7 @@ def _run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str
             _signal_session(process.pid, number)
 
     with _handle_signals(forward):
-        process = subprocess.Popen(
-            command, cwd=build_dir, env=_show_progress(command) | dict(environment), start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=build_dir, env=environment, start_new_session=True)
         if received:  # before there was a process to forward it to
             _signal_session(process.pid, received[0])
         code = process.wait()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.backends import Engine, find_engine
-from cnnbench.case import FIELDS, Parameters, TestCase, from_environment
+from cnnbench.case import FIELDS, Parameters, TestCase, settle
 from cnnbench.datasets.index import ImageSet
 from cnnbench.environments import choose_variant, engine_python, environment_path
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
@@ -18,15 +18,19 @@ from cnnbench.staging.inputs import PreparedModel, find_image_set, prepare_model
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.staging.stage import staged_path
 from cnnbench.topology import format_cpu_list, read_topology
-from cnnbench.workload import Workload, load_workload, resolve_parameters
+from cnnbench.workload import Sources, Workload, load_workload
 
 
 @dataclass(frozen=True)
 class Job:
-    """A case made ready to run: what was asked for and what it becomes on this machine."""
+    """A case made ready to run: what was asked for and what it becomes on this machine.
+
+    `asked`: the parameters as asked for. `parameters`: those that its mode uses.
+    """
 
     workload: Workload
     case: TestCase
+    asked: Parameters
     parameters: Parameters
     precision: Precision
     engine: Engine
@@ -50,7 +54,7 @@ class Job:
     @property
     def requested(self) -> dict[str, str]:
         """The parameters as they were asked for, defaults included, by name."""
-        return {name: _text(getattr(self.parameters, name.lower())) for name in FIELDS}
+        return {name: _text(getattr(self.asked, name.lower())) for name in FIELDS}
 
 
 def _text(value: object) -> str:
@@ -69,7 +73,8 @@ def prepare_job(
     """Resolve and plan a case; raise UsageError for a bad value and SkippedError when this machine cannot run it."""
     workload = load_workload(workload_dir)
     case = TestCase.parse(case_name, workload.slug)
-    parameters = resolve_parameters(workload, case, from_environment(environ), arguments, config)
+    asked = Sources.read(workload, environ, config).resolve(case, {"argument": arguments})
+    parameters, notes = settle(asked)
     engine, precision, cpu = find_engine(workload.engine), PRECISIONS[parameters.precision], read_cpuinfo()
     if parameters.mode == "accuracy" and not engine.preparer:
         raise UsageError(f"{case.name}: the engine {workload.engine} has no model whose accuracy could be measured")
@@ -88,13 +93,13 @@ def prepare_job(
     variant = choose_variant(workload.engine, parameters.variant, cpu, parameters.weight_sharing)
     inherited, left_out = split_environment(environ)
     environment = inherited | engine_environment(plan, precision, parameters.onednn_verbose, parameters.customer_env)
-    notes = list(plan.notes)
-    missed = [name for name in left_out if not name.startswith("PYTHON")]
+    notes += plan.notes
+    missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]
     if missed:
         notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
-    if parameters.onednn_verbose:
+    if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
         notes.append("oneDNN traced while measuring, which costs throughput")
-    return Job(workload, case, parameters, precision, engine, variant, cpu, plan, environment, tuple(notes))
+    return Job(workload, case, asked, parameters, precision, engine, variant, cpu, plan, environment, tuple(notes))
 
 
 def _unless_auto(value: int | str) -> int | None:

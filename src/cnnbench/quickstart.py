@@ -2,15 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnbench import ctest
+from cnnbench.backends import find_engine
 from cnnbench.case import PrecisionName, TestCase
 from cnnbench.environments import choose_variant, engine_python
 from cnnbench.errors import CnnbenchError
-from cnnbench.host import read_cpuinfo
+from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import best_precision
 from cnnbench.platforms import detect_platform
 from cnnbench.report.table import kpi_table
@@ -21,55 +24,48 @@ from cnnbench.workload import load_workload
 ROOT = Path(__file__).parents[2]
 WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
 
-QUICK = {"DATA_TYPE": "real", "MIN_TIME": "5", "MAX_TIME": "15"}
-"""How the quick start differs from the cases' defaults: real images, and less patience with a noisy machine."""
+DEFAULTS = "quick.yaml"
+"""A workload's settings file of how the quick start differs from the cases' own defaults."""
 
 CHOOSING = ("-R", "--tests-regex", "-E", "--exclude-regex", "-L", "--label-regex", "-I", "--tests-information",
             "--testcase", "-N", "--show-only", "-h", "--help", "--describe-params")  # fmt: skip
 
 
-def quickstart(cache: Path, arguments: Sequence[str]) -> int:
-    """Run everything and print the table; return ctest's exit code. `arguments` go to ctest.sh."""
-    workload, cpu = load_workload(ROOT / "workload" / WORKLOAD), read_cpuinfo()
-    precision = best_precision(cpu)
-    python = engine_python(workload.engine, choose_variant(workload.engine, "auto", cpu), cache)
-    preparer = "cnnbench.models.prepare"
-    prepare_model(
-        stage_embedded_model(python, preparer, cache), find_image_set("procedural", cache), python, preparer, cache
-    )
-    build = ROOT / "build"
-    platform = detect_platform(cpu)
-    _say(f"configuring {build} for {platform}")
-    configured = subprocess.run(
-        [
-            _tool("cmake"),
-            "-S",
-            str(ROOT),
-            "-B",
-            str(build),
-            f"-DPLATFORM={platform}",
-            f"-DCNNBENCH_PYTHON={sys.executable}",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if configured.returncode != 0:
-        raise CnnbenchError(f"cmake failed:\n{configured.stdout}{configured.stderr}")
+def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: str = WORKLOAD) -> int:
+    """Run a workload's quick cases and print the table; return ctest's exit code. `arguments` are those of ctest.sh."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what stages or configures is ended with us
+    source, build = root / "workload" / name, root / "build"
+    workload, cpu = load_workload(source), read_cpuinfo()
+    _stage(workload.engine, cpu, cache)
+    _configure(root, build, detect_platform(cpu))
 
-    directory = build / "workload" / WORKLOAD
+    directory = build / "workload" / name
     before = _runs(directory)
-    done = subprocess.run(
-        [str(directory / "ctest.sh"), *_choose_cases(workload.slug, precision, arguments), *arguments],
-        env=_quick_environment(arguments),
-        check=False,
-    )
+    words = [*_choose_cases(workload.slug, best_precision(cpu), arguments), *arguments]
+    code = ctest.main(directory, _tool("ctest"), source, words, source / DEFAULTS)
     logs = sorted(_runs(directory) - before, key=lambda path: (path / RUN_FILE).stat().st_mtime)
     if logs:
         print("\n" + kpi_table([load_run(path) for path in logs]))
         print("\nlogs:")
         print("\n".join(f"  {path}" for path in logs))
-    return done.returncode
+    return code
+
+
+def _stage(engine: str, cpu: CpuInfo, cache: Path) -> None:
+    """Make what the quick cases need before the first of them is timed by ctest."""
+    if preparer := find_engine(engine).preparer:
+        python = engine_python(engine, choose_variant(engine, "auto", cpu), cache)
+        images = find_image_set("procedural", cache)
+        prepare_model(stage_embedded_model(python, preparer, cache), images, python, preparer, cache)
+
+
+def _configure(root: Path, build: Path, platform: str) -> None:
+    _say(f"configuring {build} for {platform}")
+    options = [f"-DPLATFORM={platform}", f"-DCNNBENCH_PYTHON={sys.executable}"]
+    command = [_tool("cmake"), "-S", str(root), "-B", str(build), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CnnbenchError(f"cmake failed:\n{done.stdout}{done.stderr}")
 
 
 def _choose_cases(slug: str, precision: PrecisionName, arguments: Sequence[str]) -> list[str]:
@@ -84,16 +80,9 @@ def _choose_cases(slug: str, precision: PrecisionName, arguments: Sequence[str])
     return ["-R", "|".join(f"^{case.name}$" for case in cases)]
 
 
-def _quick_environment(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the environment with the quick settings, which the caller's own and `--set` override."""
-    text = " ".join(arguments)
-    quick = {name: value for name, value in QUICK.items() if f"{name}=" not in text and not os.environ.get(name)}
-    return {**os.environ, **quick}
-
-
 def _tool(name: str) -> str:
-    """Return a tool of the system, or the one that setup put beside this Python."""
-    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{Path(sys.executable).parent}")
+    """Return the tool that setup put beside this Python because the system's will not do, or else the system's."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if path is None:
         raise CnnbenchError(f"{name}: not found; script/setup.sh installs it")
     return path

@@ -1,13 +1,22 @@
-"""Read what a workload declares about itself, and settings files in the same form."""
+"""Read what a workload declares about itself and settings files in the same form; put a case's settings together."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnnbench.case import Parameters, TestCase, check_name, pick_sections, resolve
+from cnnbench.case import Parameters, Settings, TestCase, check_name, from_environment, pick_sections, resolve
 from cnnbench.errors import UsageError
+from cnnbench.staging.manifest import load_artefacts
+
+DEFAULTS_VARIABLE = "CNNBENCH_DEFAULTS"
+"""Environment variable: a settings file that is weaker than `--config`; run.sh's is the workload's quick.yaml."""
+
+DIRECTORY_VARIABLE = "CNNBENCH_DIRECTORY"
+"""Environment variable: where the user is, which ctest changes; relative paths in parameters start there."""
 
 Sections = dict[str, dict[str, str]]
 
@@ -73,15 +82,49 @@ def _check_sections(path: Path, content: object) -> Sections:
     return sections
 
 
-def resolve_parameters(
-    workload: Workload,
-    case: TestCase,
-    environment: dict[str, str],
-    arguments: dict[str, str],
-    config: Path | None = None,
-) -> Parameters:
-    """Return a case's parameters from all their sources; see `case.resolve` for the order and the errors."""
-    layers = {"workload.yaml": pick_sections(workload.defaults, case.name)}
-    if config is not None:
-        layers[str(config)] = pick_sections(load_sections(config), case.name)
-    return resolve(case, layers | {"environment": environment, "argument": arguments})
+@dataclass(frozen=True)
+class Sources:
+    """Where a workload's cases get their settings from, read once for all of them.
+
+    `declared` and `config`: the sections of files by their names; see `case.resolve` for what differs between them.
+    """
+
+    declared: Mapping[str, Sections]
+    config: Mapping[str, Sections]
+    environ: Mapping[str, str]
+
+    @classmethod
+    def read(cls, workload: Workload, environ: Mapping[str, str], config: Path | None = None) -> "Sources":
+        """Read the files; raise UsageError saying what is wrong with one."""
+        declared = {"workload.yaml": workload.defaults}
+        if path := environ.get(DEFAULTS_VARIABLE):
+            declared[path] = load_sections(Path(path))
+        return cls(declared, {str(config): load_sections(config)} if config else {}, environ)
+
+    def resolve(self, case: TestCase, arguments: Mapping[str, Settings]) -> Parameters:
+        """Return a case's parameters, paths in them absolute; raise UsageError for a bad one.
+
+        `arguments`: what is stronger than the environment, by origin, the weakest first.
+        """
+        declared, config = (
+            {origin: pick_sections(sections, case.name) for origin, sections in files.items()}
+            for files in (self.declared, self.config)
+        )
+        asked = {**config, "environment": from_environment(self.environ), **arguments}
+        parameters = resolve(case, asked, declared)
+        if not parameters.model:
+            return parameters
+        directory = Path(self.environ.get(DIRECTORY_VARIABLE) or Path.cwd())
+        return parameters.model_copy(update={"model": _locate_model(parameters.model, directory)})
+
+
+def _locate_model(model: str, directory: Path) -> str:
+    """Return an artefact's name as it is, or the absolute path of a file that is there."""
+    artefacts = load_artefacts()
+    if model in artefacts:
+        return model
+    path = directory / Path(model).expanduser()
+    if not path.is_file():
+        graphs = ", ".join(name for name, artefact in artefacts.items() if artefact.file_name.endswith(".pb"))
+        raise UsageError(f"MODEL={model}: no such file in {directory}; needed a frozen graph (.pb), or one of {graphs}")
+    return str(path)

@@ -1,0 +1,40 @@
+"""What a job says about the settings and the environment that it was given."""
+
+import pytest
+
+from cnnbench.job import prepare_job
+from conftest import WORKLOAD
+from null_workload import THROUGHPUT, NullWorkload
+
+ACCURACY = "test_resnet50v1_5_tensorflow_xeon_public_inference_accuracy_avx_fp32"
+TRACED = "oneDNN traced while measuring, which costs throughput"
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """Return the notes on a throughput job of the null engine in some environment."""
+    workload = NullWorkload(tmp_path)
+    return lambda **environ: prepare_job(workload.directory, THROUGHPUT, environ, {}).notes
+
+
+def test_a_variable_that_is_not_passed_on_is_named(notes):
+    (note,) = [note for note in notes(ONEDNN_MAX_CPU_ISA="AVX2") if "not passed on" in note]
+    assert "ONEDNN_MAX_CPU_ISA" in note
+
+
+def test_a_parameter_is_not_among_what_is_not_passed_on(notes):
+    found = notes(ONEDNN_VERBOSE="1")
+    assert TRACED in found
+    assert not [note for note in found if "not passed on" in note]
+
+
+@pytest.mark.parametrize(("value", "traced"), [("1", True), ("all", True), ("0", False), ("none", False)])
+def test_a_trace_that_customer_env_asks_for_is_noted(notes, value, traced):
+    assert (TRACED in notes(CUSTOMER_ENV=f"ONEDNN_VERBOSE={value}")) is traced
+
+
+def test_accuracy_notes_the_steps_that_it_does_not_use():
+    job = prepare_job(WORKLOAD, ACCURACY, {"STEPS": "20"}, {"DATA_TYPE": "dummy"})
+    assert {"STEPS=20 not used: accuracy always goes over the whole set"} <= set(job.notes)
+    assert (job.requested["STEPS"], job.requested["DATA_TYPE"]) == ("20", "dummy")
+    assert (job.effective["STEPS"], job.effective["DATA_TYPE"]) == ("auto", "real")

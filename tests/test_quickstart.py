@@ -1,0 +1,148 @@
+"""run.sh: the quick start on the null engine in a real process, and the set-up before it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnbench.errors import CnnbenchError
+from cnnbench.host import read_cpuinfo
+from cnnbench.platforms import detect_platform
+from cnnbench.quickstart import DEFAULTS, _tool
+from cnnbench.result import load_run
+from cnnbench.workload import load_sections
+from conftest import WORKLOAD
+from null_workload import (
+    PATIENCE_S,
+    ROOT,
+    THROUGHPUT,
+    clean_environment,
+    find_workers,
+    process_files,
+    step_of,
+    wait_until,
+    write_checkout,
+)
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from cnnbench.cli import main
+from cnnbench import cli, quickstart
+root = Path(sys.argv[1])
+cli.quickstart = lambda cache, arguments: quickstart.quickstart(cache, arguments, root, "Harness")
+sys.exit(main(["quickstart", *sys.argv[2:]]))
+"""
+"""`cnnbench quickstart`, but on the workload of a checkout of the null engine."""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    checkout = write_checkout(tmp_path / "checkout", detect_platform(read_cpuinfo()))
+    shutil.copy(WORKLOAD / DEFAULTS, checkout / "workload" / "Harness")
+    return checkout
+
+
+def start(checkout, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, checkout, "-R", THROUGHPUT, *arguments],
+        env=clean_environment(CNNBENCH_CACHE=str(checkout / "cache"), **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(checkout, *arguments, **environment):
+    with start(checkout, *arguments, **environment) as process:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    (logs,) = (checkout / "build" / "workload" / "Harness").glob("logs-*")
+    return process.returncode, output, load_run(logs)
+
+
+def find_processes(checkout):
+    """Return the processes that have the checkout in their command line."""
+    return [pid for pid, command in process_files("cmdline").items() if str(checkout).encode() in command]
+
+
+def test_a_run_ends_with_a_table_of_its_logs_and_uses_the_quick_settings(checkout):
+    code, output, result = run(checkout, "--options", f"--steps=20 {step_of(2)}")
+    assert code == 0, output
+    assert output.index("Throughput") < output.index("logs:")
+    quick = load_sections(WORKLOAD / DEFAULTS)["*"]
+    assert {name: result.effective[name] for name in quick} == quick
+
+
+def test_what_a_user_sets_is_stronger_than_the_quick_settings(checkout, tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("'*': {DATA_TYPE: dummy, STEPS: 20}")
+    code, output, result = run(checkout, "--config", str(config), "--options", step_of(2), MAX_TIME="3")
+    assert code == 0, output
+    found = {name: result.effective[name] for name in ("DATA_TYPE", "STEPS", "MIN_TIME", "MAX_TIME")}
+    assert found == {"DATA_TYPE": "dummy", "STEPS": "20", "MIN_TIME": "3", "MAX_TIME": "3"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_process_and_records_the_run(checkout, number):
+    with start(checkout, "--options", f"--steps=1000000 {step_of(5)}") as process:
+        wait_until(lambda: find_workers(checkout), "a worker")
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number, output
+    assert find_processes(checkout) == []
+    (logs,) = (checkout / "build" / "workload" / "Harness").glob("logs-*")
+    assert load_run(logs).verdict == "invalid"
+
+
+def test_a_bad_set_is_bad_usage(checkout):
+    with start(checkout, "--set", "BATCH_SIZE=0") as process:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "BATCH_SIZE=0 (--set): must be 1 to 4096" in output
+
+
+def write_tool(path, text="exit 0"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_tool_that_setup_installed_goes_before_the_systems(tmp_path, monkeypatch):
+    system = write_tool(tmp_path / "usr" / "cmake")
+    monkeypatch.setenv("PATH", str(system.parent))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
+    assert _tool("cmake") == str(system)
+    installed = write_tool(tmp_path / "venv" / "cmake")
+    assert _tool("cmake") == str(installed)
+    with pytest.raises(CnnbenchError, match=r"ctest: not found; script/setup\.sh installs it"):
+        _tool("ctest")
+
+
+@pytest.mark.parametrize(
+    ("version", "tools", "installs"),
+    [
+        ("3.25.1", ["cmake", "ctest"], False),
+        ("3.19.8", ["cmake", "ctest"], True),
+        ("3.25.1", ["cmake"], True),
+        ("3.25.1", ["ctest"], True),
+        ("3.25.1", [], True),
+    ],
+)
+def test_setup_installs_cmake_where_the_system_lacks_any_of_it(tmp_path, version, tools, installs):
+    root, system = tmp_path / "root", tmp_path / "bin"
+    system.mkdir()
+    for name in ("bash", "env", "dirname", "flock", "cmp", "cp"):
+        (system / name).symlink_to(shutil.which(name))
+    for name in tools:
+        write_tool(system / name, f"echo {name} version {version}")
+    for name in ("script/setup.sh", "requirements/controller.lock", "requirements/cmake.lock", "pyproject.toml"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    write_tool(root / ".venv" / "bin" / "python", f'[ "$1" = -c ] && echo True; echo "$@" >>"{tmp_path}/calls"')
+    subprocess.run([root / "script" / "setup.sh"], env={**os.environ, "PATH": str(system)}, check=True)
+    assert (f"{root}/requirements/cmake.lock" in Path(tmp_path / "calls").read_text()) is installs
