@@ -71,12 +71,6 @@ def test_an_image_of_another_size_is_seen_each_time(root):
         load_image_set(root)
 
 
-def test_a_set_of_which_no_size_was_recorded_is_still_read(root):
-    manifest = root / "manifest.json"
-    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "bytes"}))
-    assert len(load_image_set(root, verify=True)) == 3
-
-
 @pytest.mark.parametrize("lost", ["manifest.json", "index.csv"])
 def test_a_set_without_its_manifest_or_index_is_none(root, lost):
     (root / lost).unlink()
@@ -85,7 +79,7 @@ def test_a_set_without_its_manifest_or_index_is_none(root, lost):
 
 
 @pytest.mark.parametrize(
-    "change", [{"images": 2}, {"schema_version": 2}, {"extra": 1}, {"sha256": "abc"}, {"images": None}, {"bytes": 0}]
+    "change", [{"images": 2}, {"schema_version": 2}, {"extra": 1}, {"sha256": "abc"}, {"images": None}, {"bytes": 0}, {"bytes": None}]
 )
 def test_a_faulty_manifest_is_refused(root, change):
     manifest = root / "manifest.json"

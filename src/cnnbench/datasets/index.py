@@ -33,7 +33,7 @@ _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class ImageSetManifest(BaseModel):
     """What `manifest.json` holds. `sha256` stands for every byte of the set, labels included.
 
-    `bytes`: the size of all images together; None in a set that was staged before it was recorded.
+    `bytes`: the size of all images together.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +42,7 @@ class ImageSetManifest(BaseModel):
     name: str
     split: str
     images: PositiveInt
-    bytes: PositiveInt | None = None
+    bytes: PositiveInt
     index_sha256: _Sha256
     sha256: _Sha256
 
@@ -120,7 +120,7 @@ def load_image_set(root: Path, *, verify: bool = False, progress: Callable[..., 
     if len(files) != manifest.images:
         raise CnnbenchError(f"{root / INDEX}: has {len(files)} images, needed {manifest.images}: {REMEDY}")
     image_bytes = _measure_files(root, files)
-    if manifest.bytes not in (None, image_bytes):
+    if manifest.bytes != image_bytes:
         raise CnnbenchError(
             f"{root}: images have {image_bytes} bytes, needed {manifest.bytes}: images changed; {REMEDY}"
         )
