@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CnnbenchError as error:
         print(f"cnnbench: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # the disk, a permission, a file that went away: whatever was under way has failed
+        print(f"cnnbench: {error}", file=sys.stderr)
+        return CnnbenchError.exit_code
     except KeyboardInterrupt:
         print("cnnbench: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -79,7 +79,16 @@ def test_a_set_without_its_manifest_or_index_is_none(root, lost):
 
 
 @pytest.mark.parametrize(
-    "change", [{"images": 2}, {"schema_version": 2}, {"extra": 1}, {"sha256": "abc"}, {"images": None}, {"bytes": 0}, {"bytes": None}]
+    "change",
+    [
+        {"images": 2},
+        {"schema_version": 2},
+        {"extra": 1},
+        {"sha256": "abc"},
+        {"images": None},
+        {"bytes": 0},
+        {"bytes": None},
+    ],
 )
 def test_a_faulty_manifest_is_refused(root, change):
     manifest = root / "manifest.json"
