@@ -166,11 +166,9 @@ def test_a_killed_controller_leaves_no_orphan(workload, state):
 def test_a_tracing_process_that_hangs(tmp_path):
     log, shared = tmp_path / "trace.log", tmp_path / "shared"
     shared.mkdir()
-    trace = WorkerLaunch([sys.executable, "-c", f"import time; time.sleep({PATIENCE_S})"], log, ())
+    trace = WorkerLaunch([sys.executable, "-c", f"import time; time.sleep({PATIENCE_S})"], dict(os.environ), log, ())
     with pytest.raises(KilledError) as caught:
-        run_workers(
-            [], trace, {}, {}, shared, Limits(None, hang_s=0.2), Progress("measuring", None, "steps"), lambda: None
-        )
+        run_workers([], trace, shared, Limits(None, hang_s=0.2), Progress("measuring", None, "steps"), lambda _: None)
     assert "the tracing process" in caught.value.detail
     assert "hung" in caught.value.detail
 

@@ -152,7 +152,7 @@ def test_steps_auto_measures_between_the_two_times(workload):
     ],
 )
 def test_instances_and_cores_are_as_asked(workload, arguments, planned):
-    assert workload.run("--steps=100", step_of(3), *arguments).returncode == 0
+    assert workload.run("--steps=400", step_of(3), *arguments).returncode == 0
     run = load_run(workload.logs())
     assert [len(instance["cpus"]) for instance in run.plan["instances"]] == planned
     assert [instance["cpus"] for instance in run.instances] == [one["cpus"] for one in run.plan["instances"]]
@@ -163,7 +163,7 @@ def test_weight_sharing_holds_the_instances_of_a_socket_in_one_process(workload)
     # Of the precisions that may share weights, only avx_bfloat16 can run yet.
     case = f"test_{SLUG}_inference_throughput_avx_bfloat16"
     done = workload.run(
-        "--steps=20", step_of(2), "--weight_sharing", "--instances=2", "--cores_per_instance=1", case=case
+        "--steps=300", step_of(3), "--weight_sharing", "--instances=2", "--cores_per_instance=1", case=case
     )
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())
@@ -173,7 +173,7 @@ def test_weight_sharing_holds_the_instances_of_a_socket_in_one_process(workload)
     assert len({instance["pid"] for instance in run.instances}) == len(
         {tuple(one["sockets"]) for one in run.plan["instances"]}
     )
-    assert [len(rows) for rows in steps_of(workload.logs(case=case), 2)] == [20, 20]
+    assert [len(rows) for rows in steps_of(workload.logs(case=case), 2)] == [300, 300]
 
 
 @pytest.mark.parametrize(
