@@ -149,9 +149,10 @@ def stage_inputs(job: Job, cache: Path) -> Inputs:
     python = engine_python(job.workload.engine, job.variant, cache)
     if not job.engine.preparer:
         return Inputs(python, None, None)
-    images = find_image_set(job.parameters.dataset, cache)
+    real = job.parameters.data_type == "real"
+    images = find_image_set(job.parameters.dataset if real else "procedural", cache)
     model = prepare_model(_find_model(job, python, cache), images, python, job.engine.preparer, cache)
-    return Inputs(python, images if job.parameters.data_type == "real" else None, model)
+    return Inputs(python, images if real else None, model)
 
 
 def _find_model(job: Job, python: Path, cache: Path) -> Path:
