@@ -1,6 +1,7 @@
 """Fixtures that several folders share; being here, it also puts tests/ on the import path."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from cnnbench.environments import choose_variant, engine_python
 from cnnbench.host import read_cpuinfo
 from cnnbench.staging.cache import cache_root
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: the programs under test must get it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 WORKLOAD = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
