@@ -252,6 +252,16 @@ def run_clean(script, *arguments, cwd=None, **environment):
     )
 
 
+def test_progress_reaches_a_file_whole_though_ctest_keeps_what_a_case_prints(checkout, tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        command = [checkout, "-R", f"test_{SLUG}_inference_throughput_avx_fp32"]
+        done = subprocess.run(command, env=clean_environment(STEPS="10"), stdout=log, stderr=log)
+    text = (tmp_path / "log").read_text()
+    assert done.returncode == 0, text
+    assert "measuring throughput avx_fp32: 10 of 10 steps" in text
+    assert "100% tests passed" in text
+
+
 def test_the_reason_of_a_skipped_case_is_told_at_the_end(checkout):
     done = run_clean(checkout, "-R", "sgx")
     assert done.returncode == 0, done.stderr

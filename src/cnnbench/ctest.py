@@ -12,12 +12,15 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from cnnbench.case import (
     FIELDS,
@@ -231,8 +234,8 @@ def _run_all(command: Sequence[str], build_dir: Path, runs: Sequence[_Run], go_o
 
 def _run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
     """Run ctest, then print why cases were skipped; return its exit code, or 128 + N when signal N has ended it."""
-    with tempfile.NamedTemporaryFile("r", prefix="cnnbench-skips-") as skips:
-        weaker = {"CTEST_OUTPUT_ON_FAILURE": "1", **_show_progress(command)}
+    with tempfile.NamedTemporaryFile("r", prefix="cnnbench-skips-") as skips, _lead_progress_around(command) as led:
+        weaker = {"CTEST_OUTPUT_ON_FAILURE": "1", **led}
         code = _run_to_the_end(command, build_dir, {**weaker, **environment, SKIPS_VARIABLE: skips.name})
         for line in skips:
             print(f"skipped: {line}", end="", flush=True)
@@ -272,11 +275,32 @@ def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mappin
     return 128 + received[0] if received else 128 - code if code < 0 else code
 
 
-def _show_progress(command: Sequence[str]) -> dict[str, str]:
-    """Return what leads a case's progress around ctest to our standard error, unless ctest shows all it prints."""
+def _copy_lines(lines: TextIO, stream: TextIO) -> None:
+    for line in lines:
+        print(line, end="", file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def _lead_progress_around(command: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield what leads a case's progress around ctest to our standard error, unless ctest shows all it prints.
+
+    A terminal is written to directly, for the bars. Anything else gets the lines through a pipe of ours: a file that
+    two processes have opened each for itself would be overwritten by turns.
+    """
     if {"-V", "-VV", "--verbose", "--extra-verbose"}.intersection(command):
-        return {}
-    return {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/2"}
+        yield {}
+    elif sys.stderr.isatty():
+        yield {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/2"}
+    else:
+        reading, writing = os.pipe()
+        with open(reading) as lines, open(writing, "w") as end:  # noqa: PTH123 - descriptors, not paths
+            copier = threading.Thread(target=_copy_lines, args=(lines, sys.stderr))
+            copier.start()
+            try:
+                yield {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/{end.fileno()}"}
+            finally:
+                end.close()
+                copier.join()
 
 
 @contextlib.contextmanager
