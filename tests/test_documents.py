@@ -33,3 +33,8 @@ def test_kpi_script_is_the_one_at_the_top(workload):
 def test_links_between_documents_lead_somewhere(document):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_left_to_fill_in(document):
+    assert re.findall(r"@[A-Z]+@", document.read_text()) == []

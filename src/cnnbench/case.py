@@ -109,7 +109,7 @@ class Parameters(BaseModel):
     precision: PrecisionName = Field("avx_fp32", description="data type and instruction set")
     data_type: Literal["dummy", "real"] = Field(
         "dummy",
-        description="input: one batch kept in memory, or JPEG files decoded while measuring; accuracy always reads real",
+        description="input: a batch kept in memory, or JPEG files decoded while measuring; accuracy always reads real",
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="images an inference step takes")
     cores_per_instance: Cores | Auto = Field(
