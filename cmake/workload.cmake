@@ -35,6 +35,7 @@ function(add_workload)
   endforeach()
   add_script(ctest.sh)
   add_script(list-kpi.sh)
+  file(CREATE_LINK "${CMAKE_SOURCE_DIR}/kpi.sh" "${CMAKE_CURRENT_BINARY_DIR}/kpi.sh" SYMBOLIC)
 endfunction()
 
 # Add one test case, named test_<slug>_[sgx_]inference_<mode>_<precision>[_<case type>].

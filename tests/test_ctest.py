@@ -333,3 +333,15 @@ def test_the_script_survives_odd_paths(tmp_path, log):
     done = run(build / "workload" / NAME / "ctest.sh", "--set", "BATCH_SIZE=2", "-L", "latency")
     assert done.returncode == 0, done.stdout + done.stderr
     assert runs(log)[0]["directory"] == str(build / "workload" / NAME)
+
+
+@pytest.mark.parametrize("word", ["--batch_size=8", "--steps", "--weight-sharing"])
+def test_a_parameter_that_ctest_would_ignore_is_refused(script, log, word):
+    done = run(script, word, *ONE)
+    assert done.returncode == 2
+    assert f"{word}: ctest would ignore it; give it as --set" in done.stderr
+    assert runs(log) == []
+
+
+def test_ctests_own_verbose_is_no_parameter(script):
+    assert "Test command:" in run(script, "--verbose", *ONE).stdout

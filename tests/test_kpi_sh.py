@@ -107,7 +107,7 @@ def test_whole_logs_print_the_kpi_text(kpi_sh, logs):
         "# CPU: A CPU (R): 2,0 GHz * 2",
         "# kernel: 6.1",
         "# note: 1 of 3 usable cores stay idle",
-        "# ok pinning: all threads on 0,1, needed every thread on the planned CPUs",
+        "# ok pinning: all threads on 0,1",
         "# verdict: valid",
         "*Throughput (img/s): 151.4",
         "Throughput 95 % low (img/s): 150.9",

@@ -144,6 +144,9 @@ def _parse(arguments: Sequence[str]) -> _Options:
                 raise UsageError(f"{name}: given twice; give it once")
             else:
                 options.values[name] = text
+        elif name.startswith("--") and name[2:].upper().replace("-", "_") in FIELDS and word != "--verbose":  # ctest's
+            parameter = name[2:].upper().replace("-", "_")
+            raise UsageError(f'{word}: ctest would ignore it; give it as --set "{parameter}=..." or --options "{word}"')
         else:
             options.rest.append(word)
     return options

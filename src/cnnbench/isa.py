@@ -35,7 +35,7 @@ class Precision:
     missing: str = ""
 
 
-_NOT_YET = "no model of this precision can be staged yet"
+_NOT_YET = "cnnbench cannot run this precision yet"
 _AVX_CAP = "AVX512_CORE_BF16"
 
 PRECISIONS = {

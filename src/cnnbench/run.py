@@ -205,6 +205,8 @@ class Measurement:
         affinities = {result["index"]: result["affinities"] for result in results}
         criteria = [survival, validity.judge_pinning(job.plan, affinities)]
         kpis = self._timing_kpis(steps, window, throughput, steady)
+        if p.mode == "accuracy":  # its times are not judged, so they are no figures to print
+            kpis = [kpi for kpi in kpis if kpi.key == "Input wait"]
         (began_s, first), (ended_s, last) = self._looks
         contention = compare_samples(first, last, job.plan.cores, ended_s - began_s)
         if contention is not None:
@@ -225,7 +227,11 @@ class Measurement:
         kpis.append(Kpi(key="Resident memory", unit="MiB", value=sum(processes.values()) / 2**20))
         if self._frequencies:
             kpis.append(Kpi(key="CPU frequency", unit="MHz", value=float(np.mean(self._frequencies))))
-        facts = {"measured for": f"{window.seconds:.2f} s, {sum(len(rows) for rows in steps)} steps"}
+        if contention is None and p.mode != "accuracy":
+            unjudged = {"contention": f"not judged: {window.seconds:.2f} s are too short to tell it"}
+        else:
+            unjudged = {}
+        facts = unjudged | {"measured for": f"{window.seconds:.2f} s, {sum(len(rows) for rows in steps)} steps"}
         return self._result(results, kpis, criteria, facts)
 
     def _timing_kpis(

@@ -33,7 +33,7 @@ def kpi_lines(run: RunResult) -> list[str]:
     lines += [f"# {name}: {value}" for name, value in run.facts.items()]
     lines += [f"# note: {note}" for note in run.notes]
     for criterion in run.criteria:
-        needed = f", needed {criterion.needed}" if criterion.needed else ""
+        needed = f", needed {criterion.needed}" if criterion.needed and not criterion.passed else ""
         lines.append(
             f"# {'ok' if criterion.passed else criterion.severity} {criterion.name}: {criterion.found}{needed}"
         )
