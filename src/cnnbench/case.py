@@ -129,7 +129,7 @@ class Parameters(BaseModel):
         description="one process a socket, whose pinned threads share the weights; not for avx_fp32 and amx_bfloat32",
     )
     variant: Literal["auto", "itex", "stock", "zentf"] = Field(
-        "auto", description="TensorFlow build; auto: the fastest measured for this Python, CPU and precision"
+        "auto", description="TensorFlow build; auto: itex where this Python and CPU can run it, else stock"
     )
     topology: Literal["resnet50v1_5"] = Field("resnet50v1_5", description="the network")
     model: str = Field("", description="a frozen graph to measure instead, as a path or a staged artefact's name")

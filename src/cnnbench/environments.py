@@ -31,11 +31,11 @@ def choose_variant(
     weight_sharing: bool = False,
     python: tuple[int, int] = sys.version_info[:2],
 ) -> str:
-    """Return the build to use: the requested one, or for `auto` the fastest measured; empty if the engine has none.
+    """Return the build to use: the requested one, or for `auto` the first that can run; empty if the engine has none.
 
     Raises SkippedError when this Python or CPU cannot run the requested one, UsageError when it cannot share weights.
-    The order comes from `benchmarks/variants.py`: ITEX was the faster wherever it could run. It locks every operation
-    while it runs, though, so that instances on one set of weights would take turns.
+    The order is that of `benchmarks/variants.py`: ITEX was as fast as stock TensorFlow or faster wherever it could run.
+    It locks every operation while it runs, though, so that instances on one set of weights would take turns.
     """
     variants = ENGINES[engine].variants
     if not variants:
