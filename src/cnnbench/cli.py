@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from cnnbench.datasets import procedural
 from cnnbench.environments import choose_variant, engine_python
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.host import read_cpuinfo
-from cnnbench.job import describe_job, prepare_job, stage_inputs
+from cnnbench.images import ImageOptions, bill_of_materials, build_image, image_labels, plan_images, run_engine
+from cnnbench.job import describe_job, prepare_job, stage_engine, stage_inputs
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.kpi_log import kpi_lines, write_logs
@@ -26,6 +28,7 @@ from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
 from cnnbench.staging.manifest import find_artefact, load_artefacts
 from cnnbench.staging.stage import stage_artefact
+from cnnbench.workload import load_workload
 
 INTERRUPTED = 130
 """The exit code after a Ctrl-C that no measurement had to record: 128 + SIGINT, as shells have it."""
@@ -87,10 +90,22 @@ def _make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("stage", help="put models and images into the cache, verified")
     command.add_argument("names", nargs="*", metavar="NAME", help="default: what the embedded workload needs")
     command.add_argument("--list", action="store_true", help="list what can be staged")
-    command.add_argument("--from", dest="source", type=Path, help="take this file (imagenet: TFRecord directory)")
+    command.add_argument("--from", dest="source", type=Path, help="take this file, or the one in this directory")
     command.add_argument("--sha256", help="the digest to expect, for an artefact whose manifest has none")
     command.add_argument("--verify", action="store_true", help="read again what is staged already")
+    command.add_argument("--engine", help="besides, prepare the models of this engine for the image sets staged")
     command.set_defaults(run=_stage)
+
+    command = commands.add_parser("image", help="plan, make and push a workload's container images")
+    command.add_argument("action", choices=["list", "build", "push", "bom"])
+    command.add_argument("role", nargs="?", help="for build: which image; `list` has them")
+    command.add_argument("--workload", type=Path, required=True, help="the workload's directory")
+    command.add_argument("--log", type=Path, help="for build: the file for the engine's output")
+    command.add_argument("--base-image", default="", help="in place of the public one of the Dockerfile")
+    command.add_argument("--dataset-from", default="embedded", help="embedded, local (dataset/) or url")
+    command.add_argument("--models", default="", help="artefacts to have besides the embedded model")
+    _add_container_options(command)
+    command.set_defaults(run=_image)
 
     command = commands.add_parser("ctest", help="what ctest.sh runs")
     command.add_argument("--build-dir", type=Path, required=True)
@@ -110,6 +125,36 @@ def _make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("quickstart", help="what run.sh runs: from nothing to a KPI table")
     command.set_defaults(run=lambda a: quickstart(cache_root(os.environ), a.rest))
     return parser
+
+
+def _add_container_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--container-cli", default="docker", help='the engine\'s command line, such as "podman"')
+    command.add_argument("--registry", default="", help="what comes before the images' names, such as host:5000")
+    command.add_argument("--release", default="latest", help="the images' tag")
+
+
+def _image(arguments: argparse.Namespace) -> int:
+    workload, cli = load_workload(arguments.workload), shlex.split(arguments.container_cli)
+    options = ImageOptions(
+        arguments.registry, arguments.release, arguments.base_image, arguments.dataset_from, arguments.models
+    )
+    builds = plan_images(arguments.workload.absolute(), workload, options)
+    if arguments.action == "list":
+        for build in builds.values():
+            print(";".join([build.role, *build.needs]))
+    elif arguments.action == "push":
+        for build in builds.values():
+            run_engine([*cli, "push", build.reference])
+            print(f"pushed {build.reference}")
+    elif arguments.action == "bom":
+        print("\n".join([f"# {workload.name}", *bill_of_materials(workload, options).lines()]))
+    else:
+        if arguments.role not in builds or arguments.log is None:
+            raise UsageError(f"image build {arguments.role}: needs a ROLE out of {', '.join(builds)}, and --log FILE")
+        build = builds[arguments.role]
+        labels = image_labels(workload, build, bill_of_materials(workload, options))
+        print(build_image(build, cli, labels, arguments.log.absolute()))
+    return 0
 
 
 def _platform(arguments: argparse.Namespace) -> int:
@@ -161,13 +206,15 @@ def _stage(arguments: argparse.Namespace) -> int:
         for name, artefact in artefacts.items():
             print(f"{name}: {artefact.url}")
         return 0
-    names = arguments.names or list(EMBEDDED)
+    names = arguments.names or ([] if arguments.engine else list(EMBEDDED))
     if (arguments.source or arguments.sha256) and len(names) != 1:
         raise UsageError("--from and --sha256 are for one NAME at a time")
     for name in names:
         if arguments.source and name in EMBEDDED:
             raise UsageError(f"--from {arguments.source}: {name} is made on this machine and takes no file")
         print(f"{name}: {_stage_one(name, arguments, cache)}")
+    if arguments.engine:
+        stage_engine(arguments.engine, read_cpuinfo(), cache)
     return 0
 
 
@@ -180,8 +227,10 @@ def _stage_one(name: str, arguments: argparse.Namespace, cache: Path) -> Path:
     if name == "imagenet":
         python = _tensorflow_python(cache) if arguments.source else None
         return stage_imagenet_set(cache, arguments.source, python, verify=verify).root
-    artefact = find_artefact(name)
-    return stage_artefact(artefact, cache, arguments.source, arguments.sha256, verify=verify)
+    artefact, source = find_artefact(name), arguments.source
+    if source and source.is_dir():
+        source = source / artefact.file_name
+    return stage_artefact(artefact, cache, source, arguments.sha256, verify=verify)
 
 
 def _tensorflow_python(cache: Path) -> Path:

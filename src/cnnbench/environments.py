@@ -1,4 +1,7 @@
-"""Make one virtual environment for each engine build, from its lock file, on first use."""
+"""Make one virtual environment for each engine build, from its lock file, on first use.
+
+`python -m cnnbench.environments ENGINE VARIANT` does so for an image, before the rest of this package is copied there.
+"""
 
 import hashlib
 import os
@@ -11,7 +14,7 @@ from pathlib import Path
 from cnnbench.backends import ENGINES
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo
-from cnnbench.staging.cache import explain_disk_errors, install_directory, locked
+from cnnbench.staging.cache import cache_root, explain_disk_errors, install_directory, locked
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 
@@ -120,3 +123,7 @@ def _run(command: list[str], lock: Path) -> None:
         raise CnnbenchError(
             f"making the environment of {lock.name} failed at `{' '.join(command)}`:\n" + "\n".join(last)
         )
+
+
+if __name__ == "__main__":
+    engine_python(sys.argv[1], sys.argv[2], cache_root(os.environ))

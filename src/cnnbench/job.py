@@ -1,5 +1,6 @@
 """Make a case ready to run: resolve its parameters, plan its instances, stage what it reads."""
 
+import itertools
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,14 @@ from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, require
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
-from cnnbench.staging.inputs import PreparedModel, find_image_set, prepare_model, stage_embedded_model
+from cnnbench.staging.inputs import (
+    PreparedModel,
+    find_check_set,
+    find_image_set,
+    imagenet_path,
+    prepare_model,
+    stage_embedded_model,
+)
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.staging.stage import staged_path
 from cnnbench.topology import format_cpu_list, read_topology
@@ -149,10 +157,27 @@ def stage_inputs(job: Job, cache: Path) -> Inputs:
     python = engine_python(job.workload.engine, job.variant, cache)
     if not job.engine.preparer:
         return Inputs(python, None, None)
-    real = job.parameters.data_type == "real"
-    images = find_image_set(job.parameters.dataset if real else "procedural", cache)
-    model = prepare_model(_find_model(job, python, cache), images, python, job.engine.preparer, cache)
-    return Inputs(python, images if real else None, model)
+    images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
+    check_set = images.root if images else find_check_set(cache)
+    model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
+    return Inputs(python, images, model)
+
+
+def stage_engine(name: str, cpu: CpuInfo, cache: Path) -> None:
+    """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged."""
+    engine = find_engine(name)
+    if not engine.preparer:
+        return
+    python = engine_python(name, choose_variant(name, "auto", cpu), cache)
+    artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
+    models = [
+        stage_embedded_model(python, engine.preparer, cache),
+        *(path for path in artefacts if path.suffix == ".pb"),
+    ]
+    check_sets = [find_check_set(cache), imagenet_path(cache)]
+    for model, check_set in itertools.product(models, check_sets):
+        if model.is_file() and check_set.is_dir():
+            prepare_model(model, check_set, python, engine.preparer, cache)
 
 
 def _find_model(job: Job, python: Path, cache: Path) -> Path:

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnnbench import ctest
-from cnnbench.backends import find_engine
 from cnnbench.case import PrecisionName, TestCase
-from cnnbench.environments import choose_variant, engine_python
 from cnnbench.errors import CnnbenchError
-from cnnbench.host import CpuInfo, read_cpuinfo
+from cnnbench.host import read_cpuinfo
 from cnnbench.isa import best_precision
+from cnnbench.job import stage_engine
 from cnnbench.platforms import detect_platform
 from cnnbench.report.table import kpi_table
 from cnnbench.result import RUN_FILE, load_run
-from cnnbench.staging.inputs import find_image_set, prepare_model, stage_embedded_model
 from cnnbench.workload import load_workload
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +34,7 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what stages or configures is ended with us
     source, build = root / "workload" / name, root / "build"
     workload, cpu = load_workload(source), read_cpuinfo()
-    _stage(workload.engine, cpu, cache)
+    stage_engine(workload.engine, cpu, cache)  # before the first of the quick cases is timed by ctest
     _configure(root, build, detect_platform(cpu))
 
     directory = build / "workload" / name
@@ -49,14 +47,6 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
         print("\nlogs:")
         print("\n".join(f"  {path}" for path in logs))
     return code
-
-
-def _stage(engine: str, cpu: CpuInfo, cache: Path) -> None:
-    """Make what the quick cases need before the first of them is timed by ctest."""
-    if preparer := find_engine(engine).preparer:
-        python = engine_python(engine, choose_variant(engine, "auto", cpu), cache)
-        images = find_image_set("procedural", cache)
-        prepare_model(stage_embedded_model(python, preparer, cache), images, python, preparer, cache)
 
 
 def _configure(root: Path, build: Path, platform: str) -> None:

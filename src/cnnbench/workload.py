@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,13 +19,27 @@ DIRECTORY_VARIABLE = "CNNBENCH_DIRECTORY"
 """Environment variable: where the user is, which ctest changes; relative paths in parameters start there."""
 
 Sections = dict[str, dict[str, str]]
+ImageName = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-]+[a-z0-9]+)*$")]
+
+
+class ImageNames(BaseModel):
+    """What the names of a workload's container images begin with.
+
+    `parts`: those that the others are made of (-benchmark, -inference-dataset, -model). `inference`: those that cases
+    run in (-dummy, -real, -sgx).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parts: ImageName
+    inference: ImageName
 
 
 class Workload(BaseModel):
     """A workload's `workload.yaml`.
 
-    `slug`: the name inside case names. `engine`: which lock files make its environments. `defaults`: settings by
-    globs of case names.
+    `slug`: the name inside case names. `engine`: which lock files make its environments. `images`: the names of its
+    container images, None when it has none. `defaults`: settings by globs of case names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +48,7 @@ class Workload(BaseModel):
     slug: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
     engine: str
+    images: ImageNames | None = None
     defaults: Sections
 
 

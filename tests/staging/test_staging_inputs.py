@@ -14,6 +14,8 @@ from cnnbench.staging.inputs import (
     PACKAGE,
     digest_sources,
     embedded_model_path,
+    find_check_set,
+    find_image_set,
     imagenet_path,
     prepare_model,
     stage_embedded_model,
@@ -72,10 +74,22 @@ def test_the_embedded_model_is_made_once_and_checked_each_time(cache, python):
 
 def test_a_prepared_model_is_named_for_the_model_and_the_images(cache, python):
     model, images = stage_embedded_model(python, "preparer", cache), stage_procedural("validation", cache)
-    prepared = prepare_model(model, images, python, "preparer", cache)
+    prepared = prepare_model(model, images.root, python, "preparer", cache)
     assert prepared.source_sha256 == hashlib.sha256(b"a model").hexdigest()
     assert prepared.graph.parent.name.startswith(f"{prepared.source_sha256[:16]}-{images.sha256[:16]}-")
     assert (prepared.macs_per_image, prepared.batch_norms_folded, prepared.pads_folded) == (7, 53, 4)
+
+
+def test_what_is_staged_is_used_without_the_images_it_was_made_with(cache, python):
+    model, images = stage_embedded_model(python, "preparer", cache), stage_procedural("validation", cache)
+    prepared = prepare_model(model, images.root, python, "preparer", cache)
+    python.unlink()
+    for part in procedural.IMAGES_PER_CLASS:
+        (cache / "datasets" / f"{procedural.SEED}-{part}" / "index.csv").unlink()
+    assert stage_embedded_model(python, "preparer", cache) == model
+    assert prepare_model(model, find_check_set(cache), python, "preparer", cache) == prepared
+    with pytest.raises(CnnbenchError, match=r"index\.csv is missing.*take the image for real data"):
+        find_image_set("procedural", cache)
 
 
 @pytest.mark.parametrize("changed", EMBEDDED_BY)

@@ -104,13 +104,13 @@ def load_image_set(root: Path, *, verify: bool = False, progress: Callable[..., 
 
     Raises CnnbenchError for a set that is incomplete or has been changed.
     """
-    try:
-        manifest = ImageSetManifest.model_validate_json((root / MANIFEST).read_bytes())
-        index = (root / INDEX).read_bytes()
-    except FileNotFoundError as error:
-        raise CnnbenchError(f"{root}: not an image set, {error.filename} is missing: {REMEDY}") from error
-    except ValidationError as error:
-        raise CnnbenchError(f"{root / MANIFEST}: {error}; {REMEDY}") from error
+    manifest = load_manifest(root)
+    if not (root / INDEX).is_file():
+        raise CnnbenchError(
+            f"{root}: not an image set, {INDEX} is missing: {REMEDY}; in a container for DATA_TYPE=dummy there is "
+            "none: take the image for real data"
+        )
+    index = (root / INDEX).read_bytes()
     found = hashlib.sha256(index).hexdigest()
     if found != manifest.index_sha256:
         raise CnnbenchError(
@@ -127,6 +127,16 @@ def load_image_set(root: Path, *, verify: bool = False, progress: Callable[..., 
     if verify and (content := _digest_content(root, files, manifest.name, progress)) != manifest.sha256:
         raise CnnbenchError(f"{root}: SHA-256 is {content}, needed {manifest.sha256}: images changed; {REMEDY}")
     return ImageSet(root, files, labels, manifest.name, manifest.split, manifest.sha256)
+
+
+def load_manifest(root: Path) -> ImageSetManifest:
+    """Read what the set in `root` is, whether or not its images are there; raise CnnbenchError when it is not one."""
+    try:
+        return ImageSetManifest.model_validate_json((root / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise CnnbenchError(f"{root}: not an image set, {error.filename} is missing: {REMEDY}") from error
+    except ValidationError as error:
+        raise CnnbenchError(f"{root / MANIFEST}: {error}; {REMEDY}") from error
 
 
 def _parse_index(index: bytes, root: Path) -> tuple[tuple[str, ...], np.ndarray]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cnnbench.datasets import procedural
 from cnnbench.datasets.imagenet import stage_imagenet
-from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, write_image_set
+from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
 from cnnbench.errors import CnnbenchError
 from cnnbench.launch.local import split_environment
 from cnnbench.staging.cache import install_directory
@@ -25,6 +25,8 @@ PACKAGE = Path(__file__).parents[1]
 
 PREPARED_BY = ("models/fold.py", "models/graph.py", "models/prepare.py", "datasets/tfdata.py")
 """The sources that decide what a prepared model is; a change of one makes it anew."""
+
+IMAGENET_ARTEFACTS = ("imagenet2012-val", "imagenet2012-devkit")
 
 EMBEDDED_BY = (*PREPARED_BY, "models/resnet50.py", "datasets/procedural.py")
 """The sources that decide what the embedded model is."""
@@ -45,13 +47,25 @@ class PreparedModel:
 
 def stage_procedural(part: str, cache: Path, *, verify: bool = False) -> ImageSet:
     """Return one part of the drawn data set, drawing it when it is not there yet; `verify` digests its images again."""
+    return load_image_set(_draw_part(part, cache), verify=verify)
+
+
+def _draw_part(part: str, cache: Path) -> Path:
     name = f"{procedural.SEED}-{part}"
 
     def build(directory: Path) -> None:
         rows = procedural.draw_part(part, directory, len(os.sched_getaffinity(0)))
         write_image_set(directory, rows, name, part)
 
-    return load_image_set(install_directory(build, cache / "datasets" / name), verify=verify)
+    return install_directory(build, cache / "datasets" / name)
+
+
+def find_check_set(cache: Path) -> Path:
+    """Return the set that check images are taken from when no images are measured: drawn on first use.
+
+    Where the model has been prepared with it, its manifest is enough: container images for dummy data have no more.
+    """
+    return _draw_part("validation", cache)
 
 
 def imagenet_path(cache: Path) -> Path:
@@ -71,21 +85,23 @@ def find_image_set(dataset: str, cache: Path) -> ImageSet:
     return load_image_set(imagenet_path(cache))
 
 
-def stage_imagenet_set(cache: Path, shards: Path | None, python: Path | None, *, verify: bool = False) -> ImageSet:
-    """Return the ImageNet set, making it from the staged tar and devkit, or from a directory of TFRecord shards.
+def stage_imagenet_set(cache: Path, source: Path | None, python: Path | None, *, verify: bool = False) -> ImageSet:
+    """Return the ImageNet set, making it from the staged tar and devkit, or from those or TFRecord shards in `source`.
 
     `python`: an engine's, which has TensorFlow to read shards with; needed for them only. `verify` digests its images
     again; what a set that is there was made from may be gone by then.
     """
     destination = imagenet_path(cache)
     if not (destination / MANIFEST).is_file():
-        if shards is not None:
+        artefacts = [load_artefacts()[name] for name in IMAGENET_ARTEFACTS]
+        archives = [None if source is None else source / artefact.file_name for artefact in artefacts]
+        if source is not None and not any(archive.exists() for archive in archives if archive):
             module = "cnnbench.datasets.tfrecord"
-            _run_module([str(python), "-m", module, str(shards.absolute()), str(destination)])
+            _run_module([str(python), "-m", module, str(source.absolute()), str(destination)])
         else:
-            artefacts = load_artefacts()
-            names = ("imagenet2012-val", "imagenet2012-devkit")
-            tar, devkit = (stage_artefact(artefacts[name], cache) for name in names)
+            tar, devkit = (
+                stage_artefact(artefact, cache, archive) for artefact, archive in zip(artefacts, archives, strict=True)
+            )
             stage_imagenet(tar, devkit, destination)
     return load_image_set(destination, verify=verify)
 
@@ -101,8 +117,12 @@ def stage_embedded_model(python: Path, preparer: str, cache: Path) -> Path:
     Its digest is compared with that of its making each time: that takes a fraction of a second.
     """
     path = embedded_model_path(cache)
-    calibration, training = (stage_procedural(part, cache).root for part in ("calibration", "training"))
-    install_directory(partial(_run_preparer, python, preparer, "embedded", calibration, training), path.parent)
+
+    def build(directory: Path) -> None:
+        calibration, training = (stage_procedural(part, cache).root for part in ("calibration", "training"))
+        _run_preparer(python, preparer, "embedded", calibration, training, directory)
+
+    install_directory(build, path.parent)
     needed = json.loads((path.parent / "model.json").read_bytes())["sha256"]
     if (found := _digest(path)) != needed:
         raise CnnbenchError(
@@ -111,14 +131,17 @@ def stage_embedded_model(python: Path, preparer: str, cache: Path) -> Path:
     return path
 
 
-def prepare_model(model: Path, images: ImageSet, python: Path, preparer: str, cache: Path) -> PreparedModel:
-    """Return a model made ready, folding it and recording its reference answers when that is not done yet."""
+def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache: Path) -> PreparedModel:
+    """Return a model made ready, folding it and recording its reference answers when that is not done yet.
+
+    `images`: the directory of the image set to take the fixed batch from.
+    """
     if not model.is_file():
         raise CnnbenchError(f"MODEL={model}: no such file; needed a frozen graph (.pb)")
     sha256 = _digest(model)
-    name = f"{sha256[:16]}-{images.sha256[:16]}-{digest_sources(PREPARED_BY)}"
+    name = f"{sha256[:16]}-{load_manifest(images).sha256[:16]}-{digest_sources(PREPARED_BY)}"
     destination = cache / "prepared" / name
-    install_directory(partial(_run_preparer, python, preparer, "graph", model.absolute(), images.root), destination)
+    install_directory(partial(_run_preparer, python, preparer, "graph", model.absolute(), images), destination)
     facts = json.loads((destination / "prepared.json").read_bytes())
     return PreparedModel(
         source_sha256=sha256,

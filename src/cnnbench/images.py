@@ -1,0 +1,298 @@
+"""Plan and make a workload's container images: what each is made of, in which order, and what it says it holds.
+
+The Dockerfiles know how an image is made; here is which one, with which arguments, out of which files. Each build gets
+a context of its own with only the files that its Dockerfile copies, so that a data set of gigabytes is sent for one
+image and not for all, whichever builder the engine has.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from cnnbench.backends import find_engine
+from cnnbench.environments import REQUIREMENTS, lock_file
+from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.progress import bytes_text
+from cnnbench.staging.manifest import load_artefacts
+from cnnbench.workload import Workload
+
+ROOT = Path(__file__).parents[2]
+DATASET_SOURCES = ("embedded", "local", "url")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+LABEL = "cnnbench"
+"""What our labels of images and containers begin with."""
+
+IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
+"""The Python of Debian 12, which the images have."""
+
+_PACKAGE = ("src", "requirements", "workload/platforms")
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How a user wants the images.
+
+    `registry`: what comes before each name, such as `host:5000`; empty for none. `release`: the tag. `base_image`: in
+    place of the Dockerfile's own. `dataset_from`: embedded, local or url. `models`: names of artefacts, separated by
+    spaces.
+    """
+
+    registry: str = ""
+    release: str = "latest"
+    base_image: str = ""
+    dataset_from: str = "embedded"
+    models: str = ""
+
+    def reference(self, name: str) -> str:
+        """Return an image's full name."""
+        return f"{self.registry}/{name}:{self.release}" if self.registry else f"{name}:{self.release}"
+
+    def check(self) -> None:
+        """Raise UsageError for what no image could be named or made with."""
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", self.release):
+            raise UsageError(f"RELEASE={self.release}: must be a tag: letters, digits, _ . and -, at most 128 of them")
+        if self.registry and not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*", self.registry):
+            raise UsageError(
+                f"REGISTRY={self.registry}: must be a host, with a port or path if need be: host:5000/team"
+            )
+        if self.dataset_from not in DATASET_SOURCES:
+            raise UsageError(f"DATASET_FROM={self.dataset_from}: must be one of {', '.join(DATASET_SOURCES)}")
+        known = load_artefacts()
+        if unknown := [name for name in self.models.split() if name not in known]:
+            raise UsageError(f"MODELS={self.models}: {unknown[0]} is not known; there are {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class ImageBuild:
+    """One image to make. `role`: what it is to its workload. `context`: the files it is made of, relative to ROOT."""
+
+    role: str
+    reference: str
+    dockerfile: str
+    target: str
+    context: tuple[str, ...]
+    arguments: Mapping[str, str]
+    needs: tuple[str, ...] = field(default=())
+
+
+def inference_image(workload: Workload, data_type: str, sgx: bool, options: ImageOptions) -> str:
+    """Return the name of the image that a case runs in."""
+    if workload.images is None:
+        raise UsageError(
+            f"{workload.name}: declares no images in its workload.yaml, so it runs with BACKEND=native only"
+        )
+    role = "sgx" if sgx else data_type
+    return options.reference(f"{workload.images.inference}-{role}")
+
+
+def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> dict[str, ImageBuild]:
+    """Return the images of a workload by role, each after those it is made of.
+
+    `directory`: the workload's, in ROOT/workload. An engine without models has `benchmark` and `dummy` only.
+    """
+    options.check()
+    dummy = inference_image(workload, "dummy", False, options)
+    assert workload.images is not None
+    engine, own = find_engine(workload.engine), f"workload/{directory.name}"
+    name = {
+        "benchmark": options.reference(f"{workload.images.parts}-benchmark"),
+        "inference-dataset": options.reference(f"{workload.images.parts}-inference-dataset"),
+        "model": options.reference(f"{workload.images.parts}-model"),
+        "dummy": dummy,
+        "real": inference_image(workload, "real", False, options),
+        "sgx": inference_image(workload, "real", True, options),
+    }
+    parts = {
+        "BENCHMARK_IMAGE": name["benchmark"],
+        "DATASET_IMAGE": name["inference-dataset"],
+        "MODEL_IMAGE": name["model"],
+    }
+    base = {"BASE_IMAGE": options.base_image} if options.base_image else {}
+    staging = {"DATASET_FROM": options.dataset_from}
+    dataset = ("dataset",) if options.dataset_from == "local" else ("dataset/README.md",)
+    builds = [
+        ImageBuild(
+            "benchmark",
+            name["benchmark"],
+            "Dockerfile.2.benchmark",
+            "",
+            _PACKAGE,
+            base | {"ENGINE": workload.engine, "VARIANTS": " ".join(engine.variants)},
+        )
+    ]
+    if engine.preparer:
+        builds += [
+            ImageBuild(
+                "inference-dataset",
+                name["inference-dataset"],
+                "Dockerfile.3.inference-dataset",
+                "",
+                dataset,
+                {"BENCHMARK_IMAGE": name["benchmark"]} | staging,
+                needs=("benchmark",),
+            ),
+            ImageBuild(
+                "model",
+                name["model"],
+                "Dockerfile.1.model",
+                "",
+                dataset,
+                {key: parts[key] for key in ("BENCHMARK_IMAGE", "DATASET_IMAGE")}
+                | staging
+                | {"ENGINE": workload.engine, "MODELS": options.models},
+                needs=("inference-dataset",),
+            ),
+        ]
+    before = builds[-1].role
+    for role in ("dummy", "real", "sgx") if engine.preparer else ("dummy",):
+        arguments = parts if engine.preparer else {"BENCHMARK_IMAGE": name["benchmark"]}
+        builds.append(ImageBuild(role, name[role], f"{own}/Dockerfile", role, (own,), arguments, needs=(before,)))
+        before = role
+    return {build.role: build for build in builds}
+
+
+def build_command(build: ImageBuild, cli: list[str], labels: Mapping[str, str], context: Path) -> list[str]:
+    """Return the command that makes an image out of a context directory."""
+    proxies = [name for name in (*PROXIES, *map(str.lower, PROXIES)) if os.environ.get(name)]
+    return [
+        *(*cli, "build", "--file", str(context / build.dockerfile), "--tag", build.reference),
+        *(["--target", build.target] if build.target else []),
+        *(word for name, value in build.arguments.items() for word in ("--build-arg", f"{name}={value}")),
+        *(word for name in proxies for word in ("--build-arg", name)),
+        *(word for name, value in labels.items() for word in ("--label", f"{name}={value}")),
+        str(context),
+    ]
+
+
+def build_image(build: ImageBuild, cli: list[str], labels: Mapping[str, str], log: Path) -> str:
+    """Make an image, with the engine's output in a file; return a line about it. Raise CnnbenchError when it fails."""
+    began_s = time.monotonic()
+    context = log.with_name(f"context-{build.role}")
+    shutil.rmtree(context, ignore_errors=True)
+    try:
+        for path in (build.dockerfile, *build.context):
+            _place(ROOT / path, context / path)
+        command = build_command(build, cli, labels, context)
+        with log.open("w") as output:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+            )
+    finally:
+        shutil.rmtree(context, ignore_errors=True)
+    if code != 0:
+        last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-8:])
+        raise CnnbenchError(f"building {build.reference} failed with exit code {code}:\n{last}\nlog: {log}")
+    size = run_engine([*cli, "image", "inspect", "--format", "{{.Size}}", build.reference])
+    return f"{build.reference}: {bytes_text(int(size))}, {time.monotonic() - began_s:.0f} s"
+
+
+def _place(source: Path, destination: Path) -> None:
+    """Put a file or directory into a context, by hard links where the file system has them."""
+
+    def link(file: str, copy: str) -> None:
+        try:
+            os.link(file, copy)
+        except OSError:  # another file system, or files of another user
+            shutil.copy2(file, copy)
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(
+            source, destination, copy_function=link, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    else:
+        link(str(source), str(destination))
+
+
+def run_engine(command: list[str], timeout_s: float | None = None) -> str:
+    """Run a command of the container engine's and return what it prints; raise CnnbenchError with its complaint."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+    except FileNotFoundError as error:
+        raise CnnbenchError(f"{command[0]}: not found; install it, or choose another with -DCONTAINER_CLI") from error
+    except subprocess.TimeoutExpired as error:
+        raise CnnbenchError(f"`{' '.join(command)}` was not done within {timeout_s:g} s") from error
+    if done.returncode != 0:
+        complaint = done.stderr.strip() or f"exit code {done.returncode}"
+        raise CnnbenchError(f"`{' '.join(command)}` failed: {complaint}")
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class BillOfMaterials:
+    """What the images of a workload hold: the base image, Debian's packages, Python's by lock file, and artefacts."""
+
+    base_image: str
+    debian: Mapping[str, str]
+    python: Mapping[str, Mapping[str, str]]
+    artefacts: Mapping[str, str]
+
+    def lines(self) -> list[str]:
+        """Return it as text for people."""
+        return [
+            f"base image: {self.base_image}",
+            *(f"debian: {name} {number}" for name, number in self.debian.items()),
+            *(
+                f"{lock}: {name} {number}"
+                for lock, packages in self.python.items()
+                for name, number in packages.items()
+            ),
+            *(f"artefact: {name} {digest}" for name, digest in self.artefacts.items()),
+        ]
+
+
+def bill_of_materials(workload: Workload, options: ImageOptions, root: Path = ROOT) -> BillOfMaterials:
+    """Collect it from what the Dockerfiles, lock files and artefact manifest pin."""
+    benchmark = (root / "Dockerfile.2.benchmark").read_text()
+    (default,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", benchmark, re.MULTILINE)
+    (installed,) = re.findall(r"apt-get install (.*)", benchmark)
+    locks = [lock_file(workload.engine, variant) for variant in find_engine(workload.engine).variants]
+    return BillOfMaterials(
+        base_image=options.base_image or default,
+        debian=dict(re.findall(r"(\S+)=(\S+)", installed)),
+        python={lock.name: _pinned(lock) for lock in (REQUIREMENTS / "controller.lock", *locks)},
+        artefacts={
+            name: " ".join(
+                f"{kind}:{digest}" for kind, digest in (("sha256", one.sha256), ("md5", one.md5)) if digest is not None
+            )
+            for name, one in load_artefacts().items()
+        },
+    )
+
+
+def _pinned(lock: Path) -> dict[str, str]:
+    """Return the packages that a lock file installs with the images' Python, and their versions."""
+    words = [line.removesuffix("\\") for line in lock.read_text().splitlines() if re.match("[A-Za-z0-9]", line)]
+    chosen = [one for one in map(Requirement, words) if one.marker is None or one.marker.evaluate(IMAGE_PYTHON)]
+    return {one.name: str(one.specifier).removeprefix("==") for one in chosen}
+
+
+def image_labels(workload: Workload, build: ImageBuild, bill: BillOfMaterials) -> dict[str, str]:
+    """Return an image's labels: the standard annotations of OCI, and the bill of materials as JSON."""
+    standard = "org.opencontainers.image"
+    return {
+        f"{standard}.title": f"{workload.title}: {build.role}",
+        f"{standard}.version": version("cnnbench"),
+        f"{standard}.revision": _revision(),
+        f"{standard}.base.name": bill.base_image,
+        f"{LABEL}.workload": workload.name,
+        f"{LABEL}.bom": json.dumps(vars(bill), separators=(",", ":")),
+    }
+
+
+def _revision() -> str:
+    """Return the commit, with `-dirty` when files differ from it; `unknown` outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
