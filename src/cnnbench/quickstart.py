@@ -17,7 +17,7 @@ from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import best_precision
 from cnnbench.platforms import detect_platform
 from cnnbench.report.table import kpi_table
-from cnnbench.result import RUN_FILE, load_run
+from cnnbench.result import RUN_FILE, WORKER, load_run
 from cnnbench.staging.inputs import find_image_set, prepare_model, stage_embedded_model
 from cnnbench.workload import load_workload
 
@@ -89,7 +89,7 @@ def _tool(name: str) -> str:
 
 
 def _runs(directory: Path) -> set[Path]:
-    return {path.parent for path in directory.glob(f"logs-*/{RUN_FILE}")}
+    return {path.parent for path in directory.glob(f"logs-*/itr-*/{WORKER}/{RUN_FILE}")}
 
 
 def _say(text: str) -> None:
