@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Print the KPIs of one run from its exported logs: kpi.sh [DIR]. Needs only bash and awk.
+# DIR: a worker directory, or an itr-N or logs-<case> directory, of which it takes the worker of the last run.
 # Exit codes: 0 a valid KPI was printed, 2 bad usage, 3 there is none (the reason is on the last line).
 set -euo pipefail
 
 if [[ $# -gt 1 || ${1-} == -* ]]; then
-    echo "usage: kpi.sh [DIR]   prints the KPIs of the run whose logs are in DIR (default: here)" >&2
+    echo "usage: kpi.sh [DIR]   prints the KPIs of the last run whose logs are in DIR (default: here)" >&2
     exit 2
 fi
 dir=${1:-.}
@@ -16,10 +17,29 @@ invalid() {
 
 # From inside, because awk takes an operand such as `a=b/kpi.log` for an assignment.
 CDPATH='' cd -- "$dir" 2>/dev/null || invalid "$dir: no such directory"
+enter() {
+    dir=${dir%/}/$1
+    cd "./$1" 2>/dev/null || invalid "$dir: no such directory"
+}
+
+shopt -s nullglob
+given=$dir runs=0 last=0
+for iteration in itr-*/; do
+    [[ $iteration =~ ^itr-([1-9][0-9]*)/$ ]] || continue
+    runs=$((runs + 1))
+    if ((BASH_REMATCH[1] > last)); then last=${BASH_REMATCH[1]}; fi
+done
+if ((runs)); then enter "itr-$last"; fi
+if [[ -d worker-0 ]]; then enter worker-0; fi
+if ((runs > 1)); then
+    echo "# $dir, the last of $runs runs"
+elif [[ $dir != "$given" ]]; then
+    echo "# $dir"
+fi
+
 [[ -f kpi.log && -s kpi.log ]] || invalid "$dir: kpi.log is missing or empty; the run did not end"
 [[ -f status && -s status ]] || invalid "$dir: status is missing or empty; the run did not end"
 
-shopt -s nullglob
 results=(instance-*/result.json)
 
 # The first file is kpi.log; then come the status and the instances' results, which must be of the same run.

@@ -115,8 +115,8 @@ class NullWorkload:
         )
 
     def logs(self, number: int = 0, case: str = THROUGHPUT) -> Path:
-        """Return where the logs of the case's run with this number are."""
-        return self.logs_root / (f"logs-{case}" + (f".{number}" if number else ""))
+        """Return where the logs of the case's run with this number, from 0 on, are."""
+        return self.logs_root / f"logs-{case}" / f"itr-{number + 1}" / "worker-0"
 
     def shared(self) -> Path:
         """Return the shared directory of the first run."""

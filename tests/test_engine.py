@@ -35,7 +35,7 @@ def run_case(engine_cache, tmp_path_factory):
             capture_output=True,
             text=True,
         )
-        return done, root / f"logs-{case}"
+        return done, root / f"logs-{case}" / "itr-1" / "worker-0"
 
     return run
 
@@ -121,7 +121,7 @@ def test_a_model_that_does_not_fit_is_refused(run_case, embedded, engine_cache, 
     assert done.returncode == 1
     assert f"{model}: {needed}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not logs.exists()
+    assert not logs.parents[1].exists()
     left = (engine_cache / "prepared").glob(f"*{digest(model)[:16]}-*")
     assert not [path for path in left if path.is_dir()]
 
@@ -131,7 +131,7 @@ def test_a_model_that_is_not_there_says_so(run_case, value, needed, code):
     done, logs = run_case(GATED, f"--model={value}")
     assert done.returncode == code
     assert f"MODEL={value}: {needed}" in done.stderr
-    assert not logs.exists()
+    assert not logs.parents[1].exists()
 
 
 def test_the_accuracy_case_answers_every_image(run_case):

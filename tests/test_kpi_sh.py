@@ -129,6 +129,44 @@ def test_the_directory_is_the_present_one_by_default(kpi_sh, logs):
     assert kpi_sh(cwd=logs).stdout == kpi_sh(logs).stdout
 
 
+@pytest.fixture
+def runs(tmp_path):
+    """The logs of a case: run N has the latency N."""
+    for number in (1, 2, 9, 10):
+        kpis = [KPIS[0], Kpi(key="Latency p50", unit="ms", value=number)]
+        save_run(tmp_path / "logs-case" / f"itr-{number}" / "worker-0", make_run(kpis=kpis))
+    return tmp_path / "logs-case"
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_of_the_logs_of_a_case_the_last_run_is_taken(kpi_sh, runs, slash):
+    done = kpi_sh(f"{runs}{slash}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == f"# {runs}/itr-10/worker-0, the last of 4 runs"
+    assert done.stdout.splitlines()[1:] == kpi_sh(runs / "itr-10" / "worker-0").stdout.splitlines()
+    assert done.stdout.endswith("Latency p50 (ms): 10.00\n")
+
+
+def test_of_one_run_its_worker_is_taken(kpi_sh, runs):
+    whole = kpi_sh(runs / "itr-9" / "worker-0").stdout
+    assert whole.endswith("Latency p50 (ms): 9.000\n")
+    assert kpi_sh(runs / "itr-9").stdout == f"# {runs}/itr-9/worker-0\n{whole}"
+    assert kpi_sh(cwd=runs / "itr-9").stdout == f"# ./worker-0\n{whole}"
+
+
+def test_what_is_no_run_is_not_counted(kpi_sh, runs):
+    for name in ("itr-11.old", "itr-x", "itr-"):
+        save_run(runs / name / "worker-0")
+    (runs / "itr-12").write_text("")
+    assert kpi_sh(runs).stdout.startswith(f"# {runs}/itr-10/worker-0, the last of 4 runs\n")
+
+
+def test_a_last_run_without_a_worker_does_not_give_an_earlier_runs_kpis(kpi_sh, runs):
+    (runs / "itr-11").mkdir()
+    for directory in (runs, runs / "itr-11"):
+        assert_no_kpi(kpi_sh(directory), "/itr-11: kpi.log is missing or empty; the run did not end")
+
+
 @pytest.mark.parametrize("name", ["two words", "x=1", "it's", "$(touch x)", "*"])
 def test_a_directory_with_an_odd_name(kpi_sh, tmp_path, name):
     save_run(tmp_path / name)

@@ -60,7 +60,7 @@ def start(checkout, *arguments, **environment):
 def run(checkout, *arguments, **environment):
     with start(checkout, *arguments, **environment) as process:
         output, _ = process.communicate(timeout=PATIENCE_S)
-    (logs,) = (checkout / "build" / "workload" / "Harness").glob("logs-*")
+    (logs,) = (checkout / "build" / "workload" / "Harness").glob("logs-*/itr-1/worker-0")
     return process.returncode, output, load_run(logs)
 
 
@@ -94,7 +94,7 @@ def test_an_interruption_leaves_no_process_and_records_the_run(checkout, number)
         output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + number, output
     assert find_processes(checkout) == []
-    (logs,) = (checkout / "build" / "workload" / "Harness").glob("logs-*")
+    (logs,) = (checkout / "build" / "workload" / "Harness").glob("logs-*/itr-1/worker-0")
     assert load_run(logs).verdict == "invalid"
 
 

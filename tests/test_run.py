@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from cnnbench.case import FIELDS
 from cnnbench.cli import main
 from cnnbench.launch.shared import State
 from cnnbench.result import load_run
+from cnnbench.run import new_logs_directory
 from cnnbench.topology import parse_cpu_list
 from null_workload import (
     CORES,
     LATENCY,
+    PATIENCE_S,
     ROOT,
     SLUG,
     THROUGHPUT,
@@ -130,6 +134,26 @@ def test_a_second_run_leaves_the_first_ones_logs_alone(workload):
     assert contents() == before
     assert len(steps_of(workload.logs(1), 1)[0]) == 4
     assert run_kpi(workload.logs(1)).returncode == 0
+
+
+def test_runs_are_numbered_upwards_and_no_number_comes_back(tmp_path):
+    made = [new_logs_directory(tmp_path, "x") for _ in range(11)]
+    assert made == [tmp_path / "logs-x" / f"itr-{number}" / "worker-0" for number in range(1, 12)]
+    shutil.rmtree(made[0].parent)
+    assert new_logs_directory(tmp_path, "x").parent.name == "itr-12"  # or it would not be the last one
+    assert new_logs_directory(tmp_path, "y").parent.name == "itr-1"
+
+
+def test_runs_that_begin_together_have_logs_of_their_own(workload):
+    with workload.start("--steps=3", step_of(1)) as one, workload.start("--steps=3", step_of(1)) as other:
+        assert [one.wait(PATIENCE_S), other.wait(PATIENCE_S)] == [0, 0]
+    assert load_run(workload.logs(0)).run_id != load_run(workload.logs(1)).run_id
+
+
+def test_every_one_of_many_beginnings_has_a_number_of_its_own(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda _: new_logs_directory(tmp_path, "x"), range(200)))
+    assert {path.parent.name for path in made} == {f"itr-{number}" for number in range(1, 201)}
 
 
 def test_steps_auto_measures_between_the_two_times(workload):

@@ -119,7 +119,9 @@ def _make_parser() -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true", help="every KPI")
     command.add_argument("--params", action="store_true", help="the effective parameters too")
     command.add_argument("--format", choices=["table", "csv", "json"], default="table")
-    command.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    command.add_argument(
+        "directories", nargs="+", type=Path, metavar="DIR", help="a logs-<case>, itr-N or worker-0 directory"
+    )
     command.set_defaults(run=_list_kpi)
 
     command = commands.add_parser("quickstart", help="what run.sh runs: from nothing to a KPI table")

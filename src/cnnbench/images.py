@@ -183,14 +183,12 @@ def build_image(build: ImageBuild, cli: list[str], labels: Mapping[str, str], lo
             _place(ROOT / path, context / path)
         command = build_command(build, cli, labels, context)
         with log.open("w") as output:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
-            )
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
     finally:
         shutil.rmtree(context, ignore_errors=True)
-    if code != 0:
+    if done.returncode != 0:
         last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-8:])
-        raise CnnbenchError(f"building {build.reference} failed with exit code {code}:\n{last}\nlog: {log}")
+        raise CnnbenchError(f"building {build.reference} failed with exit code {done.returncode}:\n{last}\nlog: {log}")
     size = run_engine([*cli, "image", "inspect", "--format", "{{.Size}}", build.reference])
     return f"{build.reference}: {bytes_text(int(size))}, {time.monotonic() - began_s:.0f} s"
 

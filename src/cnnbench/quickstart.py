@@ -16,7 +16,7 @@ from cnnbench.isa import best_precision
 from cnnbench.job import stage_engine
 from cnnbench.platforms import detect_platform
 from cnnbench.report.table import kpi_table
-from cnnbench.result import RUN_FILE, load_run
+from cnnbench.result import RUN_FILE, WORKER, load_run
 from cnnbench.workload import load_workload
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def _tool(name: str) -> str:
 
 
 def _runs(directory: Path) -> set[Path]:
-    return {path.parent for path in directory.glob(f"logs-*/{RUN_FILE}")}
+    return {path.parent for path in directory.glob(f"logs-*/itr-*/{WORKER}/{RUN_FILE}")}
 
 
 def _say(text: str) -> None:

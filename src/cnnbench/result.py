@@ -1,5 +1,6 @@
 """Hold what one run found: everything later (KPI text, tables, comparisons) reads only this."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,8 @@ from cnnbench.errors import CnnbenchError
 
 SCHEMA = 1
 RUN_FILE = "run.json"
+WORKER = "worker-0"
+"""The directory inside `logs-<case>/itr-N` that holds a run's files."""
 KILLED = "Some instances were killed during execution! See README.md for more."
 """The reason that the reference document gives when an instance has not produced a result."""
 
@@ -89,8 +92,28 @@ class RunResult(_Model):
         return "; ".join(f"{c.name}: {c.found}, needed {c.needed}" if c.needed else c.found for c in self.failures)
 
 
+def find_iterations(directory: Path) -> dict[int, Path]:
+    """Return the `itr-N` directories in a `logs-<case>` directory by their numbers, in the order of the runs."""
+    found = ((re.fullmatch("itr-([1-9][0-9]*)", path.name), path) for path in directory.glob("itr-*") if path.is_dir())
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def find_runs(directory: Path) -> list[Path]:
+    """Return the worker directories of a `logs-<case>`, `itr-N` or worker directory, in the order of the runs.
+
+    There are none in a `logs-<case>` without an `itr-N`. Whether a run has a result is for `load_run` to say.
+    """
+    if iterations := find_iterations(directory):
+        return [iteration / WORKER for iteration in iterations.values()]
+    if (directory / WORKER).is_dir():
+        return [directory / WORKER]
+    if directory.resolve().name.startswith("logs-") and not (directory / RUN_FILE).exists():
+        return []
+    return [directory]
+
+
 def load_run(directory: Path) -> RunResult:
-    """Read a logs directory's run.json; raise CnnbenchError when it is missing, cut off or of another schema."""
+    """Read a worker directory's run.json; raise CnnbenchError when it is missing, cut off or of another schema."""
     path = directory / RUN_FILE
     if not path.is_file():
         raise CnnbenchError(f"{directory}: no {RUN_FILE} there; the run did not get as far as a result")

@@ -21,7 +21,7 @@ from cnnbench.job import Inputs, Job
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
-from cnnbench.result import Criterion, Kpi, RunResult
+from cnnbench.result import WORKER, Criterion, Kpi, RunResult, find_iterations
 from cnnbench.topology import format_cpu_list
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
@@ -30,18 +30,20 @@ TRACE_STEPS = 1
 
 
 def new_logs_directory(root: Path, case_name: str) -> Path:
-    """Make `logs-<case>`, or `logs-<case>.1` and so on when earlier runs' logs are there; nothing is overwritten."""
-    number = 0
+    """Make `logs-<case>/itr-N/worker-0`; nothing is overwritten, and the highest N is always the last run."""
+    directory = root / f"logs-{case_name}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        number = max(find_iterations(directory), default=0) + 1
         while True:
-            directory = root / (f"logs-{case_name}" + (f".{number}" if number else ""))
             try:
-                directory.mkdir()
-            except FileExistsError:
+                (directory / f"itr-{number}").mkdir()
+            except FileExistsError:  # a run that began just now has it
                 number += 1
             else:
-                return directory
+                worker = directory / f"itr-{number}" / WORKER
+                worker.mkdir()
+                return worker
     except OSError as error:
         raise CnnbenchError(f"{root}: {error.strerror}; the logs need a directory that you may write to") from error
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from cnnbench.errors import UsageError
 from cnnbench.report.table import CSV_COLUMNS, kpi_table, list_kpis
 from cnnbench.result import KILLED, Criterion, Kpi, RunResult
+from cnnbench.run import new_logs_directory
 
 PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
 THROUGHPUT = "inference_throughput_avx_fp32_gated"
@@ -45,10 +46,9 @@ UNSTEADY = Criterion(name="spread", passed=False, found="12.0 %", needed="at mos
 @pytest.fixture
 def save(tmp_path):
     def write(run, name=None, parent=""):
-        directory = tmp_path / parent / (name or f"logs-{run.case}")
-        directory.mkdir(parents=True)
-        (directory / "run.json").write_text(run.model_dump_json())
-        return directory
+        worker = new_logs_directory(tmp_path / parent, (name or run.case).removeprefix("logs-"))
+        (worker / "run.json").write_text(run.model_dump_json())
+        return worker.parent
 
     return write
 
@@ -56,10 +56,7 @@ def save(tmp_path):
 @pytest.fixture
 def repeated(save):
     values = [150.0, 152.0, 157.0]
-    return [
-        save(make_run(value=value), f"logs-{PREFIX}{THROUGHPUT}{suffix}")
-        for value, suffix in zip(values, ["", ".1", ".2"], strict=True)
-    ]
+    return [save(make_run(value=value)) for value in values]
 
 
 def lines(text):
@@ -71,11 +68,39 @@ def test_repeated_runs_are_summarised(repeated):
     assert listing.failures == []
     table = lines(listing.text)
     assert table[0] == ["logs", "KPI", "value", "verdict"]
-    assert table[1] == [THROUGHPUT, "Throughput", "(img/s)", "150.0", "valid"]
-    assert table[3] == [f"{THROUGHPUT}.2", "Throughput", "(img/s)", "157.0", "valid"]
+    assert table[1] == [f"{THROUGHPUT}/itr-1", "Throughput", "(img/s)", "150.0", "valid"]
+    assert table[3] == [f"{THROUGHPUT}/itr-3", "Throughput", "(img/s)", "157.0", "valid"]
     deviation = f"{statistics.stdev([150, 152, 157]):.3f}"
     assert table[-1] == [THROUGHPUT, "Throughput", "(img/s)", "153.0", deviation, "152.0", "3", "0"]
     assert f"begin with logs-{PREFIX}" in listing.text
+
+
+@pytest.mark.parametrize("below", ["..", ".", "worker-0"], ids=["logs", "itr", "worker"])
+def test_the_runs_of_each_kind_of_directory(repeated, below):
+    (one, *_) = repeated
+    rows = json.loads(list_kpis([one / below], output_format="json").text)
+    shown = [(row["logs"].rpartition("/")[2], row["value"]) for row in rows if row["record"] == "run"]
+    assert shown == [("itr-1", 150.0), ("itr-2", 152.0), ("itr-3", 157.0)][: 3 if below == ".." else 1]
+    assert all(row["logs"].startswith(f"logs-{PREFIX}") for row in rows if row["record"] == "run")
+
+
+def test_the_runs_of_a_case_are_in_the_order_of_their_numbers(save):
+    for value in range(1, 12):
+        case = save(make_run(value=value)).parent
+    rows = json.loads(list_kpis([case], output_format="json").text)
+    assert [row["value"] for row in rows if row["record"] == "run"] == list(range(1, 12))
+
+
+def test_a_run_without_a_result_is_a_failure_beside_the_cases_others(repeated):
+    (case,) = {run.parent for run in repeated}
+    (case / "itr-2" / "worker-0" / "run.json").unlink()
+    (case / "itr-9").mkdir()
+    listing = list_kpis([case])
+    assert [f"itr-{number} " in listing.text for number in (1, 2, 3, 9)] == [True, False, True, False]
+    assert [failure.partition(": ")[0] for failure in listing.failures] == [
+        str(case / name / "worker-0") for name in ("itr-2", "itr-9")
+    ]
+    assert all("no run.json there" in failure for failure in listing.failures)
 
 
 def test_only_the_same_parameters_are_repetitions(save):
@@ -88,7 +113,7 @@ def test_only_the_same_parameters_are_repetitions(save):
     table = lines(list_kpis(runs).text)
     assert table[:2] == [["CORES_"], ["BATCH_", "PER_"]]
     assert table[2] == ["logs", "case", "SIZE", "INSTANCE", "KPI", "value", "verdict"]
-    assert table[3] == ["logs-a", THROUGHPUT, "8", "2", "Throughput", "(img/s)", "100.0", "valid"]
+    assert table[3] == ["logs-a/itr-1", THROUGHPUT, "8", "2", "Throughput", "(img/s)", "100.0", "valid"]
     assert table[-1] == [THROUGHPUT, "32", "2", "Throughput", "(img/s)", "115.0", "7.071", "115.0", "2", "0"]
     assert "".join(map(str, table)).count("'115.0'") == 2
 
@@ -109,7 +134,7 @@ def test_an_invalid_run_shows_its_reason_and_never_a_value(save):
 
 
 def test_an_unstable_run_counts_and_says_why(save):
-    runs = [save(make_run(value=100), "logs-a"), save(make_run(value=110, criteria=[UNSTEADY]), "logs-b")]
+    runs = [save(make_run(value=100)), save(make_run(value=110, criteria=[UNSTEADY]))]
     text = list_kpis(runs).text
     assert "110.0  unstable: spread: 12.0 %, needed at most 5 %" in text
     assert lines(text)[-1][-2:] == ["2", "1"]
@@ -175,7 +200,7 @@ def test_the_table_fits_a_terminal(save):
     case = "inference_throughput_amx_bfloat16_gated"
     settings = [{"BATCH_SIZE": str(size), "DATA_TYPE": kind} for size in (1, 128) for kind in ("dummy", "real")]
     runs = [
-        save(make_run(case, 12345.6 / n, criteria=[KILLED_INSTANCE] * (n % 2), **setting), f"logs-{PREFIX}{case}.{n}")
+        save(make_run(case, 12345.6 / n, criteria=[KILLED_INSTANCE] * (n % 2), **setting))
         for n, setting in enumerate(settings, start=1)
     ]
     text = list_kpis(runs, params=True).text
@@ -192,7 +217,7 @@ def test_all_shows_every_kpi_and_primary_only_one(save):
 
 def test_params_adds_the_effective_parameters(repeated):
     assert "CORES_PER_INSTANCE=2" not in list_kpis(repeated).text
-    assert f"{THROUGHPUT}.1: BATCH_SIZE=1 CORES_PER_INSTANCE=2" in list_kpis(repeated, params=True).text
+    assert f"{THROUGHPUT}/itr-2: BATCH_SIZE=1 CORES_PER_INSTANCE=2" in list_kpis(repeated, params=True).text
     (first, *_) = json.loads(list_kpis(repeated, params=True, output_format="json").text)
     assert first["parameters"] == {"BATCH_SIZE": "1", "CORES_PER_INSTANCE": "2"}
 
@@ -202,7 +227,7 @@ def test_json_is_a_list_of_objects(repeated, save):
     records = json.loads(list_kpis([*repeated, invalid], output_format="json").text)
     assert records[0] == {
         "record": "run",
-        "logs": f"logs-{PREFIX}{THROUGHPUT}",
+        "logs": f"logs-{PREFIX}{THROUGHPUT}/itr-1",
         "case": PREFIX + THROUGHPUT,
         "parameters": {},
         "facts": {},
@@ -240,19 +265,18 @@ def test_csv_has_the_same_columns_always(repeated, count):
 
 def test_a_directory_without_a_result_is_a_failure_beside_the_rest(repeated, tmp_path):
     (tmp_path / "logs-empty").mkdir()
-    (tmp_path / "logs-cut").mkdir()
-    (tmp_path / "logs-cut" / "run.json").write_text('{"schema_version": 1, "run_id"')
+    (new_logs_directory(tmp_path, "cut") / "run.json").write_text('{"schema_version": 1, "run_id"')
     listing = list_kpis([tmp_path / "logs-empty", *repeated, tmp_path / "logs-cut", tmp_path / "logs-not-there"])
     assert [THROUGHPUT in line for line in listing.text.splitlines()].count(True) == 4
     assert len(listing.failures) == 3
-    assert "logs-empty: no run.json" in listing.failures[0]
+    assert "logs-empty: no itr-N there; no run of the case has begun" in listing.failures[0]
     assert "not a complete result" in listing.failures[1]
 
 
 def test_a_result_cut_inside_a_character_is_a_failure_too(save):
     directory = save(make_run(criteria=[Criterion(name="interval", passed=True, found="±0.5 %", needed="±1 %")]))
-    whole = (directory / "run.json").read_bytes()
-    (directory / "run.json").write_bytes(whole[: whole.index("±".encode()) + 1])
+    whole = (directory / "worker-0" / "run.json").read_bytes()
+    (directory / "worker-0" / "run.json").write_bytes(whole[: whole.index("±".encode()) + 1])
     listing = list_kpis([directory])
     assert "not a complete result" in listing.failures[0]
 
@@ -278,8 +302,8 @@ def test_only_failures_is_an_empty_table(tmp_path):
 def test_directories_of_the_same_name_show_their_paths(save):
     runs = [save(make_run(), "logs-x", parent) for parent in ("before", "after")]
     text = list_kpis(runs).text
-    assert "before/logs-x" in text
-    assert "after/logs-x" in text
+    assert "before/logs-x/itr-1" in text
+    assert "after/logs-x/itr-1" in text
 
 
 def test_no_directory_is_bad_usage():
@@ -290,8 +314,8 @@ def test_no_directory_is_bad_usage():
 def test_cases_of_several_workloads_keep_their_names(save):
     other = make_run().model_copy(update={"case": f"test_vgg_{THROUGHPUT}"})
     text = list_kpis([save(make_run()), save(other)]).text
-    assert f"logs-{PREFIX}{THROUGHPUT}  " in text
-    assert f"logs-test_vgg_{THROUGHPUT}  " in text
+    assert f"logs-{PREFIX}{THROUGHPUT}/itr-1  " in text
+    assert f"logs-test_vgg_{THROUGHPUT}/itr-1  " in text
 
 
 def test_kpi_table_shows_intervals_percentiles_and_verdicts():

@@ -15,7 +15,7 @@ import pandas
 from cnnbench.case import FIXED_BY_NAME
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.report.kpi_log import format_number
-from cnnbench.result import Kpi, RunResult, load_run
+from cnnbench.result import WORKER, Kpi, RunResult, find_runs, load_run
 
 Format = Literal["table", "csv", "json"]
 
@@ -81,20 +81,26 @@ def list_kpis(
     params: bool = False,
     output_format: Format = "table",
 ) -> Listing:
-    """Tabulate runs from their logs directories.
+    """Tabulate the runs of logs-<case>, itr-N and worker directories.
 
     `all_kpis`: every KPI instead of the primary one. `params`: every effective parameter instead of those that differ
     between the runs. An unstable run shows its value and its reason, an invalid one its reason and never a value.
     """
     if not directories:
         raise UsageError("list-kpi: needs logs directories, such as logs-*")
-    runs: list[tuple[str, RunResult]] = []
+    loaded: list[tuple[Path, RunResult]] = []
     failures: list[str] = []
-    for name, directory in zip(_name_directories(directories), directories, strict=True):
-        try:
-            runs.append((name, load_run(directory)))
-        except CnnbenchError as error:
-            failures.append(str(error))
+    for directory in directories:
+        workers = find_runs(directory)
+        if not workers:
+            failures.append(f"{directory}: no itr-N there; no run of the case has begun")
+        for worker in workers:
+            try:
+                loaded.append((worker, load_run(worker)))
+            except CnnbenchError as error:
+                failures.append(str(error))
+    names = _name_runs([worker for worker, _ in loaded])
+    runs = [(name, run) for name, (_, run) in zip(names, loaded, strict=True)]
     differing = _find_differing([run for _, run in runs])
     facts = _find_differing_facts([run for _, run in runs])
     rows = [
@@ -126,10 +132,13 @@ def kpi_table(runs: Sequence[RunResult]) -> str:
     return _align(["case", "KPI", "value", "spread", "verdict"], cells) if cells else ""
 
 
-def _name_directories(directories: Sequence[Path]) -> list[str]:
-    """Return the directories' names, or their paths where two have the same name."""
-    names = [directory.resolve().name for directory in directories]
-    return names if len(set(names)) == len(names) else [str(directory) for directory in directories]
+def _name_runs(workers: Sequence[Path]) -> list[str]:
+    """Return `logs-<case>/itr-N` or a lone worker directory's name, but paths where two have the same name."""
+    names = [
+        "/".join(path.parts[-3:-1]) if path.name == WORKER else path.name
+        for path in (worker.resolve() for worker in workers)
+    ]
+    return names if len(set(names)) == len(names) else [str(worker) for worker in workers]
 
 
 def _parameters(run: RunResult) -> dict[str, str]:
@@ -277,7 +286,7 @@ def _format_tables(
     Logs directories are named for their case, so the case has a column of its own only when one is named otherwise.
     """
     prefix = _common_prefix([row.run.case for row in rows])
-    told = all(row.logs.partition(".")[0] == f"logs-{row.run.case}" for row in rows)
+    told = all(row.logs.partition("/")[0] == f"logs-{row.run.case}" for row in rows)
     cut = len(f"logs-{prefix}") if told and prefix else 0
     names = [[row.logs[cut:]] if told else [row.logs, row.run.case.removeprefix(prefix)] for row in rows]
     header = ["logs", *([] if told else ["case"]), *columns, *facts, "KPI", "value", "verdict"]
