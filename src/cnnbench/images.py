@@ -179,8 +179,10 @@ def build_image(build: ImageBuild, cli: list[str], labels: Mapping[str, str], lo
     context = log.with_name(f"context-{build.role}")
     shutil.rmtree(context, ignore_errors=True)
     try:
-        for path in (build.dockerfile, *build.context):
+        for path in build.context:
             _place(ROOT / path, context / path)
+        if not (context / build.dockerfile).exists():
+            _place(ROOT / build.dockerfile, context / build.dockerfile)
         command = build_command(build, cli, labels, context)
         with log.open("w") as output:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)

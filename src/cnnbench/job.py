@@ -1,5 +1,6 @@
 """Make a case ready to run: resolve its parameters, plan its instances, stage what it reads."""
 
+import dataclasses
 import itertools
 import shlex
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, require
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
+from cnnbench.platforms import GENERIC, check_platform, detect_platform
 from cnnbench.staging.inputs import (
     PreparedModel,
     find_check_set,
@@ -28,10 +30,13 @@ from cnnbench.staging.stage import staged_path
 from cnnbench.topology import format_cpu_list, read_topology
 from cnnbench.workload import Sources, Workload, load_workload
 
+PLATFORM_VARIABLE = "PLATFORM"
+"""Environment variable: the platform whose declaration the case comes from; cmake sets it, and `docker run -e` can."""
+
 
 @dataclass(frozen=True)
-class Job:
-    """A case made ready to run: what was asked for and what it becomes on this machine.
+class PlannedCase:
+    """A case as it is to run on this machine, wherever its instances will live.
 
     `asked`: the parameters as asked for. `parameters`: those that its mode uses.
     """
@@ -42,21 +47,15 @@ class Job:
     parameters: Parameters
     precision: Precision
     engine: Engine
-    variant: str
     cpu: CpuInfo
     plan: Plan
-    environment: dict[str, str]
     notes: tuple[str, ...]
 
     @property
     def effective(self) -> dict[str, str]:
         """The parameters as they take effect here, by name."""
         values = {name: getattr(self.parameters, name.lower()) for name in FIELDS}
-        values |= {
-            "INSTANCES": len(self.plan.instances),
-            "CORES_PER_INSTANCE": self.plan.cores_per_instance,
-            "VARIANT": self.variant,
-        }
+        values |= {"INSTANCES": len(self.plan.instances), "CORES_PER_INSTANCE": self.plan.cores_per_instance}
         return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
 
     @property
@@ -65,19 +64,33 @@ class Job:
         return {name: _text(getattr(self.asked, name.lower())) for name in FIELDS}
 
 
+@dataclass(frozen=True)
+class Job(PlannedCase):
+    """A planned case with what runs it here: the engine's build, and the environment of the instances."""
+
+    variant: str
+    environment: dict[str, str]
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """The parameters as they take effect here, by name."""
+        values = super().effective | {"VARIANT": self.variant}
+        return {name: values[name] for name in FIELDS if values.get(name)}
+
+
 def _text(value: object) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name}={shlex.quote(text)}" for name, text in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def prepare_job(
+def plan_case(
     workload_dir: Path,
     case_name: str,
     environ: Mapping[str, str],
     arguments: dict[str, str],
     config: Path | None = None,
-) -> Job:
+) -> PlannedCase:
     """Resolve and plan a case; raise UsageError for a bad value and SkippedError when this machine cannot run it."""
     workload = load_workload(workload_dir)
     case = TestCase.parse(case_name, workload.slug)
@@ -95,46 +108,60 @@ def prepare_job(
             weight_sharing=parameters.weight_sharing,
         ),
     )
-    if case.sgx:
-        raise SkippedError(f"{case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     require(precision, cpu.flags)
-    variant = choose_variant(workload.engine, parameters.variant, cpu, parameters.weight_sharing)
+    platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
+    if platform not in (GENERIC, detected):
+        notes.append(f"declared for {platform}, but this machine is {detected}")
+    return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, (*notes, *plan.notes))
+
+
+def prepare_job(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
+    """Choose what runs a planned case in this environment; raise SkippedError when nothing here can."""
+    p = planned.parameters
+    if planned.case.sgx:
+        raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
+    variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing)
     inherited, left_out = split_environment(environ)
-    environment = inherited | engine_environment(plan, precision, parameters.onednn_verbose, parameters.customer_env)
-    notes += plan.notes
+    environment = inherited | engine_environment(planned.plan, planned.precision, p.onednn_verbose, p.customer_env)
+    notes = list(planned.notes)
     missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]
     if missed:
         notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
     if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
         notes.append("oneDNN traced while measuring, which costs throughput")
-    return Job(workload, case, asked, parameters, precision, engine, variant, cpu, plan, environment, tuple(notes))
+    fields = {one.name: getattr(planned, one.name) for one in dataclasses.fields(planned)}
+    return Job(**fields | {"notes": tuple(notes)}, variant=variant, environment=environment)
 
 
 def _unless_auto(value: int | str) -> int | None:
     return None if isinstance(value, str) else value
 
 
-def describe_job(job: Job, cache: Path) -> str:
-    """Return the plan as text: what `--dry-run` prints."""
-    lines = [job.case.name, "parameters:"]
-    lines += [f"  {name}={value}" for name, value in job.effective.items()]
+def describe_case(planned: PlannedCase) -> list[str]:
+    """Return the parameters and the plan as lines of text: what `--dry-run` begins with."""
+    lines = [planned.case.name, "parameters:"]
+    lines += [f"  {name}={value}" for name, value in planned.effective.items()]
     lines.append("instances:")
-    for instance in job.plan.instances:
+    for instance in planned.plan.instances:
         node = "not bound" if instance.memory_node is None else f"node {instance.memory_node}"
         lines.append(
             f"  {instance.index}: process {instance.process}, {instance.threads} threads, "
             f"CPUs {format_cpu_list(instance.cpus)}, sockets {format_cpu_list(instance.sockets)}, "
             f"NUMA nodes {format_cpu_list(instance.nodes)}, memory {node}"
         )
-    lines += [f"note: {note}" for note in job.notes]
-    lines.append("environment, beyond the caller's:")
+    return lines + [f"note: {note}" for note in planned.notes]
+
+
+def describe_job(job: Job, cache: Path) -> list[str]:
+    """Return the plan and what it would start here as lines of text: what `--dry-run` prints."""
+    lines = [*describe_case(job), "environment, beyond the caller's:"]
     extra = engine_environment(job.plan, job.precision, job.parameters.onednn_verbose, job.parameters.customer_env)
     lines += [f"  {name}={value}" for name, value in extra.items()]
     lines.append("command lines:")
     python = _planned_python(job, cache)
     for number in range(len(job.plan.processes)):
         lines.append("  " + " ".join(worker_command(python, Path(f"LOGS/process-{number}/spec.json"))))
-    return "\n".join(lines)
+    return lines
 
 
 def _planned_python(job: Job, cache: Path) -> Path:
