@@ -3,6 +3,7 @@
 import pytest
 
 from cnnbench.job import prepare_job
+from cnnbench.topology import read_topology
 from conftest import WORKLOAD
 from null_workload import THROUGHPUT, NullWorkload
 
@@ -31,6 +32,15 @@ def test_a_parameter_is_not_among_what_is_not_passed_on(notes):
 @pytest.mark.parametrize(("value", "traced"), [("1", True), ("all", True), ("0", False), ("none", False)])
 def test_a_trace_that_customer_env_asks_for_is_noted(notes, value, traced):
     assert (TRACED in notes(CUSTOMER_ENV=f"ONEDNN_VERBOSE={value}")) is traced
+
+
+def test_the_instance_mode_reaches_the_plan():
+    latency = ACCURACY.replace("accuracy", "latency")
+    job = prepare_job(WORKLOAD, latency, {"INSTANCE_MODE": "numa"}, {})
+    topology = read_topology()
+    planned = [len(instance.cpus) for instance in job.plan.instances]
+    assert planned == [len(topology.cores_of_node(node)) for node in topology.nodes]
+    assert job.effective["INSTANCE_MODE"] == "numa"
 
 
 def test_accuracy_notes_the_steps_that_it_does_not_use():

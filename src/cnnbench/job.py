@@ -85,6 +85,7 @@ def prepare_job(
             cores_per_instance=_unless_auto(parameters.cores_per_instance),
             instances=_unless_auto(parameters.instances),
             weight_sharing=parameters.weight_sharing,
+            instance_mode=parameters.instance_mode,
         ),
     )
     if case.sgx:
