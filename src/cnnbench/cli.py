@@ -5,22 +5,25 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from cnnbench import ctest
 from cnnbench.backends import ENGINES
 from cnnbench.case import parse_arguments
 from cnnbench.datasets import procedural
 from cnnbench.environments import choose_variant, engine_python
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, TimeUpInterrupt, UsageError
 from cnnbench.host import read_cpuinfo
-from cnnbench.job import describe_job, prepare_job, stage_inputs
+from cnnbench.job import NOTHING_STAGED, Job, describe_job, prepare_job, stage_inputs
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.kpi_log import kpi_lines, write_logs
 from cnnbench.report.table import list_kpis
+from cnnbench.result import RunResult
 from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory
 from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
@@ -29,6 +32,9 @@ from cnnbench.staging.stage import stage_artefact
 
 INTERRUPTED = 130
 """The exit code after a Ctrl-C that no measurement had to record: 128 + SIGINT, as shells have it."""
+
+MOST_TIMEOUT_S = 1e9
+"""Some thirty years: a timer may refuse more."""
 
 EMBEDDED = ("procedural", "resnet50v1_5")
 
@@ -82,6 +88,9 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--hang-after", type=float, default=DEFAULT_HANG_S, metavar="S", help="seconds without a step that mean hung"
     )
+    command.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds until a run, staging included, is ended as invalid"
+    )
     command.set_defaults(run=_run)
 
     command = commands.add_parser("stage", help="put models and images into the cache, verified")
@@ -117,10 +126,27 @@ def _platform(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+def _end_by(interrupt: BaseException) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the ending of the instances
-    raise KeyboardInterrupt
+    raise interrupt
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    _end_by(KeyboardInterrupt())
+
+
+@contextmanager
+def _time_limit(timeout_s: float | None) -> Iterator[None]:
+    """Raise TimeUpInterrupt inside the block when it takes longer."""
+    if timeout_s is not None:
+        interrupt = TimeUpInterrupt(timeout_s)
+        signal.signal(signal.SIGALRM, lambda _number, _frame: _end_by(interrupt))
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -131,6 +157,8 @@ def _run(arguments: argparse.Namespace) -> int:
     words = json.loads(os.environ.get(ctest.OPTIONS_VARIABLE, "[]")) + arguments.rest
     if not arguments.hang_after > 0:
         raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
+    if arguments.timeout is not None and not 0 < arguments.timeout <= MOST_TIMEOUT_S:
+        raise UsageError(f"--timeout {arguments.timeout:g}: must be more than 0 and at most {MOST_TIMEOUT_S:g} seconds")
     try:
         job = prepare_job(
             arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None
@@ -143,14 +171,25 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     for note in job.notes:
         print(f"cnnbench: {note}", file=sys.stderr)
-    inputs = stage_inputs(job, cache)
-    logs = new_logs_directory(arguments.logs_root.absolute(), job.case.name)
-    result = Measurement(job, inputs, logs, arguments.hang_after).run()
+    result, logs = _measure(job, cache, arguments)
     status = InvalidMeasurementError.exit_code if result.verdict == "invalid" else 0
     write_logs(result, logs, status)
     print("\n".join(kpi_lines(result)))
     print(f"# logs: {logs}")
     return status
+
+
+def _measure(job: Job, cache: Path, arguments: argparse.Namespace) -> tuple[RunResult, Path]:
+    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
+    try:
+        with _time_limit(arguments.timeout):
+            inputs = stage_inputs(job, cache)
+            logs = new_logs_directory(arguments.logs_root.absolute(), job.case.name)
+            return Measurement(job, inputs, logs, arguments.hang_after).run(), logs
+    except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
+        logs = new_logs_directory(arguments.logs_root.absolute(), job.case.name)
+        facts = {"what was seen": "the time was up while staging"}
+        return Measurement(job, NOTHING_STAGED, logs, arguments.hang_after).reject(error, facts), logs
 
 
 def _stage(arguments: argparse.Namespace) -> int:

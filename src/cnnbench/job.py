@@ -145,6 +145,10 @@ class Inputs:
     model: PreparedModel | None
 
 
+NOTHING_STAGED = Inputs(Path(), None, None)
+"""The inputs of a run that ends before it has any."""
+
+
 def stage_inputs(job: Job, cache: Path) -> Inputs:
     """Make or find everything a job reads; what is there already costs next to nothing."""
     python = engine_python(job.workload.engine, job.variant, cache)

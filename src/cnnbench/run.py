@@ -14,7 +14,7 @@ import numpy as np
 from cnnbench import stats, validity
 from cnnbench.contention import CpuSample, compare_samples, sample_cpu_time, with_siblings
 from cnnbench.datasets.index import ImageSet
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.host import read_host, sample_frequency_mhz
 from cnnbench.isa import judge_trace, parse_verbose
 from cnnbench.job import Inputs, Job
@@ -282,6 +282,8 @@ class Measurement:
             directory.mkdir(exist_ok=True)
             if StepTimes.path(shared, instance.index).exists():
                 np.save(directory / "steps.npy", StepTimes.read(shared, instance.index))
+        if isinstance(error, TimeUpInterrupt):
+            return self.reject(error, {})
         if isinstance(error, KilledError):
             detail, found = error.detail, str(error)
         elif isinstance(error, KeyboardInterrupt):
@@ -290,6 +292,10 @@ class Measurement:
             detail, found = "", str(error)
         facts = {"what was seen": detail} if detail else {}
         return self._result([], [], [Criterion(name="instances", passed=False, found=found, needed="")], facts)
+
+    def reject(self, error: TimeUpInterrupt, facts: dict[str, str]) -> RunResult:
+        """Return the result of a run that was not done in time, which need not have begun."""
+        return self._result([], [], [Criterion(name="timeout", passed=False, found=str(error), needed="")], facts)
 
     def _result(
         self, results: list[dict[str, Any]], kpis: list[Kpi], criteria: list[Criterion], facts: dict[str, str]
