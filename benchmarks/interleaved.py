@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnbench.job import Job, prepare_job, stage_inputs
+from cnnbench.job import Job, plan_case, prepare_job, stage_inputs
 from cnnbench.run import Measurement
 from cnnbench.staging.cache import cache_root
 from cnnbench.stats import median_interval
@@ -35,7 +35,7 @@ def make_job(arguments: argparse.Namespace, **settings: str) -> Job:
         "STEPS": str(arguments.steps),
         "CORES_PER_INSTANCE": str(arguments.cores_per_instance),
     }
-    return prepare_job(WORKLOAD, case, os.environ, parameters | settings)
+    return prepare_job(plan_case(WORKLOAD, case, os.environ, parameters | settings), os.environ)
 
 
 def measure(job: Job, key: str = "Throughput") -> float:

@@ -54,10 +54,11 @@ function(add_testcase)
   endif()
   string(PREPEND name "test_${arg_SLUG}_")
 
+  math(EXPR ctest_timeout "${RUN_TIMEOUT} + ${PULL_TIMEOUT} + 60")
   add_test(
     NAME ${name}
     COMMAND "${CMAKE_SOURCE_DIR}/validate.sh" --backend ${BACKEND} --workload "${CMAKE_CURRENT_SOURCE_DIR}"
-            --case ${name} --logs-root "${CMAKE_CURRENT_BINARY_DIR}"
+            --case ${name} --logs-root "${CMAKE_CURRENT_BINARY_DIR}" --timeout ${RUN_TIMEOUT}
     WORKING_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}")
   set_tests_properties(
     ${name}
@@ -66,8 +67,8 @@ function(add_testcase)
       LABELS "${labels}"
       RESOURCE_LOCK cpu # a case uses all cores unless told otherwise
       SKIP_RETURN_CODE 77
-      TIMEOUT ${TIMEOUT}
-      # ctest 3.27 and newer: let the case end its instances and say why; an older one kills it at once.
+      # Later than the case ends itself, with a reason: ctest before 3.27 kills it at once, a newer one as it says here.
+      TIMEOUT ${ctest_timeout}
       TIMEOUT_SIGNAL_NAME SIGTERM
       TIMEOUT_SIGNAL_GRACE_PERIOD 10)
 endfunction()

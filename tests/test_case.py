@@ -43,6 +43,7 @@ GOOD_VALUES = {
     "BATCH_SIZE": (1, {"1": 1, "32": 32, "4096": 4096}),
     "CORES_PER_INSTANCE": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
     "INSTANCES": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
+    "INSTANCE_MODE": ("flex", {"flex": "flex", "numa": "numa", "socket": "socket"}),
     "STEPS": ("auto", {"1": 1, "1000000": 1_000_000, "auto": "auto"}),
     "WARMUP_STEPS": (5, {"1": 1, "10000": 10_000}),
     "MIN_TIME": (10.0, {"0.1": 0.1, "20": 20.0, "60": 60.0}),
@@ -69,6 +70,7 @@ BAD_VALUES = [
     ("CORES_PER_INSTANCE", "all", "1 to 4096 or auto"),
     ("CORES_PER_INSTANCE", "0", "1 to 4096 or auto"),
     ("INSTANCES", "-1", "1 to 4096 or auto"),
+    ("INSTANCE_MODE", "node", "flex, numa, socket"),
     ("STEPS", "0", "1 to 1000000 or auto"),
     ("WARMUP_STEPS", "0", "1 to 10000"),
     ("MIN_TIME", "0", "0.1 to 86400"),
@@ -281,6 +283,18 @@ def test_weight_sharing_is_refused_where_it_is_not_supported(precision):
 def test_weight_sharing_is_taken_elsewhere(precision):
     case = TestCase(SLUG, "throughput", precision)
     assert resolve_environment({"WEIGHT_SHARING": "True"}, case).weight_sharing is True
+
+
+@pytest.mark.parametrize("instance_mode", ["numa", "socket"])
+@pytest.mark.parametrize("name", ["CORES_PER_INSTANCE", "INSTANCES"])
+def test_numbers_of_instances_and_cores_are_refused_where_the_mode_decides_them(instance_mode, name):
+    with pytest.raises(UsageError) as raised:
+        resolve(THROUGHPUT, {"environment": {name: "2"}, "argument": {"INSTANCE_MODE": instance_mode}})
+    assert str(raised.value).startswith(f"INSTANCE_MODE={instance_mode} (argument): decides how many instances")
+    assert f"but {name}=2 (environment); leave one of the two out" in str(raised.value)
+    settings = {name: "auto", "INSTANCE_MODE": instance_mode}
+    assert resolve_environment(settings).instance_mode == instance_mode
+    assert value_of(resolve_environment({name: "2", "INSTANCE_MODE": "flex"}), name) == 2
 
 
 @pytest.mark.parametrize(("name", "value"), [("MPI", "True"), ("NUM_MPI", "2")])

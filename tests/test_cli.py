@@ -67,6 +67,7 @@ def test_an_unknown_platform_lists_the_known_ones(cnnbench):
         (["run", "--case", "test_x"], "required: --workload, --logs-root"),
         (["run", "--backend", "mainframe"], "invalid choice: 'mainframe'"),
         (["run", "--hang-after", "soon"], "invalid float value: 'soon'"),
+        (["run", "--timeout", "1h"], "invalid float value: '1h'"),
     ],
 )
 def test_a_bad_command_line_is_bad_usage(cnnbench, words, needed):

@@ -107,9 +107,23 @@ def test_cases_carry_their_properties(spr):
     assert set(gated["LABELS"]) == {"throughput", "amx_bfloat16", "gated", "SPR", "sgx"}
     assert set(properties["inference_latency_avx_fp32"]["LABELS"]) == {"latency", "avx_fp32", "SPR"}
     assert all(values["RESOURCE_LOCK"] == ["cpu"] for values in properties.values())
-    assert gated["TIMEOUT"] == 600
+    assert gated["TIMEOUT"] == 600 + 300 + 60
     assert gated["SKIP_RETURN_CODE"] == 77
     assert gated["WORKING_DIRECTORY"] == str(workload)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "run", "pull"), [("600", 600, 300), ("28800,3600", 28800, 3600), ("1", 1, 1), ("60,90", 60, 90)]
+)
+def test_the_timeout_is_for_the_run_and_for_pulling_its_image(tmp_path, stub, checkout, timeout, run, pull):
+    with (checkout / "CMakeLists.txt").open("a") as lists:
+        lists.write('message(STATUS "timeouts ${RUN_TIMEOUT} and ${PULL_TIMEOUT}")\n')
+    done = run_cmake(tmp_path / "build", stub, "-DPLATFORM=SKX", f"-DTIMEOUT={timeout}", source=checkout)
+    assert done.returncode == 0, done.stderr
+    assert f"-- timeouts {run} and {pull}\n" in done.stdout
+    made = (tmp_path / "build" / "workload" / NAME / "CTestTestfile.cmake").read_text()
+    assert set(re.findall(r' TIMEOUT "(\d+)"', made)) == {str(run + pull + 60)}
+    assert f'"--timeout" "{run}"' in made
 
 
 @pytest.mark.parametrize(
@@ -131,6 +145,7 @@ def test_plain_ctest_runs_a_case_through_validate_sh(spr, stub, tmp_path, monkey
         "--workload": str(ROOT / "workload" / NAME),
         "--case": f"{PREFIX}inference_latency_avx_fp32",
         "--logs-root": workload,
+        "--timeout": "600",
     }
     assert ran["directory"] == workload
     assert ran["environment"]["CNNBENCH_PYTHON"] == str(stub)
@@ -176,8 +191,9 @@ def test_the_platform_is_detected_and_a_given_one_normalised(tmp_path, stub):
         ("PLATFORM=FOO", ["PLATFORM=FOO", "GNR, SPR, EMR", "GENERIC"]),
         ("BACKEND=cloud", ["BACKEND=cloud", "must be one of native"]),
         ("BENCHMARK=^VGG", ["BENCHMARK=^VGG", NAME]),
-        ("TIMEOUT=0", ["TIMEOUT=0", "positive whole number"]),
-        ("TIMEOUT=1h", ["TIMEOUT=1h", "positive whole number"]),
+        ("TIMEOUT=0", ["TIMEOUT=0", "must be RUN or RUN,PULL, each a positive whole number of seconds"]),
+        *((f"TIMEOUT={bad}", [f"TIMEOUT={bad}", "28800,3600"]) for bad in ("1h", "1.5", "-1", "60,", "60,0", ",60")),
+        ("TIMEOUT=60,30,10", ["TIMEOUT=60,30,10", "28800,3600"]),
         ("CNNBENCH_PYTHON=/no/python", ["/no/python", "no such file"]),
     ],
 )

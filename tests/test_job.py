@@ -2,7 +2,8 @@
 
 import pytest
 
-from cnnbench.job import prepare_job
+from cnnbench.job import plan_case, prepare_job
+from cnnbench.topology import read_topology
 from conftest import WORKLOAD
 from null_workload import THROUGHPUT, NullWorkload
 
@@ -14,7 +15,7 @@ TRACED = "oneDNN traced while measuring, which costs throughput"
 def notes(tmp_path):
     """Return the notes on a throughput job of the null engine in some environment."""
     workload = NullWorkload(tmp_path)
-    return lambda **environ: prepare_job(workload.directory, THROUGHPUT, environ, {}).notes
+    return lambda **environ: prepare_job(plan_case(workload.directory, THROUGHPUT, environ, {}), environ).notes
 
 
 def test_a_variable_that_is_not_passed_on_is_named(notes):
@@ -33,8 +34,17 @@ def test_a_trace_that_customer_env_asks_for_is_noted(notes, value, traced):
     assert (TRACED in notes(CUSTOMER_ENV=f"ONEDNN_VERBOSE={value}")) is traced
 
 
+def test_the_instance_mode_reaches_the_plan():
+    latency = ACCURACY.replace("accuracy", "latency")
+    job = prepare_job(WORKLOAD, latency, {"INSTANCE_MODE": "numa"}, {})
+    topology = read_topology()
+    planned = [len(instance.cpus) for instance in job.plan.instances]
+    assert planned == [len(topology.cores_of_node(node)) for node in topology.nodes]
+    assert job.effective["INSTANCE_MODE"] == "numa"
+
+
 def test_accuracy_notes_the_steps_that_it_does_not_use():
-    job = prepare_job(WORKLOAD, ACCURACY, {"STEPS": "20"}, {"DATA_TYPE": "dummy"})
+    job = prepare_job(plan_case(WORKLOAD, ACCURACY, {"STEPS": "20"}, {"DATA_TYPE": "dummy"}), {})
     assert {"STEPS=20 not used: accuracy always goes over the whole set"} <= set(job.notes)
     assert (job.requested["STEPS"], job.requested["DATA_TYPE"]) == ("20", "dummy")
     assert (job.effective["STEPS"], job.effective["DATA_TYPE"]) == ("auto", "real")

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,10 +24,12 @@ from cnnbench.result import load_run
 from null_workload import (
     CORES,
     PATIENCE_S,
+    ROOT,
     SLUG,
     NullWorkload,
     clean_environment,
     find_workers,
+    process_files,
     run_kpi,
     step_of,
     wait_until,
@@ -55,18 +58,18 @@ def assert_gone(workload, shared):
     assert not shared.exists()
 
 
-def assert_invalid(workload, controller):
+def assert_invalid(workload, controller, invalid=INVALID):
     """Wait for the end of a disturbed run and check all that its user and its machine see of it; return its output."""
     shared = workload.shared()
     output, _ = controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 3, output
-    assert INVALID in output.splitlines()
+    assert invalid in output.splitlines()
     assert not any(line.startswith("*") for line in output.splitlines())
     assert "Traceback (most recent call last)" not in output
     assert (workload.logs() / "status").read_text() == "3\n"
     kpi = run_kpi(workload.logs())
     assert kpi.returncode == 3
-    assert kpi.stdout.splitlines()[-1] == INVALID
+    assert kpi.stdout.splitlines()[-1] == invalid
     assert not any(line.startswith("*") for line in kpi.stdout.splitlines())
     assert not load_run(workload.logs()).kpis
     assert_gone(workload, shared)
@@ -146,6 +149,43 @@ def test_an_interrupted_run(workload, signals, state):
     assert seen(workload) == "the run was interrupted"
 
 
+def test_a_run_that_is_not_done_in_time_keeps_what_it_has(workload):
+    with workload.start(*ENDLESS, "--timeout=4", step_of(5)) as controller:
+        workload.wait_for_state(State.MEASURING, *range(INSTANCES))
+        assert_invalid(workload, controller, "#INVALID RESULT: not done within TIMEOUT=4 s")
+    for index in range(INSTANCES):
+        assert len(np.load(workload.logs() / f"instance-{index}" / "steps.npy")) > 10
+
+
+def test_a_run_whose_time_is_up_while_instances_load(workload):
+    done = workload.run(*ENDLESS, "--timeout=0.3", step_of(5))
+    assert done.returncode == 3, done.stderr
+    assert "#INVALID RESULT: not done within TIMEOUT=0.3 s" in done.stdout.splitlines()
+    assert_gone(workload, workload.shared())
+
+
+def test_a_run_that_is_done_in_time_does_not_see_it(workload):
+    done = workload.run("--steps=20", "--timeout=50", step_of(5))
+    assert done.returncode == 0, done.stderr
+    assert not [criterion for criterion in load_run(workload.logs()).criteria if criterion.name == "timeout"]
+
+
+def test_a_run_whose_time_is_up_while_staging(workload, tmp_path):
+    """A server that never answers stands for whatever staging waits for; what was begun goes no further."""
+    workload.directory = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
+    case, cache = "test_resnet50v1_5_tensorflow_xeon_public_inference_throughput_avx_fp32", tmp_path / "cache"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        index = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        done = workload.run("--timeout=2", case=case, CNNBENCH_CACHE=str(cache), PIP_INDEX_URL=index)
+    reason = "#INVALID RESULT: not done within TIMEOUT=2 s"
+    assert done.returncode == 3, done.stderr
+    assert reason in done.stdout.splitlines()
+    assert load_run(workload.logs(case=case)).facts["what was seen"] == "the time was up while staging"
+    assert run_kpi(workload.logs(case=case)).stdout.splitlines()[-1] == reason
+    wait_until(lambda: not [line for line in process_files("cmdline").values() if bytes(cache) in line], "pip's end")
+    assert [path for path in (cache / "environments").iterdir() if not path.name.endswith(".lock")] == []
+
+
 @pytest.mark.parametrize("state", [None, State.READY, State.MEASURING])
 def test_a_killed_controller_leaves_no_orphan(workload, state):
     """Whenever it dies: a worker still importing cannot have asked the kernel yet to be killed with it."""
@@ -174,24 +214,45 @@ def test_a_tracing_process_that_hangs(tmp_path):
 
 
 @pytest.fixture
-def build(tmp_path):
-    """A build directory of a checkout whose one workload has the null engine."""
+def configure(tmp_path):
+    """Make a build directory of a checkout whose one workload has the null engine."""
     checkout = write_checkout(tmp_path / "checkout", "GENERIC")
-    done = run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", source=checkout)
-    assert done.returncode == 0, done.stderr
-    return tmp_path / "build"
+
+    def run(*options):
+        done = run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", *options, source=checkout)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / "build"
+
+    return run
 
 
-def test_ctest_counts_a_killed_instance_as_a_failed_case(build):
-    setting = {"STEPS": "1000000", "CORES_PER_INSTANCE": "1", "CUSTOMER_ENV": "CNNBENCH_NULL_STEP_MS=5"}
+SETTING = {"STEPS": "1000000", "CORES_PER_INSTANCE": "1", "CUSTOMER_ENV": "CNNBENCH_NULL_STEP_MS=5"}
+
+
+def run_ctest(build):
     command = [find_tool("ctest"), "--output-on-failure", "-R", f"test_{SLUG}_inference_throughput_avx_fp32"]
-    with subprocess.Popen(
-        command, cwd=build, env=clean_environment(**setting), stdout=subprocess.PIPE, text=True
-    ) as process:
+    environment = clean_environment(**SETTING)
+    return subprocess.Popen(command, cwd=build, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_ctest_counts_a_killed_instance_as_a_failed_case(configure):
+    build = configure()
+    with run_ctest(build) as process:
         wait_until(lambda: find_workers(build), "a worker")
         os.kill(find_workers(build)[0], signal.SIGKILL)
         output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 8
     assert "***Failed" in output
     assert INVALID in output
+    assert not find_workers(build)
+
+
+def test_a_case_ends_itself_before_ctest_does(configure):
+    build = configure("-DTIMEOUT=3")
+    with run_ctest(build) as process:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 8
+    assert "***Failed" in output
+    assert "***Timeout" not in output
+    assert "#INVALID RESULT: not done within TIMEOUT=3 s" in output
     assert not find_workers(build)

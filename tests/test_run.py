@@ -227,6 +227,10 @@ def test_weight_sharing_holds_the_instances_of_a_socket_in_one_process(workload)
         ("batch_size=1", "batch_size=1: not understood"),
         ("--config=/no/such.yaml", "/no/such.yaml: no such settings file"),
         ("--hang-after=0", "--hang-after 0: must be more than 0 seconds"),
+        ("--timeout=0", "--timeout 0: must be more than 0 and at most 1e+09 seconds"),
+        ("--timeout=-1", "--timeout -1: must be more than 0"),
+        ("--timeout=nan", "--timeout nan: must be more than 0"),
+        ("--timeout=inf", "--timeout inf: must be more than 0 and at most 1e+09 seconds"),
     ],
 )
 def test_a_bad_parameter_runs_nothing(refused, argument, needed):

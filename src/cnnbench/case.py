@@ -22,6 +22,7 @@ Settings = Mapping[str, str]
 Function = Literal["inference"]
 Mode = Literal["throughput", "latency", "accuracy"]
 CaseType = Literal["", "gated", "pkm"]
+InstanceMode = Literal["flex", "numa", "socket"]
 PrecisionName = Literal["avx_int8", "avx_fp32", "avx_bfloat16", "amx_int8", "amx_bfloat16", "amx_bfloat32"]
 
 FIXED_BY_NAME = ("FUNCTION", "MODE", "PRECISION", "CASE_TYPE")
@@ -116,6 +117,11 @@ class Parameters(BaseModel):
         "auto", description="physical cores of an instance; auto: 4 for latency, else all of a socket"
     )
     instances: Cores | Auto = Field("auto", description="processes measured together; auto: as many as fit")
+    instance_mode: InstanceMode = Field(
+        "flex",
+        description="flex: as CORES_PER_INSTANCE and INSTANCES say; numa: one instance for each NUMA node, with all of "
+        "its cores; socket: likewise for each socket",
+    )
     steps: Count | Auto = Field(
         "auto",
         description="steps to measure in each instance; auto: until the 95 % confidence interval of throughput is "
@@ -265,6 +271,13 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str]) -> 
         name = "MPI" if parameters.mpi else "NUM_MPI"
         value = getattr(parameters, name.lower())
         raise UsageError(f"{name}={value} ({origins[name]}): launching through MPI is not available yet; leave it out")
+    for name in ("CORES_PER_INSTANCE", "INSTANCES"):
+        value = getattr(parameters, name.lower())
+        if parameters.instance_mode != "flex" and value != "auto":
+            raise UsageError(
+                f"INSTANCE_MODE={parameters.instance_mode} ({origins['INSTANCE_MODE']}): decides how many instances "
+                f"there are and of how many cores, but {name}={value} ({origins[name]}); leave one of the two out"
+            )
     if parameters.weight_sharing and parameters.precision in ("avx_fp32", "amx_bfloat32"):
         raise UsageError(
             f"WEIGHT_SHARING=True ({origins['WEIGHT_SHARING']}): not supported for {parameters.precision}; "

@@ -4,34 +4,44 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from cnnbench import ctest
 from cnnbench.backends import ENGINES
 from cnnbench.case import parse_arguments
+from cnnbench.container_run import DOCKER_OPTIONS_VARIABLE, ContainerOptions, ContainerRun
 from cnnbench.datasets import procedural
 from cnnbench.environments import choose_variant, engine_python
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.errors import CnnbenchError, SkippedError, TimeUpInterrupt, UsageError
 from cnnbench.host import read_cpuinfo
-from cnnbench.images import ImageOptions, bill_of_materials, build_image, image_labels, plan_images, run_engine
-from cnnbench.job import describe_job, prepare_job, stage_engine, stage_inputs
+from cnnbench.images import ImageOptions, bill_of_materials, build_image, image_labels, plan_images
+from cnnbench.job import (
+    NOTHING_STAGED,
+    Job,
+    PlannedCase,
+    describe_case,
+    describe_job,
+    plan_case,
+    prepare_job,
+    stage_engine,
+    stage_inputs,
+)
+from cnnbench.launch.container import run_engine
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.kpi_log import kpi_lines, write_logs
 from cnnbench.report.table import list_kpis
+from cnnbench.result import RunResult
 from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory
+from cnnbench.serve import serve_case
+from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions, time_limit
 from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
 from cnnbench.staging.manifest import find_artefact, load_artefacts
 from cnnbench.staging.stage import stage_artefact
 from cnnbench.workload import load_workload
-
-INTERRUPTED = 130
-"""The exit code after a Ctrl-C that no measurement had to record: 128 + SIGINT, as shells have it."""
 
 EMBEDDED = ("procedural", "resnet50v1_5")
 
@@ -79,13 +89,22 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--workload", type=Path, required=True, help="the workload's directory")
     command.add_argument("--case", required=True, help="the test case's name")
     command.add_argument("--logs-root", type=Path, required=True, help="where logs-<case> goes")
-    command.add_argument("--backend", choices=["native"], default="native")
+    command.add_argument("--backend", choices=["native", "docker"], default="native")
     command.add_argument("--config", type=Path, help="settings file: yaml, globs of case names to parameters")
     command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     command.add_argument(
         "--hang-after", type=float, default=DEFAULT_HANG_S, metavar="S", help="seconds without a step that mean hung"
     )
+    command.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds until a run, staging included, is ended as invalid"
+    )
+    command.add_argument("--pull-timeout", type=float, metavar="S", help="seconds that pulling the image may take")
+    command.add_argument("--docker-options", default="", help="more options of the engine's run command")
+    _add_container_options(command)
     command.set_defaults(run=_run)
+
+    command = commands.add_parser("container", help="what an image runs: the case that the environment describes")
+    command.set_defaults(run=lambda _: serve_case(os.environ))
 
     command = commands.add_parser("stage", help="put models and images into the cache, verified")
     command.add_argument("names", nargs="*", metavar="NAME", help="default: what the embedded workload needs")
@@ -164,40 +183,78 @@ def _platform(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the ending of the instances
-    raise KeyboardInterrupt
-
-
 def _run(arguments: argparse.Namespace) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):  # instances are ended and the run is recorded as invalid
-        signal.signal(number, _interrupt)
-    cache = cache_root(os.environ)
+    end_by_exceptions()  # instances are ended and the run is recorded as invalid
     config = arguments.config or os.environ.get(ctest.CONFIG_VARIABLE)
     words = json.loads(os.environ.get(ctest.OPTIONS_VARIABLE, "[]")) + arguments.rest
+    dry_run = arguments.dry_run or os.environ.get(ctest.DRY_RUN_VARIABLE) == "1"
     if not arguments.hang_after > 0:
         raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
+    check_timeout("--timeout", arguments.timeout)
+    check_timeout("--pull-timeout", arguments.pull_timeout)
     try:
-        job = prepare_job(
+        planned = plan_case(
             arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None
         )
+        run = _run_in_container if arguments.backend == "docker" else _run_here
+        return run(planned, arguments, dry_run)
     except SkippedError as error:
         ctest.record_skip(arguments.case, str(error), os.environ)
         raise
-    if arguments.dry_run or os.environ.get(ctest.DRY_RUN_VARIABLE) == "1":
-        print(describe_job(job, cache))
+
+
+def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:
+    job, cache = prepare_job(planned, os.environ), cache_root(os.environ)
+    if dry_run:
+        print("\n".join(describe_job(job, cache)))
         return 0
-    for note in job.notes:
+    _print_notes(job.notes)
+    return _report(*_measure(job, cache, arguments.logs_root.absolute(), arguments))
+
+
+def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:
+    run = ContainerRun(
+        planned,
+        ContainerOptions(
+            cli=shlex.split(arguments.container_cli),
+            images=ImageOptions(arguments.registry, arguments.release),
+            extra=shlex.split(arguments.docker_options) + shlex.split(os.environ.get(DOCKER_OPTIONS_VARIABLE, "")),
+            hang_s=arguments.hang_after,
+            pull_timeout_s=arguments.pull_timeout,
+        ),
+        arguments.logs_root.absolute(),
+    )
+    if dry_run:
+        print("\n".join([*describe_case(planned), "command line:", f"  {shlex.join(run.command())}"]))
+        return 0
+    _print_notes(planned.notes)
+    return _report(*run.run(arguments.timeout))
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
         print(f"cnnbench: {note}", file=sys.stderr)
-    inputs = stage_inputs(job, cache)
-    logs = new_logs_directory(arguments.logs_root.absolute(), job.case.name)
-    result = Measurement(job, inputs, logs, arguments.hang_after).run()
-    status = InvalidMeasurementError.exit_code if result.verdict == "invalid" else 0
-    write_logs(result, logs, status)
+
+
+def _report(result: RunResult, logs: Path) -> int:
     print("\n".join(kpi_lines(result)))
     print(f"# logs: {logs}")
-    return status
+    return result.exit_code
+
+
+def _measure(job: Job, cache: Path, root: Path, arguments: argparse.Namespace) -> tuple[RunResult, Path]:
+    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
+    try:
+        with time_limit(arguments.timeout):
+            inputs = stage_inputs(job, cache)
+            logs = new_logs_directory(root, job.case.name)
+            result = Measurement(job, inputs, logs, arguments.hang_after).run()
+    except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
+        logs = new_logs_directory(root, job.case.name)
+        facts = {"what was seen": "the time was up while staging"}
+        result = Measurement(job, NOTHING_STAGED, logs, arguments.hang_after).reject(error, facts)
+    write_logs(result, logs, result.exit_code)
+    return result, logs
 
 
 def _stage(arguments: argparse.Namespace) -> int:

@@ -6,9 +6,11 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from cnnbench.backends import ENGINES
@@ -107,18 +109,26 @@ def _make_environment(directory: Path, lock: Path) -> None:
 def _run(command: list[str], lock: Path) -> None:
     """Run a step; show pip's own bars on a terminal, and its downloads and installations as lines anywhere else."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    last: deque[str] = deque(["it says why above"] if sys.stderr.isatty() else [], maxlen=8)
-    if sys.stderr.isatty():
-        code = subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode
-    else:
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
+    terminal = sys.stderr.isatty()
+    last: deque[str] = deque(["it says why above"] if terminal else [], maxlen=8)
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=sys.stderr if terminal else subprocess.PIPE,
+        stderr=None if terminal else subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
             for line in process.stdout or ():
                 last.append(line.rstrip())
                 if line.lstrip().startswith(("Downloading", "Installing")):
                     print(f"  {line.strip()[:110]}", file=sys.stderr, flush=True)
-        code = process.returncode
+            code = process.wait()
+        except BaseException:  # interrupted: neither the step nor what it has started may go on
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
     if code != 0:
         raise CnnbenchError(
             f"making the environment of {lock.name} failed at `{' '.join(command)}`:\n" + "\n".join(last)

@@ -19,6 +19,13 @@ class InvalidMeasurementError(CnnbenchError):
     exit_code = 3
 
 
+class TimeUpInterrupt(KeyboardInterrupt):
+    """The run has used up its --timeout: ends whatever is under way as a Ctrl-C would, and tells why."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"not done within TIMEOUT={timeout_s:g} s")
+
+
 class SkippedError(CnnbenchError):
     """The case cannot run on this machine; 77 is ctest's SKIP_RETURN_CODE."""
 

@@ -106,6 +106,14 @@ def read_host(sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC) -> HostFacts:
     )
 
 
+def read_available_bytes(proc: Path = HOST_PROC) -> int:
+    """Return the memory that could be had now without swapping (MemAvailable)."""
+    kibibytes = _to_int(_search(r"MemAvailable:\s*(\d+) kB", _read(proc / "meminfo")))
+    if kibibytes is None:
+        raise CnnbenchError(f"{proc / 'meminfo'}: no MemAvailable there; needed Linux 3.14 or newer")
+    return kibibytes * 1024
+
+
 def _read_processors(path: Path) -> list[dict[str, str]]:
     blocks = (_read(path) or "").split("\n\n")
     lines = [[line.partition(":") for line in block.splitlines() if ":" in line] for block in blocks]

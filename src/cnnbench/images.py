@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from cnnbench.backends import find_engine
 from cnnbench.environments import REQUIREMENTS, lock_file
 from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.launch.container import run_engine
 from cnnbench.progress import bytes_text
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.workload import Workload
@@ -28,8 +29,6 @@ from cnnbench.workload import Workload
 ROOT = Path(__file__).parents[2]
 DATASET_SOURCES = ("embedded", "local", "url")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
-LABEL = "cnnbench"
-"""What our labels of images and containers begin with."""
 
 IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 """The Python of Debian 12, which the images have."""
@@ -213,22 +212,6 @@ def _place(source: Path, destination: Path) -> None:
         link(str(source), str(destination))
 
 
-def run_engine(command: list[str], timeout_s: float | None = None) -> str:
-    """Run a command of the container engine's and return what it prints; raise CnnbenchError with its complaint."""
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
-    except FileNotFoundError as error:
-        raise CnnbenchError(f"{command[0]}: not found; install it, or choose another with -DCONTAINER_CLI") from error
-    except subprocess.TimeoutExpired as error:
-        raise CnnbenchError(f"`{' '.join(command)}` was not done within {timeout_s:g} s") from error
-    if done.returncode != 0:
-        complaint = done.stderr.strip() or f"exit code {done.returncode}"
-        raise CnnbenchError(f"`{' '.join(command)}` failed: {complaint}")
-    return done.stdout.strip()
-
-
 @dataclass(frozen=True)
 class BillOfMaterials:
     """What the images of a workload hold: the base image, Debian's packages, Python's by lock file, and artefacts."""
@@ -286,8 +269,8 @@ def image_labels(workload: Workload, build: ImageBuild, bill: BillOfMaterials) -
         f"{standard}.version": version("cnnbench"),
         f"{standard}.revision": _revision(),
         f"{standard}.base.name": bill.base_image,
-        f"{LABEL}.workload": workload.name,
-        f"{LABEL}.bom": json.dumps(vars(bill), separators=(",", ":")),
+        "cnnbench.workload": workload.name,
+        "cnnbench.bom": json.dumps(vars(bill), separators=(",", ":")),
     }
 
 

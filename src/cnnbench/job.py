@@ -106,6 +106,7 @@ def plan_case(
             cores_per_instance=_unless_auto(parameters.cores_per_instance),
             instances=_unless_auto(parameters.instances),
             weight_sharing=parameters.weight_sharing,
+            instance_mode=parameters.instance_mode,
         ),
     )
     require(precision, cpu.flags)
@@ -177,6 +178,10 @@ class Inputs:
     python: Path
     images: ImageSet | None
     model: PreparedModel | None
+
+
+NOTHING_STAGED = Inputs(Path(), None, None)
+"""The inputs of a run that ends before it has any."""
 
 
 def stage_inputs(job: Job, cache: Path) -> Inputs:

@@ -44,7 +44,7 @@ class Progress:
         self._unit = unit
         self._done = done
         self._done_before = done
-        self._stream = stream if stream is not None else _default_stream()
+        self._stream = stream if stream is not None else progress_stream()
         self._clock = clock
         self._started_s = self._reported_s = clock()
         self._bar: tqdm | None = None
@@ -107,7 +107,7 @@ class Progress:
         print(f"{self._label}: {', '.join(part for part in parts if part)}", file=self._stream, flush=True)
 
 
-def _default_stream() -> TextIO:
+def progress_stream() -> TextIO:
     """Return the stream that STREAM_VARIABLE names, else standard error."""
     path = os.environ.get(STREAM_VARIABLE)
     if path and not sys.stderr.isatty():

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError
 
 SCHEMA = 1
 RUN_FILE = "run.json"
@@ -85,6 +85,11 @@ class RunResult(_Model):
     def verdict(self) -> Verdict:
         """Say valid, unstable (measured, but not steady) or invalid."""
         return self.failures[0].severity if self.failures else "valid"
+
+    @property
+    def exit_code(self) -> int:
+        """Return what a run with this result ends with."""
+        return InvalidMeasurementError.exit_code if self.verdict == "invalid" else 0
 
     @property
     def reason(self) -> str:

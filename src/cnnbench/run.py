@@ -14,7 +14,7 @@ import numpy as np
 from cnnbench import stats, validity
 from cnnbench.contention import CpuSample, compare_samples, sample_cpu_time, with_siblings
 from cnnbench.datasets.index import ImageSet
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.host import read_host, sample_frequency_mhz
 from cnnbench.isa import judge_trace, parse_verbose
 from cnnbench.job import Inputs, Job
@@ -93,14 +93,6 @@ def _write_launch(spec: WorkerSpec, directory: Path, python: Path, environment: 
 def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
     first = replace(spec.instances[0], files=[])
     return replace(spec, trace_steps=TRACE_STEPS, instances=[first], logs=str(directory))
-
-
-def _images_per_step(steps: int, share: int, batch_size: int, accuracy: bool) -> np.ndarray:
-    """Return the images of each step; in an accuracy run the last batch of a share may be smaller."""
-    images = np.full(steps, batch_size, dtype=np.int64)
-    if accuracy and steps:
-        images[-1] = share - batch_size * (steps - 1)
-    return images
 
 
 class Measurement:
@@ -182,11 +174,8 @@ class Measurement:
         return window.seconds >= p.max_time or (width is not None and width <= validity.AUTO_HALF_WIDTH)
 
     def _images(self, steps: list[np.ndarray]) -> list[np.ndarray]:
-        p, shares = self._job.parameters, _share_images(self._inputs.images, len(steps))
-        return [
-            _images_per_step(len(rows), len(share), p.batch_size, p.mode == "accuracy")
-            for rows, share in zip(steps, shares, strict=True)
-        ]
+        """Return the images of each step: the batch size, as no accuracy run with its smaller last batch is timed."""
+        return [np.full(len(rows), self._job.parameters.batch_size, dtype=np.int64) for rows in steps]
 
     def _instance_results(self) -> list[dict[str, Any]]:
         paths = (self._logs / f"instance-{one.index}" / "result.json" for one in self._job.plan.instances)
@@ -200,64 +189,55 @@ class Measurement:
             return self._result(results, [], [survival], {})
         directories = [self._logs / f"instance-{one.index}" for one in job.plan.instances]
         steps = [np.load(directory / "steps.npy") for directory in directories]
-        images = self._images(steps)
         window = stats.common_window(steps)
-        throughput = stats.estimate_throughput(steps, images, window)
-        steady = stats.steadiness(stats.slice_rates(steps, images, window))
         affinities = {result["index"]: result["affinities"] for result in results}
         criteria = [survival, validity.judge_pinning(job.plan, affinities)]
-        kpis = self._timing_kpis(steps, window, throughput, steady)
-        if p.mode == "accuracy":  # its times are not judged, so they are no figures to print
-            kpis = [kpi for kpi in kpis if kpi.key == "Input wait"]
+        kpis: list[Kpi] = []
+        # The times of an accuracy run are not judged, so they would be no figures to print.
+        timed = [] if p.mode == "accuracy" else self._judge_times(steps, window, kpis)
+        if self._inputs.images is not None:
+            kpis.append(Kpi(key="Input wait", unit="%", value=100 * stats.input_wait_share(steps, window)))
         (began_s, first), (ended_s, last) = self._looks
         contention = compare_samples(first, last, job.plan.cores, ended_s - began_s)
         if contention is not None:
             kpis.append(Kpi(key="Other load", unit="%", value=100 * contention.others))
             kpis.append(Kpi(key="Stolen time", unit="%", value=100 * contention.steal))
         criteria += self._judge_model(directories, kpis)
+        facts = {"measured for": f"{window.seconds:.2f} s, {sum(len(rows) for rows in steps)} steps"}
         if p.mode == "accuracy":
             criteria.append(self._judge_accuracy(directories, kpis))
+        elif contention is not None:
+            criteria += [*timed, validity.judge_contention(contention)]
         else:
-            criteria += validity.judge_steadiness(steady)
-            if contention is not None:
-                criteria.append(validity.judge_contention(contention))
-            if p.steps == "auto":
-                criteria.append(validity.judge_interval(throughput, p.max_time))
+            criteria += timed
+            facts = {"contention": f"not judged: {window.seconds:.2f} s are too short to tell it"} | facts
         if not any(kpi.primary for kpi in kpis):
             criteria.append(validity.reject_without_steps(p.mode))
         processes = {result["pid"]: result["resident_bytes"] for result in results}
         kpis.append(Kpi(key="Resident memory", unit="MiB", value=sum(processes.values()) / 2**20))
         if self._frequencies:
             kpis.append(Kpi(key="CPU frequency", unit="MHz", value=float(np.mean(self._frequencies))))
-        if contention is None and p.mode != "accuracy":
-            unjudged = {"contention": f"not judged: {window.seconds:.2f} s are too short to tell it"}
-        else:
-            unjudged = {}
-        facts = unjudged | {"measured for": f"{window.seconds:.2f} s, {sum(len(rows) for rows in steps)} steps"}
         return self._result(results, kpis, criteria, facts)
 
-    def _timing_kpis(
-        self,
-        steps: list[np.ndarray],
-        window: stats.Window,
-        throughput: stats.Estimate,
-        steady: stats.Steadiness | None,
-    ) -> list[Kpi]:
-        mode, times_ms = self._job.parameters.mode, stats.inference_times_ms(steps, window)
-        kpis = _estimate_kpis("Throughput", "img/s", throughput, primary=mode == "throughput")
+    def _judge_times(self, steps: list[np.ndarray], window: stats.Window, kpis: list[Kpi]) -> list[Criterion]:
+        """Add the KPIs of throughput and latency, and judge how steadily they were measured."""
+        p, images, times_ms = self._job.parameters, self._images(steps), stats.inference_times_ms(steps, window)
+        throughput = stats.estimate_throughput(steps, images, window)
+        kpis += _estimate_kpis("Throughput", "img/s", throughput, primary=p.mode == "throughput")
         if len(times_ms):
-            kpis += _estimate_kpis("Latency mean", "ms", stats.estimate_latency(times_ms), primary=mode == "latency")
+            kpis += _estimate_kpis("Latency mean", "ms", stats.estimate_latency(times_ms), primary=p.mode == "latency")
             kpis += [
                 Kpi(key=f"Latency p{percentile:g}", unit="ms", value=value)
                 for percentile, value in stats.percentiles(times_ms).items()
             ]
-        if self._inputs.images is not None:
-            share = stats.input_wait_share(steps, window)
-            kpis.append(Kpi(key="Input wait", unit="%", value=100 * share))
+        steady = stats.steadiness(stats.slice_rates(steps, images, window))
         if steady is not None:
             kpis.append(Kpi(key="Throughput drift", unit="%", value=100 * steady.drift))
             kpis.append(Kpi(key="Throughput spread", unit="%", value=100 * steady.spread))
-        return kpis
+        criteria = validity.judge_steadiness(steady)
+        if p.steps == "auto":
+            criteria.append(validity.judge_interval(throughput, p.max_time))
+        return criteria
 
     def _judge_model(self, directories: list[Path], kpis: list[Kpi]) -> list[Criterion]:
         """Judge the precision and the outputs of an engine that has a model."""
@@ -304,6 +284,8 @@ class Measurement:
             directory.mkdir(exist_ok=True)
             if StepTimes.path(shared, instance.index).exists():
                 np.save(directory / "steps.npy", StepTimes.read(shared, instance.index))
+        if isinstance(error, TimeUpInterrupt):
+            return self.reject(error, {})
         if isinstance(error, KilledError):
             detail, found = error.detail, str(error)
         elif isinstance(error, KeyboardInterrupt):
@@ -312,6 +294,10 @@ class Measurement:
             detail, found = "", str(error)
         facts = {"what was seen": detail} if detail else {}
         return self._result([], [], [Criterion(name="instances", passed=False, found=found, needed="")], facts)
+
+    def reject(self, error: TimeUpInterrupt, facts: dict[str, str]) -> RunResult:
+        """Return the result of a run that was not done in time, which need not have begun."""
+        return self._result([], [], [Criterion(name="timeout", passed=False, found=str(error), needed="")], facts)
 
     def _result(
         self, results: list[dict[str, Any]], kpis: list[Kpi], criteria: list[Criterion], facts: dict[str, str]

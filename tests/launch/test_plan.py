@@ -249,6 +249,60 @@ def test_weight_sharing_never_spans_sockets(machine):
     assert cpus(plan) == [span(0, 5)]
 
 
+EVERY_MODE = pytest.mark.parametrize("mode", ["throughput", "latency", "accuracy"])
+
+
+@EVERY_MODE
+def test_one_instance_for_each_numa_node(snc2, mode):
+    plan = plan_instances(snc2, PlanRequest(mode, instance_mode="numa"))
+    assert cpus(plan) == [span(0, 3), span(4, 7), span(8, 11), span(12, 15)]
+    assert [(one.nodes, one.memory_node) for one in plan.instances] == [((node,), node) for node in range(4)]
+    assert [one.process for one in plan.instances] == [0, 1, 2, 3]
+    assert (plan.idle_cores, plan.notes) == (0, ())
+
+
+@EVERY_MODE
+def test_one_instance_for_each_socket(snc2, mode):
+    plan = plan_instances(snc2, PlanRequest(mode, instance_mode="socket"))
+    assert cpus(plan) == [span(0, 7), span(8, 15)]
+    assert plan.idle_cores == 0
+    assert plan.notes == (
+        "instances 0-1 span more than one NUMA node, so memory is not bound to one: "
+        "with INSTANCE_MODE=numa each would lie in one",
+    )
+
+
+def test_a_node_or_socket_gives_the_cores_that_may_be_used(machine):
+    # Node 0 keeps cores 0 and 1, node 1 core 4 by its second thread, and node 2 nothing.
+    topology = machine({0, 1, 20, 12}, sockets=2, cores_per_socket=8, nodes_per_socket=2)
+    plan = plan_instances(topology, PlanRequest("latency", instance_mode="numa"))
+    assert [(one.cpus, one.memory_node) for one in plan.instances] == [((0, 1), 0), ((20,), 1), ((12,), 3)]
+    assert plan.notes == ("instances differ in cores as the NUMA nodes do: 2 on node 0, 1 on node 1, 1 on node 3",)
+    plan = plan_instances(topology, PlanRequest("latency", instance_mode="socket"))
+    assert cpus(plan) == [(0, 1, 20), (12,)]
+    assert plan.notes[0] == "instances differ in cores as the sockets do: 3 on socket 0, 1 on socket 1"
+
+
+def test_instances_of_the_nodes_of_a_socket_share_weights(snc2):
+    plan = plan_instances(snc2, PlanRequest("throughput", weight_sharing=True, instance_mode="numa"))
+    assert [one.process for one in plan.instances] == [0, 0, 1, 1]
+    plan = plan_instances(snc2, PlanRequest("throughput", weight_sharing=True, instance_mode="socket"))
+    assert [one.process for one in plan.instances] == [0, 1]
+
+
+def test_a_node_that_spans_sockets_is_one_instance_but_shares_no_weights(machine):
+    topology = machine(sockets=2, cores_per_socket=4, nodes={0: range(16)})
+    plan = plan_instances(topology, PlanRequest("throughput", instance_mode="numa"))
+    assert [(one.cpus, one.memory_node) for one in plan.instances] == [(span(0, 7), 0)]
+    with pytest.raises(UsageError, match=r"INSTANCE_MODE=numa: NUMA node 0 has cores of sockets 0-1.*WEIGHT_SHARING"):
+        plan_instances(topology, PlanRequest("throughput", weight_sharing=True, instance_mode="numa"))
+
+
+def test_without_numa_the_machine_is_one_node(machine):
+    plan = plan_instances(machine(cores_per_socket=2, nodes={}), PlanRequest("latency", instance_mode="numa"))
+    assert [(one.cpus, one.nodes) for one in plan.instances] == [((0, 1), (0,))]
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from cnnbench.case import InstanceMode
 from cnnbench.errors import UsageError
 from cnnbench.topology import UNKNOWN_NODE, Core, Topology, format_cpu_list
 
@@ -14,12 +15,16 @@ Cell = list[Core]  # free cores that share one socket and one NUMA node, in topo
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What the case asks for; None is a parameter that was not given, so its default may adapt to the host."""
+    """What the case asks for; None is a parameter that was not given, so its default may adapt to the host.
+
+    `instance_mode`: `flex`, or `numa` or `socket` for one instance in each, which leaves no number to be given.
+    """
 
     mode: str
     cores_per_instance: int | None = None
     instances: int | None = None
     weight_sharing: bool = False
+    instance_mode: InstanceMode = "flex"
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
     _check(topology, request)
     notes: list[str] = []
     explicit = request.cores_per_instance is not None or request.instances is not None
-    if request.mode != "latency" and not explicit:
+    if request.instance_mode == "numa":
+        groups = [topology.cores_of_node(node) for node in topology.nodes]
+    elif request.instance_mode == "socket" or (request.mode != "latency" and not explicit):
         groups = [topology.cores_of_socket(socket) for socket in topology.sockets]
     else:
         size = _choose_size(topology, request, notes)
@@ -110,6 +117,14 @@ def _check(topology: Topology, request: PlanRequest) -> None:
     size, count = request.cores_per_instance, request.instances
     if request.mode not in MODES:
         raise UsageError(f"MODE={request.mode}: must be one of {', '.join(MODES)}")
+    if request.instance_mode == "numa" and request.weight_sharing:
+        for node in topology.nodes:
+            sockets = sorted({core.socket for core in topology.cores_of_node(node)})
+            if len(sockets) > 1:
+                raise UsageError(
+                    f"INSTANCE_MODE=numa: NUMA node {node} has cores of sockets {format_cpu_list(sockets)}, but "
+                    "WEIGHT_SHARING=True keeps an instance in one; use INSTANCE_MODE=socket"
+                )
     if size is not None and not 1 <= size <= total:
         raise UsageError(f"CORES_PER_INSTANCE={size}: must be 1 to {total}, the usable physical cores of this host")
     if size is not None and request.weight_sharing and size > largest_socket:
@@ -235,8 +250,12 @@ def _placement_notes(topology: Topology, request: PlanRequest, instances: Sequen
     """Say what about the placement could surprise the reader of a KPI."""
     notes = []
     if len({instance.threads for instance in instances}) > 1:
-        each = ", ".join(f"{instance.threads} on socket {instance.sockets[0]}" for instance in instances)
-        notes.append(f"instances differ in cores as the sockets do: {each}")
+        if request.instance_mode == "numa":
+            each = ", ".join(f"{instance.threads} on node {instance.nodes[0]}" for instance in instances)
+            notes.append(f"instances differ in cores as the NUMA nodes do: {each}")
+        else:
+            each = ", ".join(f"{instance.threads} on socket {instance.sockets[0]}" for instance in instances)
+            notes.append(f"instances differ in cores as the sockets do: {each}")
     over_sockets = [instance.index for instance in instances if len(instance.sockets) > 1]
     if over_sockets:
         notes.append(f"{_name(over_sockets)} more than one socket")
@@ -245,16 +264,18 @@ def _placement_notes(topology: Topology, request: PlanRequest, instances: Sequen
         size = max(instance.threads for instance in instances)
         notes.append(
             f"{_name(over_nodes)} more than one NUMA node, so memory is not bound to one: "
-            + _remedy(topology, size, request.weight_sharing)
+            + _remedy(topology, size, request)
         )
     return notes
 
 
-def _remedy(topology: Topology, size: int, weight_sharing: bool) -> str:
+def _remedy(topology: Topology, size: int, request: PlanRequest) -> str:
+    if request.instance_mode != "flex":
+        return "with INSTANCE_MODE=numa each would lie in one"
     largest_node = max(len(topology.cores_of_node(node)) for node in topology.nodes)
     if size > largest_node:
         return f"CORES_PER_INSTANCE={largest_node} or less fits in one"
-    most = len(_place(topology, size, None, weight_sharing=weight_sharing))
+    most = len(_place(topology, size, None, weight_sharing=request.weight_sharing))
     return f"at most {most} instances of {_cores(size, '')} fit without"
 
 

@@ -1,0 +1,242 @@
+"""Run a planned case in a container and make a result of how that ends.
+
+The container gets the plan's CPUs and memory nodes and the parameters as asked for; it plans, measures and judges the
+case by itself, with all the checks that a run on this machine has (serve.py).
+"""
+
+import io
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cnnbench.contention import with_siblings
+from cnnbench.errors import CnnbenchError, SkippedError, TimeUpInterrupt, UsageError
+from cnnbench.host import read_available_bytes
+from cnnbench.images import ImageOptions, inference_image
+from cnnbench.job import PLATFORM_VARIABLE, PlannedCase
+from cnnbench.launch.container import (
+    BUILD_LABEL,
+    GRACE_S,
+    OWNER_LABEL,
+    Container,
+    ContainerSpec,
+    owner_of,
+    remove_orphans,
+    run_command,
+    run_engine,
+)
+from cnnbench.progress import Progress, bytes_text
+from cnnbench.report.kpi_log import STATUS, write_logs
+from cnnbench.result import RUN_FILE, Criterion, RunResult, load_run
+from cnnbench.run import new_logs_directory
+from cnnbench.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
+from cnnbench.signals import INTERRUPTED, time_limit
+from cnnbench.staging.archive import unpack
+from cnnbench.topology import UNKNOWN_NODE
+
+DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
+"""Environment variable: more options of the engine's run command."""
+
+MODEL_INSIDE = "/mnt/model.pb"
+LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
+
+MEMORY_SHARE = 0.95
+"""What part of the memory that is free now a container may take, so that it runs out of memory and not the host."""
+PIDS_BASE, PIDS_PER_CPU = 1024, 4
+"""Threads a container may have: the engines' pools have one for each CPU of the machine, in every process."""
+
+
+@dataclass(frozen=True)
+class ContainerOptions:
+    """How containers are run. `cli`: the engine's command line. `extra`: more options of its run command."""
+
+    cli: Sequence[str]
+    images: ImageOptions
+    extra: Sequence[str]
+    hang_s: float
+    pull_timeout_s: float | None
+
+
+class ContainerRun:
+    """One run of a planned case in a container; its logs go below `root`."""
+
+    def __init__(self, planned: PlannedCase, options: ContainerOptions, root: Path) -> None:
+        self._planned, self._options, self._root = planned, options, root
+        self._started = datetime.now(timezone.utc)
+        self._run_id = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self._spec = self._plan_container()
+
+    def _plan_container(self, sys_nice: bool = True) -> ContainerSpec:
+        planned, plan = self._planned, self._planned.plan
+        nodes = frozenset(node for one in plan.instances for node in one.nodes)
+        environment = {"WORKLOAD": planned.workload.slug, **planned.requested}
+        environment |= {ATTENDED_VARIABLE: "1", HANG_VARIABLE: f"{self._options.hang_s:g}"}
+        if platform := os.environ.get(PLATFORM_VARIABLE):
+            environment[PLATFORM_VARIABLE] = platform
+        mounts = {}
+        if (model := Path(planned.asked.model)).is_absolute():
+            mounts[MODEL_INSIDE], environment["MODEL"] = model, MODEL_INSIDE
+        return ContainerSpec(
+            name=f"cnnbench-{self._run_id.lower()}",
+            image=inference_image(
+                planned.workload, planned.parameters.data_type, planned.case.sgx, self._options.images
+            ),
+            labels={BUILD_LABEL: str(self._root), OWNER_LABEL: owner_of(os.getpid())},
+            environment=environment,
+            cpus=with_siblings(cpu for one in plan.instances for cpu in one.cpus) & os.sched_getaffinity(0),
+            nodes=frozenset() if UNKNOWN_NODE in nodes else nodes,
+            memory_bytes=int(MEMORY_SHARE * read_available_bytes()),
+            pids=PIDS_BASE + PIDS_PER_CPU * (os.cpu_count() or 1) * len(plan.processes),
+            mounts=mounts,
+            devices=(),
+            sys_nice=sys_nice,
+            extra=self._options.extra,
+        )
+
+    def command(self) -> list[str]:
+        """Return the command that starts the container."""
+        return run_command(self._options.cli, self._spec)
+
+    def run(self, timeout_s: float | None = None) -> tuple[RunResult, Path]:
+        """Run the container to its end; return the result and the directory of its logs.
+
+        A container that fails, is killed, interrupted or not done in time gives an invalid result. Raises CnnbenchError
+        when there is no engine or image, and what the case itself raised when it could not be run.
+        """
+        remove_orphans(self._options.cli)
+        self._provide_image()
+        logs = new_logs_directory(self._root, self._planned.case.name)
+        try:
+            with time_limit(timeout_s):
+                result = self._attend(logs)
+        except TimeUpInterrupt as error:  # before there was anything to fetch
+            result = self._reject(error, "the container was not running yet", {})
+        except (SkippedError, UsageError):
+            shutil.rmtree(logs.parent)  # nothing has been run
+            raise
+        write_logs(result, logs, result.exit_code)
+        return result, logs
+
+    def _provide_image(self) -> None:
+        """Pull the image when it is not here and has a registry to come from."""
+        cli, image = self._options.cli, self._spec.image
+        if run_engine([*cli, "images", "--quiet", image]):
+            return
+        if not self._options.images.registry:
+            raise CnnbenchError(
+                f"{image}: no such image; make it with `make` in the build directory (doc/containers.md)"
+            )
+        print(f"cnnbench: pulling {image}", file=sys.stderr, flush=True)
+        run_engine([*cli, "pull", image], self._options.pull_timeout_s)
+
+    def _attend(self, logs: Path) -> RunResult:
+        """Start the container, wait for its logs, and make a result of what came."""
+        archive = logs / ARCHIVE
+        interrupt, broken, facts = None, "", self._facts()
+        with Container(self._options.cli, self._spec.name, logs / LOG) as container:
+            self._start(container)
+            try:
+                interrupt = container.fetch(archive)
+            except OSError as error:
+                broken = f"writing the logs to {archive} failed: {error.strerror}"
+            state, complaint = container.inspect()
+        (logs / FACTS).write_text(json.dumps({"command": self.command(), "state": state}, indent=1))
+        try:
+            unpack(archive, logs, progress=partial(Progress, stream=io.StringIO()))
+        except CnnbenchError:
+            broken = broken or _explain_end(state, complaint, container.output, self._spec.memory_bytes)
+        except OSError as error:
+            broken = f"unpacking the logs in {logs} failed: {error.strerror}"
+        if broken:
+            (logs / STATUS).unlink(missing_ok=True)
+            archive.unlink()  # what is whole in it has been unpacked; on a full disk the result needs its room
+            return self._reject(interrupt, broken, facts)
+        archive.unlink()
+        return self._read_result(logs, facts, state, interrupt)
+
+    def _start(self, container: Container) -> None:
+        """Start the container, without the capability where the engine refuses it; how it ends is judged later."""
+        container.start(self.command())
+        if not container.wait_until_running() and container.was_refused_a_capability():
+            container.remove()
+            self._spec = self._plan_container(sys_nice=False)
+            container.start(self.command())
+            container.wait_until_running()
+
+    def _read_result(
+        self, logs: Path, facts: dict[str, str], state: dict[str, Any], interrupt: KeyboardInterrupt | None
+    ) -> RunResult:
+        """Return what the container made of the run, with what only this side knows; raise what it raised."""
+        if not (logs / RUN_FILE).is_file():
+            status, message = int((logs / STATUS).read_text()), (logs / ERROR).read_text()
+            if status == INTERRUPTED:
+                return self._reject(interrupt, message, facts)
+            errors = {error.exit_code: error for error in (CnnbenchError, UsageError, SkippedError)}
+            raise errors.get(status, CnnbenchError)(message)
+        result = load_run(logs)
+        notes = list(result.notes)
+        if not self._spec.sys_nice:
+            notes.append("the engine refused the capability SYS_NICE, without which memory cannot be bound")
+        if result.plan != self._planned.plan.to_dict():
+            notes.append("the container planned other instances than this machine would: its cpuset differs")
+        if state.get("OOMKilled"):
+            facts["memory"] = f"ran out at the container's limit, {bytes_text(self._spec.memory_bytes)}"
+        if isinstance(interrupt, TimeUpInterrupt):
+            late = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")
+            return result.model_copy(update={"criteria": [late], "kpis": [], "notes": notes})
+        return result.model_copy(update={"facts": result.facts | facts, "notes": notes})
+
+    def _facts(self) -> dict[str, str]:
+        cli = [*self._options.cli]
+        image = run_engine([*cli, "inspect", "--type", "image", "--format", "{{.Id}}", self._spec.image])
+        version = run_engine([*cli, "version", "--format", "{{.Server.Version}}"])
+        return {
+            "container image": f"{self._spec.image} ({image})",
+            "container engine": f"{Path(cli[0]).name} {version}",
+            "container memory limit": bytes_text(self._spec.memory_bytes),
+        }
+
+    def _reject(self, interrupt: KeyboardInterrupt | None, reason: str, facts: dict[str, str]) -> RunResult:
+        """Return the result of a run whose container gave none, of which the time limit may be the deeper reason."""
+        planned = self._planned
+        failure = Criterion(name="container", passed=False, found=reason, needed="")
+        if isinstance(interrupt, TimeUpInterrupt):
+            failure = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")
+            facts = facts | {"what was seen": reason}
+        return RunResult(
+            run_id=self._run_id,
+            started=self._started.isoformat(timespec="seconds"),
+            workload=planned.workload.name,
+            case=planned.case.name,
+            requested=planned.requested,
+            effective=planned.effective,
+            facts=facts,
+            plan=planned.plan.to_dict(),
+            instances=[],
+            kpis=[],
+            criteria=[failure],
+            notes=list(planned.notes),
+        )
+
+
+def _explain_end(state: dict[str, Any], complaint: str, output: Sequence[str], memory_bytes: int) -> str:
+    """Say why a container has not handed its logs over."""
+    last = f"; the last it printed: {output[-1]}" if output else ""
+    if not state:
+        return f"the container engine gave no account of the container: {complaint}{last}"
+    if state["OOMKilled"]:
+        return f"the container ran out of memory: its limit was {bytes_text(memory_bytes)}{last}"
+    if state["Running"]:
+        return f"the container handed no logs over within {GRACE_S:g} s of being told to end{last}"
+    if state["Status"] == "created":
+        return f"the engine could not start the container: {state['Error'] or '; '.join(output)}"
+    how = {137: "was killed (SIGKILL)", 143: "was terminated (SIGTERM)"}.get(state["ExitCode"])
+    return f"the container {how or 'ended with exit code ' + str(state['ExitCode'])} before its logs were out{last}"

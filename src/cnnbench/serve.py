@@ -1,0 +1,124 @@
+"""Run one case inside a container and hand its logs over: what an image's entry point does.
+
+The case and its parameters come as environment variables. However the run ends, everything that it left is written as a
+tar archive into the FIFO EXPORT, once somebody reads there: the run's files, `error` when there is a message, and last
+of all `status`, the exit code. A container that nobody attends then waits to be removed.
+"""
+
+import io
+import os
+import signal
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from cnnbench.case import FIXED_BY_NAME, TestCase, default_text
+from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.job import plan_case, prepare_job, stage_inputs
+from cnnbench.launch.container import EXPORT
+from cnnbench.report.kpi_log import STATUS, write_logs
+from cnnbench.run import DEFAULT_HANG_S, Measurement
+from cnnbench.signals import INTERRUPTED, end_by_exceptions
+from cnnbench.staging.cache import cache_root
+from cnnbench.workload import Workload, load_workload
+
+ERROR = "error"
+"""The file of an export that says why there is no result."""
+
+WORKLOAD_VARIABLE = "CNNBENCH_WORKLOAD"
+"""Environment variable of an image: its workload's directory."""
+
+SGX_VARIABLE = "CNNBENCH_SGX"
+"""Environment variable of an image: set where cases run in an enclave."""
+
+ATTENDED_VARIABLE = "CNNBENCH_ATTENDED"
+"""Environment variable: set by who holds this container's standard input open for as long as it is to run."""
+
+HANG_VARIABLE = "CNNBENCH_HANG_AFTER"
+"""Environment variable: `cnnbench run --hang-after`."""
+
+
+def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT) -> int:
+    """Run the case that the environment describes, hand its logs over and return its exit code."""
+    end_by_exceptions()
+    attended = bool(environ.get(ATTENDED_VARIABLE))
+    if attended:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as directory:
+        logs = Path(directory) / "logs"
+        logs.mkdir()
+        status, error = _run(environ, Path(directory), logs)
+        if error:
+            print(f"cnnbench: {error}", file=sys.stderr)
+        if not attended and not error:
+            print((logs / "kpi.log").read_text(), end="", flush=True)
+        _export(logs, status, error, fifo)
+    if not attended:
+        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(status))
+        signal.pause()
+    return status
+
+
+def _end_with_stdin() -> None:
+    """End the container with who attends to it, however that ends: nobody else would."""
+    while os.read(0, 4096):
+        pass
+    os._exit(INTERRUPTED)
+
+
+def _run(environ: Mapping[str, str], scratch: Path, logs: Path) -> tuple[int, str]:
+    """Run the case; return its exit code, and why there is no result if there is none."""
+    try:
+        directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
+        case = _case_of(environ, load_workload(directory))
+        job = prepare_job(plan_case(directory, case.name, environ, {}), environ)
+        inputs = stage_inputs(job, _writable_cache(cache_root(environ), scratch / "cache"))
+        hang_s = float(environ.get(HANG_VARIABLE, DEFAULT_HANG_S))
+        result = Measurement(job, inputs, logs, hang_s).run()
+        write_logs(result, logs, result.exit_code)
+    except CnnbenchError as error:
+        return error.exit_code, str(error)
+    except OSError as error:  # the tmpfs is full, most likely: what there is of the logs is still handed over
+        return CnnbenchError.exit_code, str(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED, "interrupted before anything was measured"
+    return result.exit_code, ""
+
+
+def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
+    """Return the case that WORKLOAD, FUNCTION, MODE, PRECISION and CASE_TYPE name."""
+    asked = environ.get("WORKLOAD") or workload.slug
+    if asked != workload.slug:
+        raise UsageError(f"WORKLOAD={asked}: this image has {workload.slug}")
+    fixed = {name.lower(): environ.get(name) or default_text(name) for name in FIXED_BY_NAME}
+    name = TestCase(workload.slug, sgx=bool(environ.get(SGX_VARIABLE)), **fixed).name  # type: ignore[arg-type]
+    return TestCase.parse(name, workload.slug)
+
+
+def _writable_cache(cache: Path, scratch: Path) -> Path:
+    """Return a cache of all that the image has, in which another model can be prepared: the image is read-only."""
+    prepared = scratch / "prepared"
+    prepared.mkdir(parents=True)
+    for path in cache.glob("*"):
+        if path.name != prepared.name:
+            (scratch / path.name).symlink_to(path)
+    for path in (cache / prepared.name).glob("*"):
+        (prepared / path.name).symlink_to(path)
+    return scratch
+
+
+def _export(logs: Path, status: int, error: str, fifo: Path) -> None:
+    """Write the logs as a tar archive into the FIFO; this waits for a reader."""
+    texts = ({ERROR: error} if error else {}) | {STATUS: f"{status}\n"}
+    with fifo.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+        for path in sorted(logs.rglob("*")):
+            if path.relative_to(logs).as_posix() not in texts:
+                archive.add(path, path.relative_to(logs).as_posix(), recursive=False)
+        for name, text in texts.items():
+            content = text.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
