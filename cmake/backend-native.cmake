@@ -1,4 +1,6 @@
 # The native backend: instances are processes on this machine, so there is nothing to build.
+set(BACKEND_RUN_OPTIONS)
+set(BACKEND_CTEST_OPTIONS)
 
 # Add what `make` builds for a workload.
 function(add_backend_target workload)

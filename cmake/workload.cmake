@@ -58,12 +58,12 @@ function(add_testcase)
   add_test(
     NAME ${name}
     COMMAND "${CMAKE_SOURCE_DIR}/validate.sh" --backend ${BACKEND} --workload "${CMAKE_CURRENT_SOURCE_DIR}"
-            --case ${name} --logs-root "${CMAKE_CURRENT_BINARY_DIR}" --timeout ${RUN_TIMEOUT}
+            --case ${name} --logs-root "${CMAKE_CURRENT_BINARY_DIR}" --timeout ${RUN_TIMEOUT} ${BACKEND_RUN_OPTIONS}
     WORKING_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}")
   set_tests_properties(
     ${name}
     PROPERTIES
-      ENVIRONMENT "CNNBENCH_PYTHON=${CNNBENCH_PYTHON}"
+      ENVIRONMENT "CNNBENCH_PYTHON=${CNNBENCH_PYTHON};PLATFORM=${PLATFORM}"
       LABELS "${labels}"
       RESOURCE_LOCK cpu # a case uses all cores unless told otherwise
       SKIP_RETURN_CODE 77
@@ -86,6 +86,11 @@ endfunction()
 
 # Make a script of the build directory from cmake/<name>.in; the paths arrive in it quoted for the shell.
 function(add_script name)
+  set(quoted_BACKEND_CTEST_OPTIONS "")
+  foreach(word IN LISTS BACKEND_CTEST_OPTIONS)
+    string(REPLACE "'" "'\\''" escaped "${word}")
+    string(APPEND quoted_BACKEND_CTEST_OPTIONS " '${escaped}'")
+  endforeach()
   foreach(path CNNBENCH_PYTHON CMAKE_CTEST_COMMAND CMAKE_CURRENT_SOURCE_DIR CMAKE_CURRENT_BINARY_DIR)
     string(REPLACE "'" "'\\''" escaped "${${path}}")
     set(quoted_${path} "'${escaped}'")

@@ -130,7 +130,8 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--build-dir", type=Path, required=True)
     command.add_argument("--ctest", required=True)
     command.add_argument("--workload", type=Path, required=True)
-    command.set_defaults(run=lambda a: ctest.main(a.build_dir, a.ctest, a.workload, a.rest))
+    command.add_argument("--container-cli", default="", help="the engine's, where cases run in containers")
+    command.set_defaults(run=_ctest)
 
     command = commands.add_parser("list-kpi", help="tabulate logs-* directories")
     which = command.add_mutually_exclusive_group()
@@ -162,7 +163,7 @@ def _image(arguments: argparse.Namespace) -> int:
     builds = plan_images(arguments.workload.absolute(), workload, options)
     if arguments.action == "list":
         for build in builds.values():
-            print(";".join([build.role, *build.needs]))
+            print(" ".join([build.role, *build.needs]))
     elif arguments.action == "push":
         for build in builds.values():
             run_engine([*cli, "push", build.reference])
@@ -176,6 +177,11 @@ def _image(arguments: argparse.Namespace) -> int:
         labels = image_labels(workload, build, bill_of_materials(workload, options))
         print(build_image(build, cli, labels, arguments.log.absolute()))
     return 0
+
+
+def _ctest(arguments: argparse.Namespace) -> int:
+    cli = shlex.split(arguments.container_cli)
+    return ctest.main(arguments.build_dir, arguments.ctest, arguments.workload, arguments.rest, container_cli=cli)
 
 
 def _platform(arguments: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ from cnnbench.case import (
     parse_arguments,
 )
 from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.launch.container import stop_containers
 from cnnbench.progress import STREAM_VARIABLE
 from cnnbench.sweep import Combination, read_sweep
 from cnnbench.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, Workload, load_workload
@@ -56,6 +57,7 @@ Run this workload's test cases. Options:
   --continue        go on after a run in which a case failed; the first failure's exit code stays
   --dry-run         print each case's plan, measure nothing
   --describe-params list the parameters: default, accepted values, meaning
+  --stop            end this workload's containers and remove them; other builds' are left alone
   -h, --help        this text
 Everything else goes to ctest unchanged, such as -N (list), -R REGEX (choose by name), -L LABEL (choose by mode,
 precision, case type or platform) and -V (show what the cases print); see ctest --help.
@@ -97,17 +99,25 @@ class _Run:
 
 
 def main(
-    build_dir: Path, ctest: str, workload_dir: Path, arguments: Sequence[str], defaults: Path | None = None
+    build_dir: Path,
+    ctest: str,
+    workload_dir: Path,
+    arguments: Sequence[str],
+    defaults: Path | None = None,
+    container_cli: Sequence[str] = (),
 ) -> int:
     """Do what ctest.sh is called for; return the exit code, of ctest's runs the first one that is not 0.
 
     `build_dir`: the workload's build directory. `ctest`: the program. `defaults`: a settings file weaker than
-    `--config`. Raises UsageError before ctest runs any case.
+    `--config`. `container_cli`: the engine's command line, where cases run in containers. Raises UsageError before
+    ctest runs any case.
     """
     options = _parse(arguments)
     if options.flags & {"-h", "--help"}:
         print(HELP, end="")
         return 0
+    if "--stop" in options.flags:
+        return _stop(container_cli, build_dir)
     workload = load_workload(workload_dir)
     if "--describe-params" in options.flags:
         print(describe_parameters(workload))
@@ -126,13 +136,21 @@ def main(
     return _run_all(command, build_dir, _plan_runs(combinations, options.loop, common), "--continue" in options.flags)
 
 
+def _stop(container_cli: Sequence[str], build_dir: Path) -> int:
+    if not container_cli:
+        raise UsageError("--stop: removes containers, and BACKEND=native has none; a Ctrl-C ends a case")
+    for name in stop_containers(container_cli, build_dir):
+        print(f"removed {name}")
+    return 0
+
+
 def _parse(arguments: Sequence[str]) -> _Options:
     """Take this module's own options out; by hand, as argparse does not leave the others alone."""
     options = _Options()
     remaining = iter(arguments)
     for word in remaining:
         name, separator, value = word.partition("=")
-        if word in ("-h", "--help", "--describe-params", "--continue", "--dry-run"):
+        if word in ("-h", "--help", "--describe-params", "--continue", "--dry-run", "--stop"):
             options.flags.add(word)
         elif name in ("--set", "--loop", "--config", "--testcase", "--options"):
             text = value if separator else next(remaining, None)
