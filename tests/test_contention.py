@@ -1,13 +1,23 @@
-"""Contention, from fake /proc trees and from a real neighbour."""
+"""Contention and throttling, from fake /proc trees and from a real neighbour."""
 
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from cnnbench.contention import Contention, CpuSample, compare_samples, sample_cpu_time, with_siblings
+from cnnbench.cgroup import CpuQuota
+from cnnbench.contention import (
+    Contention,
+    CpuSample,
+    Throttling,
+    compare_quotas,
+    compare_samples,
+    sample_cpu_time,
+    with_siblings,
+)
 from sysfs import make_sysfs_tree
 
 
@@ -65,3 +75,30 @@ def test_a_busy_neighbour_shows():
         finally:
             neighbour.kill()
     assert contention.others > 0.1
+
+
+OWN, ABOVE = Path("pods/job"), Path("pods")
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        ([], [], None),
+        ([CpuQuota(OWN, 1.5, 3.0)], [CpuQuota(OWN, 1.5, 3.0)], Throttling(1.5, 0.0)),
+        ([CpuQuota(OWN, 1.5, 3.0)], [CpuQuota(OWN, 1.5, 8.0)], Throttling(1.5, 0.25)),
+        (
+            [CpuQuota(OWN, 1.5, 3.0), CpuQuota(ABOVE, 4, 0.0)],
+            [CpuQuota(OWN, 1.5, 5.0), CpuQuota(ABOVE, 4, 8.0)],
+            Throttling(4, 0.4),  # the level that was throttled most
+        ),
+        (
+            [CpuQuota(OWN, 1.5, 3.0), CpuQuota(ABOVE, 4, 9.0)],
+            [CpuQuota(OWN, 1.5, 3.0), CpuQuota(ABOVE, 4, 9.0)],
+            Throttling(1.5, 0.0),  # or else the tightest
+        ),
+        ([CpuQuota(OWN, 1.5, None)], [CpuQuota(OWN, 1.5, None)], None),
+        ([], [CpuQuota(OWN, 1.5, 8.0)], None),  # set meanwhile: how much of it is ours, nobody knows
+    ],
+)
+def test_share_of_the_cores_time_that_a_quota_took(first, last, expected):
+    assert compare_quotas(first, last, cores=2, seconds=10.0) == expected

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnnbench import validity
-from cnnbench.contention import Contention
+from cnnbench.contention import Contention, Throttling
 from cnnbench.isa import PRECISIONS, PrecisionProof
 from cnnbench.launch.plan import InstancePlan, Plan
 from cnnbench.result import KILLED
@@ -171,6 +171,13 @@ def test_nothing_to_make_the_primary_kpi_of_is_invalid():
 def test_others_may_take_little(others, steal, passed):
     criterion = validity.judge_contention(Contention(others, steal))
     assert (criterion.passed, criterion.severity) == (passed, "unstable")
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.0, True), (0.01, True), (0.011, False), (1.2, False)])
+def test_a_quota_may_hold_back_next_to_nothing(share, passed):
+    criterion = validity.judge_throttling(Throttling(1.5, share))
+    assert (criterion.passed, criterion.severity) == (passed, "unstable")
+    assert criterion.found == f"a CPU quota of 1.5 held work back {share:.1%} of the cores' time"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""Tell how much of the measured cores' time went to somebody else while measuring.
+"""Tell how much of the measured cores' time went to somebody else, or was held back by a quota, while measuring.
 
 A neighbour that is busy all the time makes a run slow and steady: no statistic of the run's own times can show it.
+Nor can one show a quota.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnbench.cgroup import CpuQuota
 from cnnbench.host import HOST_PROC
 from cnnbench.topology import HOST_SYSFS, parse_cpu_list
 
@@ -32,6 +34,14 @@ class Contention:
 
     others: float
     steal: float
+
+
+@dataclass(frozen=True)
+class Throttling:
+    """What a CPU quota took: how many CPUs it is worth, and for which share of the cores' time it held work back."""
+
+    quota_cpus: float
+    share: float
 
 
 def sample_cpu_time(cpus: Iterable[int], pids: Iterable[int], proc: Path = HOST_PROC) -> CpuSample:
@@ -71,3 +81,21 @@ def compare_samples(first: CpuSample, last: CpuSample, cores: int, seconds: floa
         return None
     others_s = (last.busy_s - first.busy_s) - (last.own_s - first.own_s)
     return Contention(max(0.0, others_s) / capacity_s, (last.steal_s - first.steal_s) / capacity_s)
+
+
+def compare_quotas(
+    first: Sequence[CpuQuota], last: Sequence[CpuQuota], cores: int, seconds: float
+) -> Throttling | None:
+    """Return what quotas took of so many cores between two readings; None when there is no quota, or none that counts.
+
+    The share is throttled CPU time over cores x seconds. Of several cgroups with a quota, one above the other, the one
+    that was throttled most counts, as their times overlap. What else runs in that cgroup is counted along. The kernel
+    counts a period's time (mostly of 0.1 s) when the period ends, so each end may be off by one.
+    """
+    before = {quota.cgroup: quota.throttled_s for quota in first}
+    found = []
+    for quota in last:
+        throttled_s = before.get(quota.cgroup)
+        if throttled_s is not None and quota.throttled_s is not None:
+            found.append(Throttling(quota.cpus, (quota.throttled_s - throttled_s) / (cores * seconds)))
+    return max(found, key=lambda one: (one.share, -one.quota_cpus), default=None)

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from cnnbench import stats, validity
-from cnnbench.contention import CpuSample, compare_samples, sample_cpu_time, with_siblings
+from cnnbench.cgroup import CpuQuota, read_cpu_quotas
+from cnnbench.contention import CpuSample, compare_quotas, compare_samples, sample_cpu_time, with_siblings
 from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.host import read_host, sample_frequency_mhz
@@ -95,6 +96,15 @@ def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
     return replace(spec, trace_steps=TRACE_STEPS, instances=[first], logs=str(directory))
 
 
+@dataclass(frozen=True)
+class _Look:
+    """The counters of the cores' time at one moment, on the monotonic clock."""
+
+    time_s: float
+    cpu_time: CpuSample
+    quotas: tuple[CpuQuota, ...]
+
+
 class Measurement:
     """One run of a job: launches it in `logs` and turns what came out into a RunResult."""
 
@@ -104,7 +114,7 @@ class Measurement:
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._load_before = os.getloadavg()[0]
         self._frequencies: list[float] = []
-        self._looks: list[tuple[float, CpuSample]] = []
+        self._looks: list[_Look] = []
 
     def run(self) -> RunResult:
         """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception."""
@@ -155,9 +165,10 @@ class Measurement:
         return Progress(f"measuring {p.mode} {p.precision}", total, "steps")
 
     def _look(self, pids: list[int]) -> None:
-        """Take down the conditions under load: clock frequency, and who uses the cores."""
+        """Take down the conditions under load: clock frequency, who uses the cores, and what a quota holds back."""
         cpus = [cpu for instance in self._job.plan.instances for cpu in instance.cpus]
-        self._looks.append((time.monotonic(), sample_cpu_time(with_siblings(cpus), [os.getpid(), *pids])))
+        cpu_time = sample_cpu_time(with_siblings(cpus), [os.getpid(), *pids])
+        self._looks.append(_Look(time.monotonic(), cpu_time, read_cpu_quotas()))
         frequency = sample_frequency_mhz(cpus)
         if frequency is not None:
             self._frequencies.append(frequency)
@@ -197,20 +208,27 @@ class Measurement:
         timed = [] if p.mode == "accuracy" else self._judge_times(steps, window, kpis)
         if self._inputs.images is not None:
             kpis.append(Kpi(key="Input wait", unit="%", value=100 * stats.input_wait_share(steps, window)))
-        (began_s, first), (ended_s, last) = self._looks
-        contention = compare_samples(first, last, job.plan.cores, ended_s - began_s)
+        first, last = self._looks
+        looked_s = last.time_s - first.time_s
+        contention = compare_samples(first.cpu_time, last.cpu_time, job.plan.cores, looked_s)
         if contention is not None:
             kpis.append(Kpi(key="Other load", unit="%", value=100 * contention.others))
             kpis.append(Kpi(key="Stolen time", unit="%", value=100 * contention.steal))
+        throttling = compare_quotas(first.quotas, last.quotas, job.plan.cores, looked_s)
+        if throttling is not None:
+            kpis.append(Kpi(key="Throttled time", unit="%", value=100 * throttling.share))
         criteria += self._judge_model(directories, kpis)
         facts = {"measured for": f"{window.seconds:.2f} s, {sum(len(rows) for rows in steps)} steps"}
         if p.mode == "accuracy":
             criteria.append(self._judge_accuracy(directories, kpis))
-        elif contention is not None:
-            criteria += [*timed, validity.judge_contention(contention)]
         else:
             criteria += timed
-            facts = {"contention": f"not judged: {window.seconds:.2f} s are too short to tell it"} | facts
+            if contention is not None:
+                criteria.append(validity.judge_contention(contention))
+            else:
+                facts = {"contention": f"not judged: {window.seconds:.2f} s are too short to tell it"} | facts
+            if throttling is not None:
+                criteria.append(validity.judge_throttling(throttling))
         if not any(kpi.primary for kpi in kpis):
             criteria.append(validity.reject_without_steps(p.mode))
         processes = {result["pid"]: result["resident_bytes"] for result in results}
@@ -321,12 +339,14 @@ class Measurement:
     def _host_facts(self) -> dict[str, str]:
         host = read_host()
         cores = [cpu for instance in self._job.plan.instances for cpu in instance.cpus]
+        quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
         facts = {
             "CPU": host.cpu_model,
             "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
             "SMT": "on" if host.smt else "off",
             "NUMA nodes": host.numa_nodes,
             "CPUs used": format_cpu_list(cores),
+            "CPU quota": None if quota is None else f"{quota:.4g} CPU{'' if quota == 1 else 's'}",
             "governor": host.governor,
             "turbo": None if host.turbo is None else "on" if host.turbo else "off",
             "microcode": host.microcode,

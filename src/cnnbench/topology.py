@@ -7,12 +7,14 @@ cpuset. Inside a container sysfs, `lscpu` and `numactl -H` show every CPU of the
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from cnnbench.cgroup import PROC_SELF, find_cgroups
 from cnnbench.errors import CnnbenchError, UsageError
 
 HOST_SYSFS = Path("/sys")
 UNKNOWN_NODE = -1  # a CPU that no NUMA node lists although the machine has nodes: never bind its memory
+_CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")  # of v2, of v1, of an old v1
 
 
 @dataclass(frozen=True)
@@ -124,48 +126,19 @@ def read_online_cpus(sysfs: Path = HOST_SYSFS) -> tuple[int, ...]:
     return parse_cpu_list(_read_text(sysfs / "devices/system/cpu/online"))
 
 
-def read_cgroup_cpus(proc_self: Path = Path("/proc/self")) -> frozenset[int] | None:
+def read_cgroup_cpus(proc_self: Path = PROC_SELF) -> frozenset[int] | None:
     """Return the CPUs the cpuset of this process's cgroups (v1 and v2) allows, None without such a limit."""
-    limits = [_read_cpuset(directory, stop, names) for directory, stop, names in _cpuset_directories(proc_self)]
+    limits = [_read_cpuset(levels) for levels in find_cgroups("cpuset", proc_self)]
     known = [limit for limit in limits if limit is not None]
     return frozenset.intersection(*known) if known else None
 
 
-def _cpuset_directories(proc_self: Path) -> list[tuple[Path, Path, tuple[str, ...]]]:
-    """Locate the cpuset directories: (own directory, mount point, file names by preference).
-
-    Formats: `hierarchy:controllers:path` per line of `cgroup` (cgroups(7)), and proc_pid_mountinfo(5).
-    """
-    try:
-        memberships = [line.split(":", 2) for line in _read_text(proc_self / "cgroup").splitlines()]
-        mounts = [line.split(" ") for line in _read_text(proc_self / "mountinfo").splitlines()]
-    except CnnbenchError:  # a kernel without cgroups restricts nothing through them
-        return []
-    directories: list[tuple[Path, Path, tuple[str, ...]]] = []
-    for mount in mounts:
-        separator = mount.index("-")
-        kind, options = mount[separator + 1], mount[separator + 3].split(",")
-        root, mount_point = PurePosixPath(mount[3]), Path(mount[4].replace("\\040", " "))
-        for hierarchy, controllers, path in memberships:
-            inside = PurePosixPath(path)
-            # A path outside the mounted root belongs to another cgroup namespace; its top is the nearest we can see.
-            below = inside.relative_to(root) if inside.is_relative_to(root) and ".." not in inside.parts else ""
-            if kind == "cgroup" and "cpuset" in options and "cpuset" in controllers.split(","):
-                directories.append((mount_point / below, mount_point, ("cpuset.effective_cpus", "cpuset.cpus")))
-            elif kind == "cgroup2" and hierarchy == "0":
-                directories.append((mount_point / below, mount_point, ("cpuset.cpus.effective",)))
-    return directories
-
-
-def _read_cpuset(directory: Path, mount_point: Path, names: tuple[str, ...]) -> frozenset[int] | None:
-    """Read the nearest cpuset from `directory` up to `mount_point`: a cgroup without the controller inherits."""
-    while True:
-        for path in (directory / name for name in names):
-            if path.is_file() and (cpus := parse_cpu_list(_read_text(path))):
-                return frozenset(cpus)
-        if directory == mount_point:
-            return None
-        directory = directory.parent
+def _read_cpuset(levels: Iterable[Path]) -> frozenset[int] | None:
+    """Read the nearest cpuset of a cgroup and those above it: a cgroup without the controller inherits."""
+    for path in (directory / name for directory in levels for name in _CPUSET_FILES):
+        if path.is_file() and (cpus := parse_cpu_list(_read_text(path))):
+            return frozenset(cpus)
+    return None
 
 
 def _read_siblings(sysfs: Path, online: tuple[int, ...]) -> list[tuple[int, ...]]:

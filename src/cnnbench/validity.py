@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnbench.contention import Contention
+from cnnbench.contention import Contention, Throttling
 from cnnbench.isa import MOST_SHARE, REQUIRED_SHARE, Precision, PrecisionProof
 from cnnbench.launch.plan import InstancePlan, Plan
 from cnnbench.result import KILLED, Criterion
@@ -14,6 +14,7 @@ from cnnbench.stats import MIN_SLICES, Estimate, Steadiness
 from cnnbench.topology import format_cpu_list
 
 CONTENTION_BOUND = 0.05
+THROTTLED_BOUND = 0.01
 DRIFT_BOUND = 0.05
 DRIFT_SIGNIFICANCE = 0.05
 SPREAD_BOUND = 0.10
@@ -72,6 +73,23 @@ def judge_contention(contention: Contention) -> Criterion:
         passed=contention.others + contention.steal <= CONTENTION_BOUND,
         found=f"other processes took {contention.others:.1%} of the cores' time, the hypervisor {contention.steal:.1%}",
         needed=f"at most {CONTENTION_BOUND:.0%} together: stop other work on this machine",
+        severity="unstable",
+    )
+
+
+def judge_throttling(throttling: Throttling) -> Criterion:
+    """Judge whether a CPU quota left the instances their cores' time.
+
+    A run that it did not is unstable, not invalid: all that was counted is true of a machine with this quota, and a
+    container may be just what was to be measured. It is no figure of the cores that it names, though, and as a quota
+    slows steadily, neither drift nor spread would say so.
+    """
+    return Criterion(
+        name="throttling",
+        passed=throttling.share <= THROTTLED_BOUND,
+        found=f"a CPU quota of {throttling.quota_cpus:.4g} held work back {throttling.share:.1%} of the cores' time",
+        needed=f"at most {THROTTLED_BOUND:.0%}: raise or remove the quota (docker's --cpus, as in DOCKER_OPTIONS; "
+        "a Kubernetes limit; systemd's CPUQuota)",
         severity="unstable",
     )
 
