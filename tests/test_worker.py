@@ -1,5 +1,6 @@
-"""The parts of a worker that can be seen without starting one."""
+"""The parts of a worker that can be seen without a controller."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cnnbench.launch.shared import ControlBlock
 from cnnbench.worker import InstanceSpec, Predictions, WorkerSpec, _bind_memory, _fill_batch
 
 SPEC = WorkerSpec(
@@ -98,3 +100,18 @@ def test_a_worker_ends_when_its_controller_is_already_gone(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("is gone")
+
+
+def test_a_worker_in_an_enclave_looks_neither_for_its_parent_nor_for_its_memory(tmp_path):
+    control = ControlBlock.create(tmp_path, 1)
+    control.start_ns = 1
+    control.stop()
+    instance = InstanceSpec(0, [min(os.sched_getaffinity(0))], [])
+    spec = replace(SPEC, controller=0, enclave=True, shared=str(tmp_path), logs=str(tmp_path), instances=[instance])
+    spec.write(tmp_path / "spec.json")
+    command = [sys.executable, "-m", "cnnbench.worker", str(tmp_path / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "instance-0/result.json").read_text())
+    assert result["resident_bytes"] is None
+    assert result["steps"] == len(np.load(tmp_path / "instance-0/steps.npy")) == 1

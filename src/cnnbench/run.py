@@ -231,8 +231,9 @@ class Measurement:
                 criteria.append(validity.judge_throttling(throttling))
         if not any(kpi.primary for kpi in kpis):
             criteria.append(validity.reject_without_steps(p.mode))
-        processes = {result["pid"]: result["resident_bytes"] for result in results}
-        kpis.append(Kpi(key="Resident memory", unit="MiB", value=sum(processes.values()) / 2**20))
+        resident = {result["pid"]: result["resident_bytes"] for result in results}
+        if None not in resident.values():
+            kpis.append(Kpi(key="Resident memory", unit="MiB", value=sum(resident.values()) / 2**20))
         if self._frequencies:
             kpis.append(Kpi(key="CPU frequency", unit="MHz", value=float(np.mean(self._frequencies))))
         return self._result(results, kpis, criteria, facts)

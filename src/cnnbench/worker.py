@@ -48,7 +48,8 @@ class WorkerSpec:
     `model`, `check_images`: empty for an engine without a model. `memory_node`: the NUMA node to bind to, None for
     none. `steps`: None to go on until the stop sign. `trace_steps`: with a number, run so many steps and end, without
     barrier or times. `shared`: the directory of the control block and the step times. `logs`: where results go.
-    `controller`: the process that starts the worker and without which it ends.
+    `controller`: the process that starts the worker and without which it ends. `enclave`: whether it runs in one, where
+    its parent and its resident memory cannot be seen; what started it ties it to the controller then.
     """
 
     run_id: str
@@ -67,6 +68,7 @@ class WorkerSpec:
     shared: str
     logs: str
     verbose: bool
+    enclave: bool = False
 
     def write(self, path: Path) -> None:
         """Write the spec as JSON."""
@@ -214,7 +216,8 @@ def _fill_batch(images: np.ndarray | None, size: int, seed: int = 0) -> np.ndarr
 def main(arguments: list[str]) -> None:
     """Run the worker that a spec file describes."""
     spec = WorkerSpec.read(Path(arguments[0]))
-    _die_with(spec.controller)
+    if not spec.enclave:
+        _die_with(spec.controller)
     cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
     os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
     memory = _bind_memory(spec.memory_node)
@@ -234,7 +237,7 @@ def main(arguments: list[str]) -> None:
         facts: dict[str, object] = {
             "load_s": round(load_s, 3),
             "memory": memory,
-            "resident_bytes": _resident_bytes(),
+            "resident_bytes": None if spec.enclave else _resident_bytes(),
             "affinities": _affinities(),
             "versions": backend.describe(),
         }

@@ -31,8 +31,8 @@ class State(IntEnum):
 
 
 def _map_words(path: Path) -> memoryview:
-    with path.open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+    with path.open("r+b", buffering=0) as file:  # in an enclave it is a device: it cannot seek, and mmap wants its size
+        return memoryview(mmap.mmap(file.fileno(), path.stat().st_size)).cast("q")
 
 
 class ControlBlock:
@@ -107,7 +107,7 @@ class StepTimes:
     @staticmethod
     def read(directory: Path, index: int) -> np.ndarray:
         """Return the rows of the steps that have ended so far (int64, steps x 3, columns as in COLUMNS)."""
-        rows = np.memmap(StepTimes.path(directory, index), dtype=np.int64, mode="r").reshape(-1, len(COLUMNS))
+        rows = np.frombuffer(_map_words(StepTimes.path(directory, index)), dtype=np.int64).reshape(-1, len(COLUMNS))
         ends = rows[:, 2]
         low, high = 0, len(ends)  # rows fill in order and a row's end comes last: search the first unfilled one
         while low < high:
