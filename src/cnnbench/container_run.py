@@ -185,7 +185,7 @@ class ContainerRun:
         notes = list(result.notes)
         if not self._spec.sys_nice:
             notes.append("the engine refused the capability SYS_NICE, without which memory cannot be bound")
-        if result.plan != self._planned.plan.to_dict():
+        if result.plan["instances"] != json.loads(json.dumps(self._planned.plan.to_dict()))["instances"]:
             notes.append("the container planned other instances than this machine would: its cpuset differs")
         if state.get("OOMKilled"):
             facts["memory"] = f"ran out at the container's limit, {bytes_text(self._spec.memory_bytes)}"
