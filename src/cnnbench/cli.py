@@ -123,6 +123,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--base-image", default="", help="in place of the public one of the Dockerfile")
     command.add_argument("--dataset-from", default="embedded", help="embedded, local (dataset/) or url")
     command.add_argument("--models", default="", help="artefacts to have besides the embedded model")
+    command.add_argument("--build-options", default="", help="more options of the engine's build command")
     _add_container_options(command)
     command.set_defaults(run=_image)
 
@@ -160,6 +161,7 @@ def _image(arguments: argparse.Namespace) -> int:
     options = ImageOptions(
         arguments.registry, arguments.release, arguments.base_image, arguments.dataset_from, arguments.models
     )
+    extra = shlex.split(arguments.build_options)
     builds = plan_images(arguments.workload.absolute(), workload, options)
     if arguments.action == "list":
         for build in builds.values():
@@ -175,7 +177,7 @@ def _image(arguments: argparse.Namespace) -> int:
             raise UsageError(f"image build {arguments.role}: needs a ROLE out of {', '.join(builds)}, and --log FILE")
         build = builds[arguments.role]
         labels = image_labels(workload, build, bill_of_materials(workload, options))
-        print(build_image(build, cli, labels, arguments.log.absolute()))
+        print(build_image(build, cli, labels, arguments.log.absolute(), extra))
     return 0
 
 

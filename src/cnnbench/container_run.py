@@ -192,7 +192,10 @@ class ContainerRun:
         if isinstance(interrupt, TimeUpInterrupt):
             late = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")
             return result.model_copy(update={"criteria": [late], "kpis": [], "notes": notes})
-        return result.model_copy(update={"facts": result.facts | facts, "notes": notes})
+        asked = {"requested": self._planned.requested, "effective": result.effective}
+        if MODEL_INSIDE in self._spec.mounts:
+            asked["effective"] = result.effective | {"MODEL": self._planned.asked.model}
+        return result.model_copy(update={**asked, "facts": result.facts | facts, "notes": notes})
 
     def _facts(self) -> dict[str, str]:
         cli = [*self._options.cli]

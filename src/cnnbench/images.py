@@ -11,8 +11,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class ImageBuild:
     target: str
     context: tuple[str, ...]
     arguments: Mapping[str, str]
-    needs: tuple[str, ...] = field(default=())
+    needs: tuple[str, ...] = ()
 
 
 def inference_image(workload: Workload, data_type: str, sgx: bool, options: ImageOptions) -> str:
@@ -159,8 +159,10 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
     return {build.role: build for build in builds}
 
 
-def build_command(build: ImageBuild, cli: list[str], labels: Mapping[str, str], context: Path) -> list[str]:
-    """Return the command that makes an image out of a context directory."""
+def build_command(
+    build: ImageBuild, cli: Sequence[str], labels: Mapping[str, str], context: Path, extra: Sequence[str] = ()
+) -> list[str]:
+    """Return the command that makes an image out of a context directory; `extra` are options of the user's."""
     proxies = [name for name in (*PROXIES, *map(str.lower, PROXIES)) if os.environ.get(name)]
     return [
         *(*cli, "build", "--file", str(context / build.dockerfile), "--tag", build.reference),
@@ -168,11 +170,14 @@ def build_command(build: ImageBuild, cli: list[str], labels: Mapping[str, str], 
         *(word for name, value in build.arguments.items() for word in ("--build-arg", f"{name}={value}")),
         *(word for name in proxies for word in ("--build-arg", name)),
         *(word for name, value in labels.items() for word in ("--label", f"{name}={value}")),
+        *extra,
         str(context),
     ]
 
 
-def build_image(build: ImageBuild, cli: list[str], labels: Mapping[str, str], log: Path) -> str:
+def build_image(
+    build: ImageBuild, cli: Sequence[str], labels: Mapping[str, str], log: Path, extra: Sequence[str] = ()
+) -> str:
     """Make an image, with the engine's output in a file; return a line about it. Raise CnnbenchError when it fails."""
     began_s = time.monotonic()
     context = log.with_name(f"context-{build.role}")
@@ -182,7 +187,7 @@ def build_image(build: ImageBuild, cli: list[str], labels: Mapping[str, str], lo
             _place(ROOT / path, context / path)
         if not (context / build.dockerfile).exists():
             _place(ROOT / build.dockerfile, context / build.dockerfile)
-        command = build_command(build, cli, labels, context)
+        command = build_command(build, cli, labels, context, extra)
         with log.open("w") as output:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
     finally:
