@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cnnbench.job import Job, plan_case, prepare_job, stage_inputs
+from cnnbench.result import RunResult
 from cnnbench.run import Measurement
 from cnnbench.staging.cache import cache_root
 from cnnbench.stats import median_interval
@@ -39,9 +40,14 @@ def make_job(arguments: argparse.Namespace, **settings: str) -> Job:
 
 
 def measure(job: Job, key: str = "Throughput") -> float:
-    """Run a job and return one of its KPIs; an invalid run ends the comparison."""
+    """Run a job and return one of its KPIs."""
     with tempfile.TemporaryDirectory() as logs:
         result = Measurement(job, stage_inputs(job, cache_root(os.environ)), Path(logs), hang_s=300).run()
+    return kpi_of(result, key)
+
+
+def kpi_of(result: RunResult, key: str = "Throughput") -> float:
+    """Return one of a run's KPIs; an invalid run ends the comparison."""
     if result.verdict == "invalid":
         sys.exit(f"invalid run: {result.reason}")
     return next(kpi.value for kpi in result.kpis if kpi.key == key)
