@@ -1,0 +1,82 @@
+"""What the workload's own images hold and say, as test.sh has made them with the tag `test`."""
+
+import json
+import os
+import shlex
+import subprocess
+
+import pytest
+
+from cnnbench.images import ImageOptions, plan_images
+from cnnbench.workload import load_workload
+from conftest import WORKLOAD
+
+CLI = shlex.split(os.environ.get("CONTAINER_CLI") or "docker")
+IMAGES = plan_images(WORKLOAD, load_workload(WORKLOAD), ImageOptions(release="test"))
+CACHE = "/opt/cnnbench/cache"
+
+pytestmark = pytest.mark.container
+
+
+def ask(*arguments):
+    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _images(container_cli):
+    missing = [build.reference for build in IMAGES.values() if not ask("images", "--quiet", build.reference)]
+    if missing:
+        pytest.skip(f"no image {missing[0]}: test.sh makes it")
+
+
+def files_of(role, directory):
+    command = ("run", "--rm", "--network", "none", "--entrypoint", "find", IMAGES[role].reference)
+    return ask(*command, directory, "-type", "f").splitlines()
+
+
+def test_the_six_images_have_the_names_of_the_document():
+    assert {build.reference.removesuffix(":test") for build in IMAGES.values()} == {
+        "resnet50v1_5-tensorflow-inference-dataset",
+        "resnet50v1_5-tensorflow-model",
+        "resnet50v1_5-tensorflow-benchmark",
+        "ai-resnet50v1_5-tensorflow-intel-public-inference-dummy",
+        "ai-resnet50v1_5-tensorflow-intel-public-inference-real",
+        "ai-resnet50v1_5-tensorflow-intel-public-inference-sgx",
+    }
+
+
+@pytest.mark.parametrize("role", IMAGES)
+def test_an_image_says_what_it_is_made_of_and_is_not_roots(role):
+    (image,) = json.loads(ask("image", "inspect", IMAGES[role].reference))
+    labels = image["Config"]["Labels"]
+    assert len(labels["org.opencontainers.image.revision"].removesuffix("-dirty")) == 40
+    bill = json.loads(labels["cnnbench.bom"])
+    assert bill["base_image"] == labels["org.opencontainers.image.base.name"]
+    assert bill["python"]["tensorflow-itex.lock"]["intel-extension-for-tensorflow"] == "2.15.0.0"
+    assert bill["artefacts"]["imagenet2012-val"].startswith("sha256:c7e06a6c0bac")
+    assert image["Config"]["User"] not in ("", "root", "0")
+
+
+def test_the_dummy_image_has_no_data_set():
+    assert [path.rpartition("/")[2] for path in files_of("dummy", f"{CACHE}/datasets")] == ["manifest.json"] * 3
+    assert not [path for path in files_of("dummy", "/opt/cnnbench") if path.endswith((".jpeg", ".tar", ".gz"))]
+
+
+def test_the_real_image_has_the_drawn_data_set_and_the_dummys_model():
+    images = [path for path in files_of("real", f"{CACHE}/datasets") if path.endswith(".jpeg")]
+    assert len([path for path in images if "validation" in path]) == 1000
+    for directory in ("models", "prepared"):
+        assert files_of("real", f"{CACHE}/{directory}") == files_of("dummy", f"{CACHE}/{directory}")
+
+
+def test_the_engines_in_the_image_are_those_of_its_bill():
+    script = "import sys, importlib.metadata as m; print({d.name.lower(): d.version for d in m.distributions()})"
+    bill = json.loads(json.loads(ask("image", "inspect", IMAGES["dummy"].reference))[0]["Config"]["Labels"]["cnnbench.bom"])
+    for variant in ("itex", "stock"):
+        found = ask(
+            *("run", "--rm", "--network", "none", "--entrypoint", "sh", IMAGES["dummy"].reference, "-c"),
+            f'{CACHE}/environments/tensorflow-{variant}-*/bin/python -c "{script}"',
+        )
+        installed = eval(found)
+        for name, version in bill["python"][f"tensorflow-{variant}.lock"].items():
+            assert installed.get(name.lower(), installed.get(name.lower().replace("-", "_"))) == version, name
