@@ -5,11 +5,13 @@ set(RELEASE latest CACHE STRING "The images' tag")
 set(BASE_IMAGE "" CACHE STRING "What the images are made from; empty: the public one in Dockerfile.2.benchmark")
 set(DATASET_FROM embedded CACHE STRING "embedded: the drawn data set; local: ImageNet too, from dataset/; url: from its address")
 set(MODELS "" CACHE STRING "Artefacts that the images have besides the embedded model, such as resnet50_v1")
+set(GRAMINE "" CACHE STRING "Version of Gramine's Debian package in the -sgx image, or none; empty: the workload's own")
 set(DOCKER_OPTIONS "" CACHE STRING "More options of the engine's run command; the environment's DOCKER_OPTIONS come after")
 
 set(engine_options "--container-cli=${CONTAINER_CLI}")
 set(image_options ${engine_options} "--registry=${REGISTRY}" "--release=${RELEASE}")
-set(build_options ${image_options} "--base-image=${BASE_IMAGE}" "--dataset-from=${DATASET_FROM}" "--models=${MODELS}")
+set(build_options ${image_options} "--base-image=${BASE_IMAGE}" "--dataset-from=${DATASET_FROM}" "--models=${MODELS}"
+    "--gramine=${GRAMINE}")
 
 # What `cnnbench run` and `cnnbench ctest` are told besides what every backend has.
 set(BACKEND_RUN_OPTIONS ${image_options} --pull-timeout ${PULL_TIMEOUT} "--docker-options=${DOCKER_OPTIONS}")
