@@ -5,44 +5,21 @@ import pytest
 
 from cnnbench.errors import SkippedError
 from cnnbench.sgx import (
-    SgxRoots,
     epc_notes,
-    missing_for_enclaves,
     missing_on_host,
     missing_tools,
     read_epc_bytes,
     require_sgx,
 )
+from sgx_host import GIB, SgxHost
 from sysfs import write
 
-GIB = 1 << 30
 CASE = "test_x_sgx_inference_throughput_amx_bfloat16"
-
-
-class Host:
-    """A host in fake trees: nothing of SGX there but what a test adds."""
-
-    def __init__(self, root):
-        self.roots = SgxRoots(root / "dev", root / "sys", root / "proc")
-        (root / "dev").mkdir()
-        self.set_flags("fpu avx512f")
-
-    def set_flags(self, flags):
-        write(self.roots.proc / "cpuinfo", f"processor : 0\nvendor_id : GenuineIntel\nflags : {flags}\n")
-
-    def add_device(self):
-        write(self.roots.dev / "sgx_enclave", "")
-
-    def add_epc(self, node, size_bytes):
-        write(self.roots.sysfs / f"devices/system/node/node{node}/x86/sgx_total_bytes", f"{size_bytes}\n")
-
-    def missing(self, needed_bytes=8 * GIB):
-        return missing_for_enclaves(needed_bytes, self.roots)
 
 
 @pytest.fixture
 def host(tmp_path):
-    return Host(tmp_path)
+    return SgxHost(tmp_path)
 
 
 def test_a_host_without_sgx_lacks_flags_and_device(host):
