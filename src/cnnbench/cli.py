@@ -39,9 +39,9 @@ from cnnbench.report.kpi_log import kpi_lines, write_logs
 from cnnbench.report.table import list_kpis
 from cnnbench.result import RunResult
 from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, new_logs_directory
-from cnnbench.serve import serve_case
+from cnnbench.serve import overlay_cache, serve_case
 from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions, time_limit
-from cnnbench.staging.cache import cache_root, overlay_cache
+from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
 from cnnbench.staging.manifest import find_artefact, load_artefacts
 from cnnbench.staging.stage import stage_artefact

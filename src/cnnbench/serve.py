@@ -24,7 +24,7 @@ from cnnbench.report.kpi_log import STATUS, write_logs
 from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
 from cnnbench.sgx import HOST_SGX, SgxRoots
 from cnnbench.signals import INTERRUPTED, end_by_exceptions
-from cnnbench.staging.cache import cache_root, overlay_cache
+from cnnbench.staging.cache import cache_root
 from cnnbench.workload import Workload, load_workload
 
 ERROR = "error"
@@ -100,6 +100,18 @@ def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
     fixed = {name.lower(): environ.get(name) or default_text(name) for name in FIXED_BY_NAME}
     name = TestCase(workload.slug, sgx=bool(environ.get(GRAMINE_VARIABLE)), **fixed).name  # type: ignore[arg-type]
     return TestCase.parse(name, workload.slug)
+
+
+def overlay_cache(cache: Path, scratch: Path) -> Path:
+    """Return a cache in `scratch` with all that a read-only one has, in which another model can be prepared."""
+    prepared = scratch / "prepared"
+    prepared.mkdir(parents=True)
+    for path in cache.glob("*"):
+        if path.name != prepared.name:
+            (scratch / path.name).symlink_to(path)
+    for path in (cache / prepared.name).glob("*"):
+        (prepared / path.name).symlink_to(path)
+    return scratch
 
 
 def _export(logs: Path, status: int, error: str, fifo: Path) -> None:

@@ -36,18 +36,6 @@ def cache_root(environ: Mapping[str, str]) -> Path:
     return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "cnnbench"
 
 
-def overlay_cache(cache: Path, scratch: Path) -> Path:
-    """Return a cache in `scratch` with all that a read-only one has, in which another model can be prepared."""
-    prepared = scratch / "prepared"
-    prepared.mkdir(parents=True)
-    for path in cache.glob("*"):
-        if path.name != prepared.name:
-            (scratch / path.name).symlink_to(path)
-    for path in (cache / prepared.name).glob("*"):
-        (prepared / path.name).symlink_to(path)
-    return scratch
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of `path` among processes; wait for another holder, and say so.
