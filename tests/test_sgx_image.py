@@ -36,6 +36,7 @@ def image():
         pytest.skip(f"{CLI[0]}: not found; install docker or podman, or set CONTAINER_CLI")
     if done.returncode != 0:
         pytest.skip(f"{name}: {done.stderr.strip()}; make it with `make`, or name another in CNNBENCH_TEST_SGX_IMAGE")
+    assert done.stdout.strip(), f"{name}: has no label {GRAMINE_LABEL}: make it anew"
     return name, done.stdout.strip()
 
 

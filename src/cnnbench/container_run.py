@@ -262,7 +262,7 @@ def missing_in_image(cli: Sequence[str], image: str) -> list[str]:
     if not gramine:
         return [f"image {image}: has no label {GRAMINE_LABEL}: make it anew"]
     if gramine == NO_GRAMINE:
-        return [f"image {image}: made with GRAMINE={NO_GRAMINE}: make it with another GRAMINE"]
+        return [f"image {image}: made with GRAMINE={NO_GRAMINE}: configure with -DGRAMINE=VERSION and make it anew"]
     return []
 
 
