@@ -52,6 +52,7 @@ GOOD_VALUES = {
     "VARIANT": ("auto", {"auto": "auto", "itex": "itex", "stock": "stock", "zentf": "zentf"}),
     "TOPOLOGY": ("resnet50v1_5", {"resnet50v1_5": "resnet50v1_5"}),
     "MODEL": ("", {"/models/my graph.pb": "/models/my graph.pb"}),
+    "WRAP_KEY": ("", {}),
     "DATASET": ("procedural", {"procedural": "procedural", "imagenet": "imagenet"}),
     "VERBOSE": (False, {"True": True, "1": True}),
     "ONEDNN_VERBOSE": (False, {"True": True, "1": True}),
@@ -159,7 +160,15 @@ def test_every_parameter_has_its_good_and_bad_values_here():
         "CASE_TYPE",
         "PRECISION",
         "MODEL",  # any text may be a path
+        "WRAP_KEY",
     }
+
+
+def test_a_wrap_key_is_for_sgx_cases_alone():
+    sgx = TestCase(SLUG, "throughput", "avx_bfloat16", sgx=True)
+    assert resolve_environment({"WRAP_KEY": "/my key"}, sgx).wrap_key == "/my key"
+    with pytest.raises(UsageError, match=r"^WRAP_KEY=/my key \(environment\): only sgx_ cases have a model to encrypt"):
+        resolve_environment({"WRAP_KEY": "/my key"})
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cnnbench.errors import SkippedError, UsageError
 from cnnbench.job import plan_case, prepare_job
 from cnnbench.topology import read_topology
 from conftest import WORKLOAD
@@ -36,7 +37,7 @@ def test_a_trace_that_customer_env_asks_for_is_noted(notes, value, traced):
 
 def test_the_instance_mode_reaches_the_plan():
     latency = ACCURACY.replace("accuracy", "latency")
-    job = prepare_job(WORKLOAD, latency, {"INSTANCE_MODE": "numa"}, {})
+    job = prepare_job(plan_case(WORKLOAD, latency, {"INSTANCE_MODE": "numa"}, {}), {})
     topology = read_topology()
     planned = [len(instance.cpus) for instance in job.plan.instances]
     assert planned == [len(topology.cores_of_node(node)) for node in topology.nodes]
@@ -48,3 +49,35 @@ def test_accuracy_notes_the_steps_that_it_does_not_use():
     assert {"STEPS=20 not used: accuracy always goes over the whole set"} <= set(job.notes)
     assert (job.requested["STEPS"], job.requested["DATA_TYPE"]) == ("20", "dummy")
     assert (job.effective["STEPS"], job.effective["DATA_TYPE"]) == ("auto", "real")
+
+
+SGX = ACCURACY.replace("_inference_accuracy", "_sgx_inference_throughput")
+
+
+@pytest.mark.parametrize("content", [b"", b"fifteen bytes..", b"seventeen bytes.."])
+def test_a_wrap_key_that_is_none_is_refused(tmp_path, content):
+    key = tmp_path / "my.key"
+    key.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"^WRAP_KEY={key}: found {len(content)} bytes, needed 16"):
+        plan_case(WORKLOAD, SGX, {"WRAP_KEY": str(key)}, {})
+
+
+def test_a_wrap_key_needs_a_model(tmp_path):
+    key = tmp_path / "my.key"
+    key.write_bytes(bytes(16))
+    case = THROUGHPUT.replace("_inference", "_sgx_inference")
+    with pytest.raises(UsageError, match="the engine null has no model to encrypt"):
+        plan_case(NullWorkload(tmp_path).directory, case, {"WRAP_KEY": str(key)}, {})
+
+
+def test_an_enclave_gets_the_engines_environment_and_nothing_of_the_callers():
+    callers = {"PATH": "/bin", "LD_PRELOAD": "x.so", "SECRET": "1"}
+    job = prepare_job(plan_case(WORKLOAD, SGX, {"CUSTOMER_ENV": "A=1"}, {}), callers, enclaves=True)
+    assert not set(callers) & set(job.environment)
+    assert job.environment["A"] == "1"
+    assert not [note for note in job.notes if "not passed on" in note]
+
+
+def test_an_sgx_case_needs_the_container_backend():
+    with pytest.raises(SkippedError, match="BACKEND=native has not"):
+        prepare_job(plan_case(WORKLOAD, SGX, {}, {}), {})

@@ -4,37 +4,22 @@ import stat
 import pytest
 
 from cnnbench.errors import SkippedError
-from cnnbench.sgx import epc_notes, missing_for_sgx, missing_tools, read_epc_bytes, require_sgx
+from cnnbench.sgx import (
+    epc_notes,
+    missing_on_host,
+    missing_tools,
+    read_epc_bytes,
+    require_sgx,
+)
+from sgx_host import GIB, SgxHost
 from sysfs import write
 
-GIB = 1 << 30
 CASE = "test_x_sgx_inference_throughput_amx_bfloat16"
-
-
-class Host:
-    """A host in fake trees: nothing of SGX there but what a test adds."""
-
-    def __init__(self, root):
-        self.roots = {"dev": root / "dev", "sysfs": root / "sys", "proc": root / "proc"}
-        (root / "dev").mkdir()
-        self.set_flags("fpu avx512f")
-
-    def set_flags(self, flags):
-        write(self.roots["proc"] / "cpuinfo", f"processor : 0\nvendor_id : GenuineIntel\nflags : {flags}\n")
-
-    def add_device(self):
-        write(self.roots["dev"] / "sgx_enclave", "")
-
-    def add_epc(self, node, size_bytes):
-        write(self.roots["sysfs"] / f"devices/system/node/node{node}/x86/sgx_total_bytes", f"{size_bytes}\n")
-
-    def missing(self, needed_bytes=8 * GIB):
-        return missing_for_sgx(needed_bytes, **self.roots)
 
 
 @pytest.fixture
 def host(tmp_path):
-    return Host(tmp_path)
+    return SgxHost(tmp_path)
 
 
 def test_a_host_without_sgx_lacks_flags_and_device(host):
@@ -65,8 +50,8 @@ def test_a_host_that_has_it_all(host):
     host.add_epc(0, 4 * GIB)
     host.add_epc(1, 4 * GIB)
     assert host.missing() == []
-    assert read_epc_bytes(host.roots["sysfs"]) == 8 * GIB
-    assert epc_notes(host.roots["sysfs"]) == []
+    assert read_epc_bytes(host.roots.sysfs) == 8 * GIB
+    assert epc_notes(host.roots.sysfs) == []
     require_sgx(CASE, host.missing())
 
 
@@ -74,15 +59,23 @@ def test_an_epc_that_the_kernel_does_not_show_is_noted_and_not_missing(host):
     host.set_flags("sgx sgx_lc")
     host.add_device()
     assert host.missing() == []
-    assert "not shown by this kernel" in epc_notes(host.roots["sysfs"])[0]
+    assert "not shown by this kernel" in epc_notes(host.roots.sysfs)[0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
 def test_a_device_of_another_group(host):
     host.add_device()
-    device = host.roots["dev"] / "sgx_enclave"
-    device.chmod(stat.S_IRUSR)
-    assert f"join group {device.stat().st_gid}" in host.missing()[1]
+    host.roots.device.chmod(stat.S_IRUSR)
+    assert f"join group {host.roots.device.stat().st_gid}" in host.missing()[1]
+    assert len(missing_on_host(host.roots)) == 1  # the flags: who uses the device is the container's matter
+
+
+def test_what_fits_is_not_the_hosts_matter(host):
+    host.set_flags("sgx sgx_lc")
+    host.add_device()
+    host.add_epc(0, 1)
+    assert missing_on_host(host.roots) == []
+    assert len(host.missing()) == 1
 
 
 def test_tools_that_are_not_on_path_are_named_with_their_package(tmp_path):

@@ -1,5 +1,7 @@
 """workload.yaml and settings files: what they give a case, and what is wrong with a bad one."""
 
+from dataclasses import replace
+
 import pytest
 
 from cnnbench.case import TestCase, parse_arguments
@@ -123,6 +125,13 @@ def test_a_relative_model_is_looked_for_where_the_user_is(make_workload, tmp_pat
     assert resolve_parameters(workload, plain(workload), {}, {"MODEL": "here/my.pb"}).model == model
     assert resolve_parameters(workload, plain(workload), {"MODEL": model}, {}).model == model
     assert resolve_parameters(workload, plain(workload), {"MODEL": "resnet50_v1"}, {}).model == "resnet50_v1"
+
+
+def test_a_relative_key_is_looked_for_where_the_user_is(make_workload, tmp_path):
+    workload = load_workload(make_workload())
+    sgx = replace(plain(workload), sgx=True)
+    environ = {"WRAP_KEY": "my.key", DIRECTORY_VARIABLE: str(tmp_path)}
+    assert resolve_parameters(workload, sgx, environ, {}).wrap_key == str(tmp_path / "my.key")
 
 
 @pytest.mark.parametrize("model", ["/no/such.pb", "such.pb", "resnet50_v2", "/"])

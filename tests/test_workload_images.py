@@ -71,7 +71,8 @@ def test_the_real_image_has_the_drawn_data_set_and_the_dummys_model():
 
 def test_the_engines_in_the_image_are_those_of_its_bill():
     script = "import sys, importlib.metadata as m; print({d.name.lower(): d.version for d in m.distributions()})"
-    bill = json.loads(json.loads(ask("image", "inspect", IMAGES["dummy"].reference))[0]["Config"]["Labels"]["cnnbench.bom"])
+    (image,) = json.loads(ask("image", "inspect", IMAGES["dummy"].reference))
+    bill = json.loads(image["Config"]["Labels"]["cnnbench.bom"])
     for variant in ("itex", "stock"):
         found = ask(
             *("run", "--rm", "--network", "none", "--entrypoint", "sh", IMAGES["dummy"].reference, "-c"),

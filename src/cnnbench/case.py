@@ -139,6 +139,9 @@ class Parameters(BaseModel):
     )
     topology: Literal["resnet50v1_5"] = Field("resnet50v1_5", description="the network")
     model: str = Field("", description="a frozen graph to measure instead, as a path or a staged artefact's name")
+    wrap_key: str = Field(
+        "", description="sgx_ cases only: a file with the key (16 bytes) to encrypt the model with; see doc/sgx.md"
+    )
     dataset: Literal["procedural", "imagenet"] = Field("procedural", description="the images of DATA_TYPE=real")
     verbose: bool = Field(False, description="let the framework log to the instances' logs")
     onednn_verbose: bool = Field(
@@ -261,11 +264,11 @@ def resolve(case: TestCase, asked: Mapping[str, Settings], declared: Mapping[str
         raise UsageError(
             f"{name}={values[name]} ({origins[name]}): must be {accepted(name)}{because}; see the workload's README"
         ) from error
-    _refuse_combinations(parameters, origins)
+    _refuse_combinations(parameters, origins, case.sgx)
     return _reconcile_times(parameters, origins, asked)
 
 
-def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str]) -> None:
+def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str], sgx: bool) -> None:
     """Raise UsageError for values that are fine alone but not together or not yet."""
     if parameters.mpi or parameters.num_mpi != "":
         name = "MPI" if parameters.mpi else "NUM_MPI"
@@ -278,6 +281,11 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str]) -> 
                 f"INSTANCE_MODE={parameters.instance_mode} ({origins['INSTANCE_MODE']}): decides how many instances "
                 f"there are and of how many cores, but {name}={value} ({origins[name]}); leave one of the two out"
             )
+    if parameters.wrap_key and not sgx:
+        raise UsageError(
+            f"WRAP_KEY={parameters.wrap_key} ({origins['WRAP_KEY']}): only sgx_ cases have a model to encrypt; leave "
+            "it out, or give it to those alone in the section '*_sgx_*' of a settings file"
+        )
     if parameters.weight_sharing and parameters.precision in ("avx_fp32", "amx_bfloat32"):
         raise UsageError(
             f"WEIGHT_SHARING=True ({origins['WEIGHT_SHARING']}): not supported for {parameters.precision}; "

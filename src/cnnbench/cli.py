@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cnnbench.backends import ENGINES
 from cnnbench.case import parse_arguments
 from cnnbench.container_run import DOCKER_OPTIONS_VARIABLE, ContainerOptions, ContainerRun
 from cnnbench.datasets import procedural
+from cnnbench.enclaves import TEMPLATE, render_first
 from cnnbench.environments import choose_variant, engine_python
 from cnnbench.errors import CnnbenchError, SkippedError, TimeUpInterrupt, UsageError
 from cnnbench.host import read_cpuinfo
@@ -29,13 +31,15 @@ from cnnbench.job import (
     stage_inputs,
 )
 from cnnbench.launch.container import run_engine
+from cnnbench.launch.gramine import find_gramine
+from cnnbench.launch.trusted import check_manifest, count_trusted
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.kpi_log import kpi_lines, write_logs
 from cnnbench.report.table import list_kpis
 from cnnbench.result import RunResult
-from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory
-from cnnbench.serve import serve_case
+from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, new_logs_directory
+from cnnbench.serve import overlay_cache, serve_case
 from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions, time_limit
 from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif words[:1] == ["quickstart"]:
         own, rest = words[:1], words[1:]
     parsed, unknown = parser.parse_known_args(own)
-    if unknown and parsed.command != "run":
+    if unknown and parsed.command not in ("run", "manifest"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     parsed.rest = rest or unknown
     try:
@@ -93,7 +97,10 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--config", type=Path, help="settings file: yaml, globs of case names to parameters")
     command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     command.add_argument(
-        "--hang-after", type=float, default=DEFAULT_HANG_S, metavar="S", help="seconds without a step that mean hung"
+        "--hang-after",
+        type=float,
+        metavar="S",
+        help=f"seconds without a step that mean hung (default: {DEFAULT_HANG_S:g}, in an enclave {ENCLAVE_HANG_S:g})",
     )
     command.add_argument(
         "--timeout", type=float, metavar="S", help="seconds until a run, staging included, is ended as invalid"
@@ -105,6 +112,17 @@ def _make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("container", help="what an image runs: the case that the environment describes")
     command.set_defaults(run=lambda _: serve_case(os.environ))
+
+    command = commands.add_parser(
+        "manifest",
+        help="print the Gramine manifest of an SGX case's first worker; needs neither SGX nor Gramine",
+        epilog="Parameters are given as --batch_size=1; the workload's README has them.",
+    )
+    command.add_argument("--workload", type=Path, required=True, help="the workload's directory")
+    command.add_argument("--case", required=True, help="the test case's name")
+    command.add_argument("--check", action="store_true", help="verify its trusted files in place of printing it")
+    command.add_argument("--without-gramine", action="store_true", help="leave Gramine's own trusted files out")
+    command.set_defaults(run=_manifest)
 
     command = commands.add_parser("stage", help="put models and images into the cache, verified")
     command.add_argument("names", nargs="*", metavar="NAME", help="default: what the embedded workload needs")
@@ -124,6 +142,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--dataset-from", default="embedded", help="embedded, local (dataset/) or url")
     command.add_argument("--models", default="", help="artefacts to have besides the embedded model")
     command.add_argument("--build-options", default="", help="more options of the engine's build command")
+    command.add_argument("--gramine", default="none", help="version of the -sgx image's Gramine, such as 1.7")
     _add_container_options(command)
     command.set_defaults(run=_image)
 
@@ -159,7 +178,12 @@ def _add_container_options(command: argparse.ArgumentParser) -> None:
 def _image(arguments: argparse.Namespace) -> int:
     workload, cli = load_workload(arguments.workload), shlex.split(arguments.container_cli)
     options = ImageOptions(
-        arguments.registry, arguments.release, arguments.base_image, arguments.dataset_from, arguments.models
+        registry=arguments.registry,
+        release=arguments.release,
+        base_image=arguments.base_image,
+        dataset_from=arguments.dataset_from,
+        models=arguments.models,
+        gramine=arguments.gramine,
     )
     extra = shlex.split(arguments.build_options)
     builds = plan_images(arguments.workload.absolute(), workload, options)
@@ -196,7 +220,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = arguments.config or os.environ.get(ctest.CONFIG_VARIABLE)
     words = json.loads(os.environ.get(ctest.OPTIONS_VARIABLE, "[]")) + arguments.rest
     dry_run = arguments.dry_run or os.environ.get(ctest.DRY_RUN_VARIABLE) == "1"
-    if not arguments.hang_after > 0:
+    if arguments.hang_after is not None and not arguments.hang_after > 0:
         raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
     check_timeout("--timeout", arguments.timeout)
     check_timeout("--pull-timeout", arguments.pull_timeout)
@@ -252,17 +276,44 @@ def _report(result: RunResult, logs: Path) -> int:
 
 def _measure(job: Job, cache: Path, root: Path, arguments: argparse.Namespace) -> tuple[RunResult, Path]:
     """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
+    hang_s = arguments.hang_after or DEFAULT_HANG_S
     try:
         with time_limit(arguments.timeout):
             inputs = stage_inputs(job, cache)
             logs = new_logs_directory(root, job.case.name)
-            result = Measurement(job, inputs, logs, arguments.hang_after).run()
+            result = Measurement(job, inputs, logs, hang_s).run()
     except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
         logs = new_logs_directory(root, job.case.name)
         facts = {"what was seen": "the time was up while staging"}
-        result = Measurement(job, NOTHING_STAGED, logs, arguments.hang_after).reject(error, facts)
+        result = Measurement(job, NOTHING_STAGED, logs, hang_s).reject(error, facts)
     write_logs(result, logs, result.exit_code)
     return result, logs
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    planned = plan_case(arguments.workload, arguments.case, os.environ, parse_arguments(arguments.rest))
+    if not planned.case.sgx:
+        raise UsageError(f"{arguments.case}: runs in no enclave and has no manifest; test_*_sgx_* cases have")
+    gramine = None if arguments.without_gramine else find_gramine()
+    if gramine is None and not arguments.without_gramine:
+        raise CnnbenchError(
+            "gramine-sgx: not on PATH: the manifest trusts Gramine's own files too; the image ...-inference-sgx has "
+            "them unless it was made with GRAMINE=none; --without-gramine leaves them out"
+        )
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as directory:
+        scratch = Path(directory)
+        job = prepare_job(planned, os.environ, enclaves=True)
+        inputs = stage_inputs(job, overlay_cache(cache_root(os.environ), scratch / "cache"))
+        text = render_first(job, inputs, arguments.workload / TEMPLATE, scratch, gramine)
+        problems = check_manifest(text) if arguments.check else []
+    if not arguments.check:
+        print(text, end="")
+    elif problems:
+        raise CnnbenchError("\n".join([f"{arguments.case}: {len(problems)} trusted files are amiss:", *problems]))
+    else:
+        left_out = "; Gramine's own are not among them" if gramine is None else ""
+        print(f"{arguments.case}: {count_trusted(text)} trusted files: all there, with their hashes{left_out}")
+    return 0
 
 
 def _stage(arguments: argparse.Namespace) -> int:

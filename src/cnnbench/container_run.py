@@ -20,7 +20,8 @@ from typing import Any
 from cnnbench.contention import with_siblings
 from cnnbench.errors import CnnbenchError, SkippedError, TimeUpInterrupt, UsageError
 from cnnbench.host import read_available_bytes
-from cnnbench.images import ImageOptions, inference_image
+from cnnbench.images import GRAMINE_LABEL, NO_GRAMINE, ImageOptions, inference_image
+from cnnbench.isa import missing_for_precision
 from cnnbench.job import PLATFORM_VARIABLE, PlannedCase
 from cnnbench.launch.container import (
     BUILD_LABEL,
@@ -38,6 +39,7 @@ from cnnbench.report.kpi_log import STATUS, write_logs
 from cnnbench.result import RUN_FILE, Criterion, RunResult, load_run
 from cnnbench.run import new_logs_directory
 from cnnbench.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
+from cnnbench.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
 from cnnbench.signals import INTERRUPTED, time_limit
 from cnnbench.staging.archive import unpack
 from cnnbench.topology import UNKNOWN_NODE
@@ -45,7 +47,7 @@ from cnnbench.topology import UNKNOWN_NODE
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
 """Environment variable: more options of the engine's run command."""
 
-MODEL_INSIDE = "/mnt/model.pb"
+MODEL_INSIDE, KEY_INSIDE = "/mnt/model.pb", "/mnt/wrap.key"
 LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
 
 MEMORY_SHARE = 0.95
@@ -56,20 +58,24 @@ PIDS_BASE, PIDS_PER_CPU = 1024, 4
 
 @dataclass(frozen=True)
 class ContainerOptions:
-    """How containers are run. `cli`: the engine's command line. `extra`: more options of its run command."""
+    """How containers are run.
+
+    `cli`: the engine's command line. `extra`: more options of its run command. `hang_s`: None for what the container
+    takes by itself.
+    """
 
     cli: Sequence[str]
     images: ImageOptions
     extra: Sequence[str]
-    hang_s: float
+    hang_s: float | None
     pull_timeout_s: float | None
 
 
 class ContainerRun:
     """One run of a planned case in a container; its logs go below `root`."""
 
-    def __init__(self, planned: PlannedCase, options: ContainerOptions, root: Path) -> None:
-        self._planned, self._options, self._root = planned, options, root
+    def __init__(self, planned: PlannedCase, options: ContainerOptions, root: Path, sgx: SgxRoots = HOST_SGX) -> None:
+        self._planned, self._options, self._root, self._sgx = planned, options, root, sgx
         self._started = datetime.now(timezone.utc)
         self._run_id = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         self._spec = self._plan_container()
@@ -78,12 +84,17 @@ class ContainerRun:
         planned, plan = self._planned, self._planned.plan
         nodes = frozenset(node for one in plan.instances for node in one.nodes)
         environment = {"WORKLOAD": planned.workload.slug, **planned.requested}
-        environment |= {ATTENDED_VARIABLE: "1", HANG_VARIABLE: f"{self._options.hang_s:g}"}
+        environment[ATTENDED_VARIABLE] = "1"
+        if self._options.hang_s is not None:
+            environment[HANG_VARIABLE] = f"{self._options.hang_s:g}"
         if platform := os.environ.get(PLATFORM_VARIABLE):
             environment[PLATFORM_VARIABLE] = platform
         mounts = {}
         if (model := Path(planned.asked.model)).is_absolute():
             mounts[MODEL_INSIDE], environment["MODEL"] = model, MODEL_INSIDE
+        if planned.asked.wrap_key:
+            mounts[KEY_INSIDE], environment["WRAP_KEY"] = Path(planned.asked.wrap_key), KEY_INSIDE
+        device = self._sgx.device if planned.case.sgx else None
         return ContainerSpec(
             name=f"cnnbench-{self._run_id.lower()}",
             image=inference_image(
@@ -96,9 +107,10 @@ class ContainerRun:
             memory_bytes=int(MEMORY_SHARE * read_available_bytes()),
             pids=PIDS_BASE + PIDS_PER_CPU * (os.cpu_count() or 1) * len(plan.processes),
             mounts=mounts,
-            devices=(),
+            devices=[str(device)] if device else [],
             sys_nice=sys_nice,
             extra=self._options.extra,
+            groups=[device.stat().st_gid] if device and device.exists() else [],
         )
 
     def command(self) -> list[str]:
@@ -109,9 +121,12 @@ class ContainerRun:
         """Run the container to its end; return the result and the directory of its logs.
 
         A container that fails, is killed, interrupted or not done in time gives an invalid result. Raises CnnbenchError
-        when there is no engine or image, and what the case itself raised when it could not be run.
+        when there is no engine or image, what the case itself raised when it could not be run, and SkippedError before
+        anything is started when this host or the image has not what enclaves need.
         """
         remove_orphans(self._options.cli)
+        if self._planned.case.sgx:
+            self._require_sgx()
         self._provide_image()
         logs = new_logs_directory(self._root, self._planned.case.name)
         try:
@@ -128,7 +143,7 @@ class ContainerRun:
     def _provide_image(self) -> None:
         """Pull the image when it is not here and has a registry to come from."""
         cli, image = self._options.cli, self._spec.image
-        if run_engine([*cli, "images", "--quiet", image]):
+        if self._has_image():
             return
         if not self._options.images.registry:
             raise CnnbenchError(
@@ -136,6 +151,19 @@ class ContainerRun:
             )
         print(f"cnnbench: pulling {image}", file=sys.stderr, flush=True)
         run_engine([*cli, "pull", image], self._options.pull_timeout_s)
+
+    def _has_image(self) -> bool:
+        return bool(run_engine([*self._options.cli, "images", "--quiet", self._spec.image]))
+
+    def _require_sgx(self) -> None:
+        """Raise SkippedError naming everything that is missing; an image is pulled only for a host that has it all."""
+        planned = self._planned
+        missing = [*missing_for_precision(planned.precision, planned.cpu.flags), *missing_on_host(self._sgx)]
+        if not missing:
+            self._provide_image()
+        if self._has_image():
+            missing += missing_in_image(self._options.cli, self._spec.image)
+        require_sgx(planned.case.name, missing)
 
     def _attend(self, logs: Path) -> RunResult:
         """Start the container, wait for its logs, and make a result of what came."""
@@ -228,6 +256,17 @@ class ContainerRun:
             criteria=[failure],
             notes=list(planned.notes),
         )
+
+
+def missing_in_image(cli: Sequence[str], image: str) -> list[str]:
+    """Return what an image lacks to run enclaves: Gramine, as its label tells; empty when it has that."""
+    label = f'{{{{index .Config.Labels "{GRAMINE_LABEL}"}}}}'
+    gramine = run_engine([*cli, "inspect", "--type", "image", "--format", label, image])
+    if not gramine:
+        return [f"image {image}: has no label {GRAMINE_LABEL}: make it anew"]
+    if gramine == NO_GRAMINE:
+        return [f"image {image}: made with GRAMINE={NO_GRAMINE}: configure with -DGRAMINE=VERSION and make it anew"]
+    return []
 
 
 def _explain_end(state: dict[str, Any], complaint: str, output: Sequence[str], memory_bytes: int) -> str:

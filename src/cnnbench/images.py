@@ -30,6 +30,10 @@ ROOT = Path(__file__).parents[2]
 DATASET_SOURCES = ("embedded", "local", "url")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 
+GRAMINE_LABEL = "cnnbench.gramine"
+"""Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
+NO_GRAMINE = "none"
+
 IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 """The Python of Debian 12, which the images have."""
 
@@ -42,7 +46,7 @@ class ImageOptions:
 
     `registry`: what comes before each name, such as `host:5000`; empty for none. `release`: the tag. `base_image`: in
     place of the Dockerfile's own. `dataset_from`: embedded, local or url. `models`: names of artefacts, separated by
-    spaces.
+    spaces. `gramine`: the version of its Debian package, none to go without.
     """
 
     registry: str = ""
@@ -50,6 +54,7 @@ class ImageOptions:
     base_image: str = ""
     dataset_from: str = "embedded"
     models: str = ""
+    gramine: str = NO_GRAMINE
 
     def reference(self, name: str) -> str:
         """Return an image's full name."""
@@ -65,6 +70,10 @@ class ImageOptions:
             )
         if self.dataset_from not in DATASET_SOURCES:
             raise UsageError(f"DATASET_FROM={self.dataset_from}: must be one of {', '.join(DATASET_SOURCES)}")
+        if self.gramine != NO_GRAMINE and not re.fullmatch(r"[0-9][A-Za-z0-9.+~-]*", self.gramine):
+            raise UsageError(
+                f"GRAMINE={self.gramine}: must be the version of a Debian package, such as 1.7, or {NO_GRAMINE}"
+            )
         known = load_artefacts()
         if unknown := [name for name in self.models.split() if name not in known]:
             raise UsageError(f"MODELS={self.models}: {unknown[0]} is not known; there are {', '.join(known)}")
@@ -154,6 +163,8 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
     before = builds[-1].role
     for role in ("dummy", "real", "sgx") if engine.preparer else ("dummy",):
         arguments = parts if engine.preparer else {"BENCHMARK_IMAGE": name["benchmark"]}
+        if role == "sgx":
+            arguments = arguments | {"GRAMINE": options.gramine}
         builds.append(ImageBuild(role, name[role], f"{own}/Dockerfile", role, (own,), arguments, needs=(before,)))
         before = role
     return {build.role: build for build in builds}
@@ -245,10 +256,11 @@ def bill_of_materials(workload: Workload, options: ImageOptions, root: Path = RO
     benchmark = (root / "Dockerfile.2.benchmark").read_text()
     (default,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", benchmark, re.MULTILINE)
     (installed,) = re.findall(r"apt-get install (.*)", benchmark)
+    gramine = {} if options.gramine == NO_GRAMINE else {"gramine": options.gramine}
     locks = [lock_file(workload.engine, variant) for variant in find_engine(workload.engine).variants]
     return BillOfMaterials(
         base_image=options.base_image or default,
-        debian=dict(re.findall(r"(\S+)=(\S+)", installed)),
+        debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,
         python={lock.name: _pinned(lock) for lock in (REQUIREMENTS / "controller.lock", *locks)},
         artefacts={
             name: " ".join(

@@ -110,14 +110,20 @@ More than all of them means that the trace or the graph was not read right, and 
 """
 
 
+def missing_for_precision(precision: Precision, cpu_flags: frozenset[str]) -> list[str]:
+    """Return why this program or this CPU cannot run the precision; empty when they can."""
+    if precision.missing:
+        return [f"{precision.name}: {precision.missing}"]
+    lacking = [sorted(needed - cpu_flags) for needed in precision.flags]
+    if not all(lacking):
+        return []
+    return [f"{precision.name}: this CPU lacks {' or '.join(' and '.join(flags) for flags in lacking)}"]
+
+
 def require(precision: Precision, cpu_flags: frozenset[str]) -> None:
     """Raise SkippedError unless this program and this CPU can run the precision."""
-    if precision.missing:
-        raise SkippedError(f"{precision.name}: {precision.missing}")
-    lacking = [sorted(needed - cpu_flags) for needed in precision.flags]
-    if all(lacking):
-        what = " or ".join(" and ".join(flags) for flags in lacking)
-        raise SkippedError(f"{precision.name}: this CPU lacks {what}")
+    if missing := missing_for_precision(precision, cpu_flags):
+        raise SkippedError(missing[0])
 
 
 def best_precision(cpu: CpuInfo) -> PrecisionName:

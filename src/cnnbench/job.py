@@ -14,6 +14,7 @@ from cnnbench.environments import choose_variant, engine_python, environment_pat
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, require
+from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
 from cnnbench.platforms import GENERIC, check_platform, detect_platform
@@ -109,20 +110,33 @@ def plan_case(
             instance_mode=parameters.instance_mode,
         ),
     )
-    require(precision, cpu.flags)
+    if not case.sgx:  # what an SGX case's precision lacks is told together with what its enclaves lack
+        require(precision, cpu.flags)
+    if asked.wrap_key:
+        _check_wrap_key(asked.wrap_key, workload)
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
     return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, (*notes, *plan.notes))
 
 
-def prepare_job(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
-    """Choose what runs a planned case in this environment; raise SkippedError when nothing here can."""
+def _check_wrap_key(key: str, workload: Workload) -> None:
+    """Raise UsageError for a key that is none, or that there is no model to encrypt with."""
+    read_wrap_key(Path(key))
+    if not find_engine(workload.engine).preparer:
+        raise UsageError(f"WRAP_KEY={key}: the engine {workload.engine} has no model to encrypt; leave it out")
+
+
+def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: bool = False) -> Job:
+    """Choose what runs a planned case in this environment; raise SkippedError when nothing here can.
+
+    `enclaves`: whether this is where SGX cases run. Their instances get nothing of this environment.
+    """
     p = planned.parameters
-    if planned.case.sgx:
+    if planned.case.sgx and not enclaves:
         raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing)
-    inherited, left_out = split_environment(environ)
+    inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | engine_environment(planned.plan, planned.precision, p.onednn_verbose, p.customer_env)
     notes = list(planned.notes)
     missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]

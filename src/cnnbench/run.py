@@ -19,6 +19,7 @@ from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterr
 from cnnbench.host import read_host, sample_frequency_mhz
 from cnnbench.isa import judge_trace, parse_verbose
 from cnnbench.job import Inputs, Job
+from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
@@ -27,6 +28,8 @@ from cnnbench.topology import format_cpu_list
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
+ENCLAVE_HANG_S = 1200.0
+"""The same in an enclave, where loading takes longer: its memory is made first, and every file it opens is hashed."""
 TRACE_STEPS = 1
 
 
@@ -57,7 +60,8 @@ def _share_images(images: ImageSet | None, shares: int) -> list[list[str]]:
     return [paths[share::shares] for share in range(shares)]
 
 
-def _worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path) -> list[WorkerSpec]:
+def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path) -> list[WorkerSpec]:
+    """Return what the workers of a run are told, one for each process of the plan."""
     p, plan, model = job.parameters, job.plan, inputs.model
     shares = _share_images(inputs.images, len(plan.instances))
     return [
@@ -78,17 +82,16 @@ def _worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Pat
             shared=str(shared),
             logs=str(logs),
             verbose=p.verbose,
+            enclave=job.case.sgx,
         )
         for process in plan.processes
     ]
 
 
-def _write_launch(spec: WorkerSpec, directory: Path, python: Path, environment: dict[str, str]) -> WorkerLaunch:
-    directory.mkdir()
-    spec.write(directory / "spec.json")
-    instances = tuple(instance.index for instance in spec.instances)
-    command = worker_command(python, directory / "spec.json")
-    return WorkerLaunch(command, environment, directory / "output.log", instances)
+def worker_environment(job: Job, spec: WorkerSpec) -> dict[str, str]:
+    """Return a worker's environment: the job's, with as many OpenMP threads as its instances have cores."""
+    threads = max(len(instance.cpus) for instance in spec.instances)
+    return job.environment | {"OMP_NUM_THREADS": str(threads)} | job.parameters.customer_env
 
 
 def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
@@ -106,10 +109,10 @@ class _Look:
 
 
 class Measurement:
-    """One run of a job: launches it in `logs` and turns what came out into a RunResult."""
+    """One run of a job: launches it in `logs`, in enclaves if given, and turns what came out into a RunResult."""
 
-    def __init__(self, job: Job, inputs: Inputs, logs: Path, hang_s: float) -> None:
-        self._job, self._inputs, self._logs, self._hang_s = job, inputs, logs, hang_s
+    def __init__(self, job: Job, inputs: Inputs, logs: Path, hang_s: float, enclaves: Enclaves | None = None) -> None:
+        self._job, self._inputs, self._logs, self._hang_s, self._enclaves = job, inputs, logs, hang_s, enclaves
         self._run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._load_before = os.getloadavg()[0]
@@ -126,18 +129,18 @@ class Measurement:
                 return self._invalid(error, shared)
 
     def _launch(self, shared: Path) -> None:
-        job, python = self._job, self._inputs.python
-        specs = _worker_specs(job, self._inputs, self._run_id, shared, self._logs)
-        stops_by_itself = job.parameters.mode == "accuracy" or job.parameters.steps != "auto"
+        parameters = self._job.parameters
+        specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
+        stops_by_itself = parameters.mode == "accuracy" or parameters.steps != "auto"
         launches = [
-            _write_launch(spec, self._logs / f"process-{number}", python, self._environment(spec))
+            self._write_launch(spec, self._logs / f"process-{number}", worker_environment(self._job, spec))
             for number, spec in enumerate(specs)
         ]
         trace = None
         if self._inputs.model is not None:
             directory = self._logs / "trace"
-            environment = self._environment(specs[0]) | {"ONEDNN_VERBOSE": "1"}
-            trace = _write_launch(_trace_spec(specs[0], directory), directory, python, environment)
+            environment = worker_environment(self._job, specs[0]) | {"ONEDNN_VERBOSE": "1"}
+            trace = self._write_launch(_trace_spec(specs[0], directory), directory, environment)
         run_workers(
             launches,
             trace,
@@ -147,10 +150,13 @@ class Measurement:
             self._look,
         )
 
-    def _environment(self, spec: WorkerSpec) -> dict[str, str]:
-        """Return a worker's environment: the job's, with as many OpenMP threads as its instances have cores."""
-        threads = max(len(instance.cpus) for instance in spec.instances)
-        return self._job.environment | {"OMP_NUM_THREADS": str(threads)} | self._job.parameters.customer_env
+    def _write_launch(self, spec: WorkerSpec, directory: Path, environment: dict[str, str]) -> WorkerLaunch:
+        directory.mkdir()
+        spec.write(directory / "spec.json")
+        command = worker_command(self._inputs.python, directory / "spec.json")
+        instances = tuple(instance.index for instance in spec.instances)
+        launch = WorkerLaunch(command, environment, directory / "output.log", instances)
+        return self._enclaves.enclose(launch, spec, directory) if self._enclaves else launch
 
     def _progress(self) -> Progress:
         p, instances = self._job.parameters, len(self._job.plan.instances)

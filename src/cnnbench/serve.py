@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cnnbench.case import FIXED_BY_NAME, TestCase, default_text
+from cnnbench.enclaves import TEMPLATE, enclose_job
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.job import plan_case, prepare_job, stage_inputs
 from cnnbench.launch.container import EXPORT
 from cnnbench.report.kpi_log import STATUS, write_logs
-from cnnbench.run import DEFAULT_HANG_S, Measurement
+from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
+from cnnbench.sgx import HOST_SGX, SgxRoots
 from cnnbench.signals import INTERRUPTED, end_by_exceptions
 from cnnbench.staging.cache import cache_root
 from cnnbench.workload import Workload, load_workload
@@ -31,8 +33,8 @@ ERROR = "error"
 WORKLOAD_VARIABLE = "CNNBENCH_WORKLOAD"
 """Environment variable of an image: its workload's directory."""
 
-SGX_VARIABLE = "CNNBENCH_SGX"
-"""Environment variable of an image: set where cases run in an enclave."""
+GRAMINE_VARIABLE = "CNNBENCH_GRAMINE"
+"""Environment variable of an image, set where cases run in enclaves: the version of Gramine in it, or none."""
 
 ATTENDED_VARIABLE = "CNNBENCH_ATTENDED"
 """Environment variable: set by who holds this container's standard input open for as long as it is to run."""
@@ -41,7 +43,7 @@ HANG_VARIABLE = "CNNBENCH_HANG_AFTER"
 """Environment variable: `cnnbench run --hang-after`."""
 
 
-def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT) -> int:
+def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT, sgx: SgxRoots = HOST_SGX) -> int:
     """Run the case that the environment describes, hand its logs over and return its exit code."""
     end_by_exceptions()
     attended = bool(environ.get(ATTENDED_VARIABLE))
@@ -50,7 +52,7 @@ def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT) -> int:
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as directory:
         logs = Path(directory) / "logs"
         logs.mkdir()
-        status, error = _run(environ, Path(directory), logs)
+        status, error = _run(environ, Path(directory), logs, sgx)
         if error:
             print(f"cnnbench: {error}", file=sys.stderr)
         if not attended and not error:
@@ -69,15 +71,17 @@ def _end_with_stdin() -> None:
     os._exit(INTERRUPTED)
 
 
-def _run(environ: Mapping[str, str], scratch: Path, logs: Path) -> tuple[int, str]:
+def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -> tuple[int, str]:
     """Run the case; return its exit code, and why there is no result if there is none."""
     try:
         directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
         case = _case_of(environ, load_workload(directory))
-        job = prepare_job(plan_case(directory, case.name, environ, {}), environ)
-        inputs = stage_inputs(job, _writable_cache(cache_root(environ), scratch / "cache"))
-        hang_s = float(environ.get(HANG_VARIABLE, DEFAULT_HANG_S))
-        result = Measurement(job, inputs, logs, hang_s).run()
+        job = prepare_job(plan_case(directory, case.name, environ, {}), environ, enclaves=True)
+        inputs, enclaves = stage_inputs(job, overlay_cache(cache_root(environ), scratch / "cache")), None
+        if case.sgx:
+            job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
+        hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if enclaves else DEFAULT_HANG_S))
+        result = Measurement(job, inputs, logs, hang_s, enclaves).run()
         write_logs(result, logs, result.exit_code)
     except CnnbenchError as error:
         return error.exit_code, str(error)
@@ -94,12 +98,12 @@ def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
     if asked != workload.slug:
         raise UsageError(f"WORKLOAD={asked}: this image has {workload.slug}")
     fixed = {name.lower(): environ.get(name) or default_text(name) for name in FIXED_BY_NAME}
-    name = TestCase(workload.slug, sgx=bool(environ.get(SGX_VARIABLE)), **fixed).name  # type: ignore[arg-type]
+    name = TestCase(workload.slug, sgx=bool(environ.get(GRAMINE_VARIABLE)), **fixed).name  # type: ignore[arg-type]
     return TestCase.parse(name, workload.slug)
 
 
-def _writable_cache(cache: Path, scratch: Path) -> Path:
-    """Return a cache of all that the image has, in which another model can be prepared: the image is read-only."""
+def overlay_cache(cache: Path, scratch: Path) -> Path:
+    """Return a cache in `scratch` with all that a read-only one has, in which another model can be prepared."""
     prepared = scratch / "prepared"
     prepared.mkdir(parents=True)
     for path in cache.glob("*"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.errors import SkippedError
@@ -19,14 +20,37 @@ LAUNCH_TOOLS = ("setpriv", "taskset")
 """Of util-linux: what ties an enclave's process to its controller and its CPUs from outside."""
 
 
-def missing_for_sgx(
-    needed_bytes: int, dev: Path = HOST_DEV, sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC
-) -> list[str]:
-    """Return what this host lacks for enclaves of `needed_bytes` together; empty when they can run.
+@dataclass(frozen=True)
+class SgxRoots:
+    """Where a host shows what it has of SGX."""
+
+    dev: Path = HOST_DEV
+    sysfs: Path = HOST_SYSFS
+    proc: Path = HOST_PROC
+
+    @property
+    def device(self) -> Path:
+        """The device that makes enclaves."""
+        return self.dev / "sgx_enclave"
+
+
+HOST_SGX = SgxRoots()
+
+
+def missing_on_host(roots: SgxRoots = HOST_SGX) -> list[str]:
+    """Return what this host lacks for enclaves in any container; empty when one may have them.
+
+    Whether they fit, and whether a container's user may use the device, can only be told inside of it.
+    """
+    return [*_missing_flags(roots.proc), *_missing_device(roots.device)]
+
+
+def missing_for_enclaves(needed_bytes: int, roots: SgxRoots = HOST_SGX) -> list[str]:
+    """Return what enclaves of `needed_bytes` together lack where this process runs; empty when they can run.
 
     An EPC whose size the kernel does not show (`read_epc_bytes` is None) does not count as missing.
     """
-    return [*_missing_flags(proc), *_missing_device(dev / "sgx_enclave"), *_missing_epc(sysfs, needed_bytes)]
+    return [*missing_on_host(roots), *_missing_access(roots.device), *_missing_epc(roots.sysfs, needed_bytes)]
 
 
 def missing_tools(path: str | None = None) -> list[str]:
@@ -59,7 +83,7 @@ def epc_notes(sysfs: Path = HOST_SYSFS) -> list[str]:
 def require_sgx(case_name: str, missing: Sequence[str]) -> None:
     """Raise SkippedError naming every missing thing, if there is one."""
     if missing:
-        raise SkippedError(f"{case_name}: SGX cases cannot run here: {'; '.join(missing)} (see doc/sgx.md)")
+        raise SkippedError(f"{case_name}: cannot run in SGX enclaves here: {'; '.join(missing)} (see doc/sgx.md)")
 
 
 def _missing_flags(proc: Path) -> list[str]:
@@ -79,10 +103,14 @@ def _missing_device(device: Path) -> list[str]:
             f"{device}: not there: needed is Linux 5.11 or later with CONFIG_X86_SGX, and in a container "
             f"--device {device}"
         ]
-    if not os.access(device, os.R_OK | os.W_OK):
-        group = device.stat().st_gid
-        return [f"{device}: user {os.getuid()} may not read and write it: join group {group} (--group-add {group})"]
     return []
+
+
+def _missing_access(device: Path) -> list[str]:
+    if not device.exists() or os.access(device, os.R_OK | os.W_OK):
+        return []
+    group = device.stat().st_gid
+    return [f"{device}: user {os.getuid()} may not read and write it: join group {group} (--group-add {group})"]
 
 
 def _missing_epc(sysfs: Path, needed_bytes: int) -> list[str]:

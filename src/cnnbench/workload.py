@@ -127,10 +127,12 @@ class Sources:
         )
         asked = {**config, "environment": from_environment(self.environ), **arguments}
         parameters = resolve(case, asked, declared)
-        if not parameters.model:
-            return parameters
-        directory = Path(self.environ.get(DIRECTORY_VARIABLE) or Path.cwd())
-        return parameters.model_copy(update={"model": _locate_model(parameters.model, directory)})
+        directory, located = Path(self.environ.get(DIRECTORY_VARIABLE) or Path.cwd()), {}
+        if parameters.model:
+            located["model"] = _locate_model(parameters.model, directory)
+        if parameters.wrap_key:
+            located["wrap_key"] = str(directory / Path(parameters.wrap_key).expanduser())
+        return parameters.model_copy(update=located)
 
 
 def _locate_model(model: str, directory: Path) -> str:

@@ -77,7 +77,7 @@ def worker(tmp_path):
 
 
 def render(worker, enclave=None, template=TEMPLATES[0]):
-    enclave = enclave or plan_enclave(worker.spec, 100 * MIB)
+    enclave = enclave or plan_enclave([2], worker.spec.batch_size, 100 * MIB)
     return render_manifest(template.read_text(), worker, enclave, libraries=[Path("/usr/lib/x")])
 
 
@@ -142,8 +142,8 @@ def test_only_images_results_and_shared_files_are_allowed_unhashed(worker, tmp_p
     ]
 
 
-def test_mounts_are_the_outermost_directories_and_the_shared_memory(worker, tmp_path):
-    first, *middle, tmp, shm = tomllib.loads(render(worker))["fs"]["mounts"]
+def test_mounts_are_the_outermost_directories_after_tmp_and_the_shared_memory(worker, tmp_path):
+    first, tmp, *middle, shm = tomllib.loads(render(worker))["fs"]["mounts"]
     assert first["path"] == "/lib"
     ours = [f"{tmp_path}/{name}" for name in ("check_images.npy", "folded.pb", "images", "logs")]
     paths = [f"{tmp_path}/env", f"{tmp_path}/src", "/usr/lib/x", *ours]
@@ -203,9 +203,8 @@ def test_an_enclave_does_not_start_without_what_the_precision_needs(worker, prec
         ([56], 128, Enclave(8 * GIB, 185)),
     ],
 )
-def test_size_and_threads_follow_the_plan(tmp_path, cores, batch_size, expected):
-    instances = [InstanceSpec(index, list(range(count)), []) for index, count in enumerate(cores)]
-    assert plan_enclave(make_spec(tmp_path, instances, batch_size=batch_size), 98 * MIB) == expected
+def test_size_and_threads_follow_the_plan(cores, batch_size, expected):
+    assert plan_enclave(cores, batch_size, 98 * MIB) == expected
 
 
 def test_the_roots_hold_what_this_interpreter_runs_on(tmp_path):
@@ -214,6 +213,7 @@ def test_the_roots_hold_what_this_interpreter_runs_on(tmp_path):
     assert any((root / "cnnbench/worker.py").is_file() for root in roots)
     assert Path(sys.executable).parents[1] in roots
     assert tmp_path in roots
+    assert worker_roots(Path(sys.executable), gramine=None) == roots[:-1]
 
 
 def test_commands():

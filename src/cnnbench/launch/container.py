@@ -48,7 +48,7 @@ class ContainerSpec:
 
     `cpus`, `nodes`: the logical CPUs and the NUMA nodes it may use; no nodes: all. `mounts`: files of the host by where
     they are read-only inside. `sys_nice`: have the capability that binding memory to a node takes. `extra`: options of
-    the user's, which come last and so win.
+    the user's, which come last and so win. `groups`: those of the host, by number, that its user is in besides.
     """
 
     name: str
@@ -63,6 +63,7 @@ class ContainerSpec:
     devices: Sequence[str]
     sys_nice: bool
     extra: Sequence[str]
+    groups: Sequence[int] = ()
 
 
 def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
@@ -83,6 +84,7 @@ def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
         *(("--cpuset-mems", format_cpu_list(spec.nodes)) if spec.nodes else ()),
         *each("--mount", (f"type=bind,source={path},destination={at},readonly" for at, path in spec.mounts.items())),
         *each("--device", spec.devices),
+        *each("--group-add", map(str, spec.groups)),
         *each("--env", (f"{name}={value}" for name, value in spec.environment.items())),
         *spec.extra,
         spec.image,

@@ -6,6 +6,7 @@ does; `_quote` makes a TOML string of each, so that no file's name can break out
 
 import json
 import re
+import shutil
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,8 +77,8 @@ class EnclaveWorker:
         return [self.spec_file, *(Path(path) for path in (self.spec.check_images, model) if path)]
 
 
-def plan_enclave(spec: WorkerSpec, model_bytes: int) -> Enclave:
-    """Return the enclave that a worker needs.
+def plan_enclave(cores: Sequence[int], batch_size: int, model_bytes: int) -> Enclave:
+    """Return the enclave that a worker needs whose instances have so many cores each.
 
     Threads: Gramine's, the framework's, one for each instance, and for each core one of the intra-op pool, one of
     OpenMP's or ITEX's, and one that decodes. Size, rounded up to a power of two as SGX demands: 2 GiB (Python and the
@@ -86,19 +87,25 @@ def plan_enclave(spec: WorkerSpec, model_bytes: int) -> Enclave:
     enclave with ResNet50 (98 MiB), stock TensorFlow 2.21 and ITEX 2.15: mappings of 2.4 GiB at batch size 1 on
     one core, 12 MiB for each further image; 4 and 5 threads on one core, 19 and 36 on sixteen.
     """
-    cores = sum(len(instance.cpus) for instance in spec.instances)
-    threads = GRAMINE_THREADS + FRAMEWORK_THREADS + len(spec.instances) + 3 * cores
-    images = spec.batch_size * len(spec.instances)
+    threads = GRAMINE_THREADS + FRAMEWORK_THREADS + len(cores) + 3 * sum(cores)
+    images = batch_size * len(cores)
     needed = 2 * GIB + 12 * model_bytes + 16 * MIB * images + STACK_BYTES * threads
     return Enclave(1 << (needed - 1).bit_length(), threads)
 
 
-def worker_roots(python: Path, gramine: Path = GRAMINE) -> list[Path]:
-    """Return the directories that a worker runs on: its engine, the standard library, cnnbench, Gramine.
+def find_gramine() -> Path | None:
+    """Return the directory of Gramine's libraries, beside that of the `gramine-sgx` on PATH; None without."""
+    tool = shutil.which("gramine-sgx")
+    return Path(tool).parents[1] / GRAMINE.relative_to("/usr") if tool else None
+
+
+def worker_roots(python: Path, gramine: Path | None) -> list[Path]:
+    """Return the directories that a worker runs on: its engine, the standard library, cnnbench, Gramine if it is here.
 
     The environment was made with this very interpreter, so its standard library is the engine's as well.
     """
-    return [python.parents[1], Path(sysconfig.get_path("stdlib")), Path(__file__).parents[2], gramine]
+    roots = [python.parents[1], Path(sysconfig.get_path("stdlib")), Path(__file__).parents[2]]
+    return roots if gramine is None else [*roots, gramine]
 
 
 def render_manifest(
@@ -149,7 +156,8 @@ def read_wrap_key(path: Path) -> str:
     key = path.read_bytes() if path.is_file() else b""
     if len(key) != WRAP_KEY_BYTES:
         raise UsageError(
-            f"{path}: found {len(key)} bytes, needed {WRAP_KEY_BYTES}: make a key with `gramine-sgx-pf-crypt gen-key`"
+            f"WRAP_KEY={path}: found {len(key)} bytes, needed {WRAP_KEY_BYTES}: make a key with "
+            "`gramine-sgx-pf-crypt gen-key`"
         )
     return key.hex()
 

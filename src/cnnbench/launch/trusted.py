@@ -44,11 +44,20 @@ def library_files(directories: Iterable[Path]) -> list[Path]:
 
 def check_manifest(text: str, root: Path = Path("/")) -> list[str]:
     """Return what is wrong with a manifest's trusted files when its paths begin at `root`; empty when all is well."""
-    files = tomllib.loads(text).get("sgx", {}).get("trusted_files", [])
+    files = _listed(text)
     if not files:
         return ["sgx.trusted_files: none"]
     problems = [_problem(file, root) for file in files]
     return [problem for problem in problems if problem]
+
+
+def count_trusted(text: str) -> int:
+    """Return how many files a manifest trusts."""
+    return len(_listed(text))
+
+
+def _listed(text: str) -> list[object]:
+    return tomllib.loads(text).get("sgx", {}).get("trusted_files", [])
 
 
 def _problem(file: object, root: Path) -> str:
