@@ -109,7 +109,7 @@ def test_instances_have_the_cores_asked_for(workload, options, mode):
     planned = [set(one["cpus"]) for one in result.plan["instances"]]
     if mode == "flex":
         assert [len(cpus) for cpus in planned] == [1, 1]
-    assert [set(itertools.chain(*one["affinities"])) for one in result.instances] == planned
+    assert [set(itertools.chain(*one["affinities"].values())) for one in result.instances] == planned
 
 
 def test_customer_env_arrives_as_it_is_written_and_nothing_else_of_the_callers(workload):
