@@ -16,6 +16,7 @@ from container_engine import (
     ask,
     configure,
     explain_absence,
+    find_containers,
     write_container_checkout,
 )
 
@@ -60,6 +61,18 @@ def workload(images: Images, tmp_path: Path) -> ContainerWorkload:
     workload = ContainerWorkload(images, tmp_path)
     yield workload
     left = workload.containers()
+    for name in left:
+        ask("rm", "--force", name)
+    assert not left
+
+
+@pytest.fixture
+def build_directory(images: Images) -> Path:
+    """The workload's build directory; after the test it has no logs again, and no container that writes there."""
+    yield images.directory
+    for logs in images.directory.glob("logs-*"):
+        shutil.rmtree(logs)
+    left = find_containers(images.directory)
     for name in left:
         ask("rm", "--force", name)
     assert not left
