@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from cnnbench.contention import with_siblings
-from cnnbench.errors import CnnbenchError, SkippedError, TimeUpInterrupt, UsageError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, TimeUpInterrupt, UsageError
 from cnnbench.host import read_available_bytes
 from cnnbench.images import GRAMINE_LABEL, NO_GRAMINE, ImageOptions, inference_image
 from cnnbench.isa import missing_for_precision
 from cnnbench.job import PLATFORM_VARIABLE, PlannedCase
 from cnnbench.launch.container import (
     BUILD_LABEL,
-    GRACE_S,
     OWNER_LABEL,
     Container,
     ContainerSpec,
@@ -36,7 +35,7 @@ from cnnbench.launch.container import (
 )
 from cnnbench.progress import Progress, bytes_text
 from cnnbench.report.kpi_log import STATUS, write_logs
-from cnnbench.result import RUN_FILE, Criterion, RunResult, load_run
+from cnnbench.result import Criterion, RunResult, load_run
 from cnnbench.run import new_logs_directory
 from cnnbench.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
 from cnnbench.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
@@ -120,37 +119,48 @@ class ContainerRun:
     def run(self, timeout_s: float | None = None) -> tuple[RunResult, Path]:
         """Run the container to its end; return the result and the directory of its logs.
 
-        A container that fails, is killed, interrupted or not done in time gives an invalid result. Raises CnnbenchError
-        when there is no engine or image, what the case itself raised when it could not be run, and SkippedError before
-        anything is started when this host or the image has not what enclaves need.
+        An image that is not pulled in time gives an invalid result, and so does a container that fails, is killed,
+        interrupted or not done in time. Raises CnnbenchError when there is no engine or image, what the case itself
+        raised when it could not be run, and SkippedError before anything is started when this host or the image has not
+        what enclaves need.
         """
         remove_orphans(self._options.cli)
-        if self._planned.case.sgx:
-            self._require_sgx()
-        self._provide_image()
-        logs = new_logs_directory(self._root, self._planned.case.name)
+        try:
+            if self._planned.case.sgx:
+                self._require_sgx()
+            self._provide_image()
+        except TimeUpInterrupt as error:
+            return self._record(self._reject(error, f"pulling {self._spec.image}", {}), self._make_logs())
+        logs = self._make_logs()
         try:
             with time_limit(timeout_s):
                 result = self._attend(logs)
-        except TimeUpInterrupt as error:  # before there was anything to fetch
-            result = self._reject(error, "the container was not running yet", {})
+        except KeyboardInterrupt as error:  # while there was nothing to fetch
+            (logs / ARCHIVE).unlink(missing_ok=True)
+            result = self._reject(error, "interrupted while the container was being started or removed", {})
         except (SkippedError, UsageError):
             shutil.rmtree(logs.parent)  # nothing has been run
             raise
+        return self._record(result, logs)
+
+    def _make_logs(self) -> Path:
+        return new_logs_directory(self._root, self._planned.case.name)
+
+    def _record(self, result: RunResult, logs: Path) -> tuple[RunResult, Path]:
         write_logs(result, logs, result.exit_code)
         return result, logs
 
     def _provide_image(self) -> None:
-        """Pull the image when it is not here and has a registry to come from."""
-        cli, image = self._options.cli, self._spec.image
+        """Pull the image when it is not here and has a registry to come from; raise TimeUpInterrupt when that is slow."""
         if self._has_image():
             return
         if not self._options.images.registry:
             raise CnnbenchError(
-                f"{image}: no such image; make it with `make` in the build directory (doc/containers.md)"
+                f"{self._spec.image}: no such image; make it with `make` in the build directory (doc/containers.md)"
             )
-        print(f"cnnbench: pulling {image}", file=sys.stderr, flush=True)
-        run_engine([*cli, "pull", image], self._options.pull_timeout_s)
+        print(f"cnnbench: pulling {self._spec.image}", file=sys.stderr, flush=True)
+        with time_limit(self._options.pull_timeout_s):
+            run_engine([*self._options.cli, "pull", self._spec.image], timeout_s=None)
 
     def _has_image(self) -> bool:
         return bool(run_engine([*self._options.cli, "images", "--quiet", self._spec.image]))
@@ -175,19 +185,22 @@ class ContainerRun:
                 interrupt = container.fetch(archive)
             except OSError as error:
                 broken = f"writing the logs to {archive} failed: {error.strerror}"
+                archive.unlink()  # on a full disk the result needs its room
             state, complaint = container.inspect()
+        if state:
+            facts["container memory limit"] = bytes_text(state["Memory"])
         (logs / FACTS).write_text(json.dumps({"command": self.command(), "state": state}, indent=1))
-        try:
-            unpack(archive, logs, progress=partial(Progress, stream=io.StringIO()))
-        except CnnbenchError:
-            broken = broken or _explain_end(state, complaint, container.output, self._spec.memory_bytes)
-        except OSError as error:
-            broken = f"unpacking the logs in {logs} failed: {error.strerror}"
+        if not broken:
+            try:
+                unpack(archive, logs, progress=partial(Progress, stream=io.StringIO()))
+            except CnnbenchError:
+                broken = _explain_end(state, complaint, container.output)
+            except OSError as error:
+                broken = f"unpacking the logs in {logs} failed: {error.strerror}"
+            archive.unlink()  # what is whole in it has been unpacked
         if broken:
             (logs / STATUS).unlink(missing_ok=True)
-            archive.unlink()  # what is whole in it has been unpacked; on a full disk the result needs its room
             return self._reject(interrupt, broken, facts)
-        archive.unlink()
         return self._read_result(logs, facts, state, interrupt)
 
     def _start(self, container: Container) -> None:
@@ -203,9 +216,9 @@ class ContainerRun:
         self, logs: Path, facts: dict[str, str], state: dict[str, Any], interrupt: KeyboardInterrupt | None
     ) -> RunResult:
         """Return what the container made of the run, with what only this side knows; raise what it raised."""
-        if not (logs / RUN_FILE).is_file():
+        if (logs / ERROR).is_file():
             status, message = int((logs / STATUS).read_text()), (logs / ERROR).read_text()
-            if status == INTERRUPTED:
+            if status in (INTERRUPTED, InvalidMeasurementError.exit_code):
                 return self._reject(interrupt, message, facts)
             errors = {error.exit_code: error for error in (CnnbenchError, UsageError, SkippedError)}
             raise errors.get(status, CnnbenchError)(message)
@@ -216,7 +229,7 @@ class ContainerRun:
         if result.plan["instances"] != json.loads(json.dumps(self._planned.plan.to_dict()))["instances"]:
             notes.append("the container planned other instances than this machine would: its cpuset differs")
         if state.get("OOMKilled"):
-            facts["memory"] = f"ran out at the container's limit, {bytes_text(self._spec.memory_bytes)}"
+            facts["memory"] = f"ran out at the container's limit, {bytes_text(state['Memory'])}"
         if isinstance(interrupt, TimeUpInterrupt):
             late = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")
             return result.model_copy(update={"criteria": [late], "kpis": [], "notes": notes})
@@ -232,7 +245,6 @@ class ContainerRun:
         return {
             "container image": f"{self._spec.image} ({image})",
             "container engine": f"{Path(cli[0]).name} {version}",
-            "container memory limit": bytes_text(self._spec.memory_bytes),
         }
 
     def _reject(self, interrupt: KeyboardInterrupt | None, reason: str, facts: dict[str, str]) -> RunResult:
@@ -269,15 +281,15 @@ def missing_in_image(cli: Sequence[str], image: str) -> list[str]:
     return []
 
 
-def _explain_end(state: dict[str, Any], complaint: str, output: Sequence[str], memory_bytes: int) -> str:
+def _explain_end(state: dict[str, Any], complaint: str, output: Sequence[str]) -> str:
     """Say why a container has not handed its logs over."""
     last = f"; the last it printed: {output[-1]}" if output else ""
     if not state:
         return f"the container engine gave no account of the container: {complaint}{last}"
     if state["OOMKilled"]:
-        return f"the container ran out of memory: its limit was {bytes_text(memory_bytes)}{last}"
+        return f"the container ran out of memory: its limit was {bytes_text(state['Memory'])}{last}"
     if state["Running"]:
-        return f"the container handed no logs over within {GRACE_S:g} s of being told to end{last}"
+        return f"the container runs, but hands no logs over{last}"
     if state["Status"] == "created":
         return f"the engine could not start the container: {state['Error'] or '; '.join(output)}"
     how = {137: "was killed (SIGKILL)", 143: "was terminated (SIGTERM)"}.get(state["ExitCode"])

@@ -215,7 +215,7 @@ def _place(source: Path, destination: Path) -> None:
 
     def link(file: str, copy: str) -> None:
         try:
-            os.link(file, copy)
+            os.link(os.path.realpath(file), copy)  # a symbolic link would lead out of the context
         except OSError:  # another file system, or files of another user
             shutil.copy2(file, copy)
 

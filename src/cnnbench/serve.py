@@ -7,6 +7,7 @@ of all `status`, the exit code. A container that nobody attends then waits to be
 
 import io
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -17,9 +18,10 @@ from pathlib import Path
 
 from cnnbench.case import FIXED_BY_NAME, TestCase, default_text
 from cnnbench.enclaves import TEMPLATE, enclose_job
-from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.job import plan_case, prepare_job, stage_inputs
 from cnnbench.launch.container import EXPORT
+from cnnbench.progress import bytes_text
 from cnnbench.report.kpi_log import STATUS, write_logs
 from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
 from cnnbench.sgx import HOST_SGX, SgxRoots
@@ -85,8 +87,12 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         write_logs(result, logs, result.exit_code)
     except CnnbenchError as error:
         return error.exit_code, str(error)
-    except OSError as error:  # the tmpfs is full, most likely: what there is of the logs is still handed over
-        return CnnbenchError.exit_code, str(error)
+    except OSError as error:  # what there is of the logs is still handed over
+        free = bytes_text(shutil.disk_usage(scratch).free)
+        return InvalidMeasurementError.exit_code, (
+            f"writing in the container failed: {error}; its {tempfile.gettempdir()} has {free} left, "
+            'which DOCKER_OPTIONS="--tmpfs /tmp:size=..." sets'
+        )
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted before anything was measured"
     return result.exit_code, ""

@@ -38,6 +38,9 @@ ANSWER_S = 60.0
 """How long the engine may take to answer a question."""
 GRACE_S = 8.0
 """How long an interrupted container may take to end its instances and hand over its logs; ctest.sh waits longer."""
+ASK_AGAIN_S = 1.0
+END_S = 2.0
+"""How long a container may take to be gone when its logs are out."""
 POLL_S = 0.2
 CHUNK_BYTES = 1 << 20
 
@@ -140,10 +143,10 @@ class Container:
     def _follow(self) -> None:
         assert self._client.stdout is not None
         stream = progress_stream()
-        with self._log.open("w") as log:
+        with self._log.open("wb", buffering=0) as log:
             for line in self._client.stdout:
-                log.write(line)
-                log.flush()
+                with contextlib.suppress(OSError):  # a full disk: the run must not wait for who reads on
+                    log.write(line.encode())
                 print(line, end="", file=stream, flush=True)
 
     def wait_until_running(self) -> bool:
@@ -156,10 +159,16 @@ class Container:
         return False
 
     def fetch(self, archive: Path) -> KeyboardInterrupt | None:
-        """Write its logs, a tar archive that comes when its run has ended, into a file.
+        """Write its logs, a tar archive that comes when its run has ended, into a file, and let it end.
 
         When interrupted, ask it to end its run, give it GRACE_S to hand its logs over, and return the interrupt.
         """
+        interrupt = self._read_export(archive)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # until then the engine may say that it runs
+            self._client.wait(END_S)
+        return interrupt
+
+    def _read_export(self, archive: Path) -> KeyboardInterrupt | None:
         command = [*self._cli, "exec", self._name, "cat", str(EXPORT)]
         with (
             archive.open("wb", buffering=0) as file,
@@ -172,26 +181,38 @@ class Container:
             ) as reader,
         ):
             assert reader.stdout is not None
-            timer = threading.Timer(GRACE_S, reader.kill)
+            ending = threading.Thread(target=self._end, args=(reader,))
             try:
                 _copy(reader.stdout.fileno(), file.fileno())
             except KeyboardInterrupt as interrupt:
-                timer.start()
-                with contextlib.suppress(CnnbenchError):  # it may have ended meanwhile
-                    run_engine([*self._cli, "kill", "--signal", "TERM", self._name])
+                ending.start()
                 _copy(reader.stdout.fileno(), file.fileno())
+                ending.join()
                 return interrupt
             finally:
-                timer.cancel()
                 reader.kill()
         return None
 
+    def _end(self, reader: subprocess.Popen[bytes]) -> None:
+        """Ask it to end until its logs are out, for GRACE_S: a program that only just starts does not hear it yet."""
+        deadline_s = time.monotonic() + GRACE_S
+        while reader.poll() is None and time.monotonic() < deadline_s:
+            with contextlib.suppress(CnnbenchError):  # it may have ended meanwhile
+                run_engine([*self._cli, "kill", "--signal", "TERM", self._name])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                reader.wait(ASK_AGAIN_S)
+        reader.kill()
+
     def inspect(self) -> tuple[dict[str, Any], str]:
-        """Return the engine's account of its state, empty with the complaint when there is none to have."""
+        """Return the engine's account of its state, empty with the complaint when there is none to have.
+
+        `Memory` is its limit in bytes: options of the user's may have set another than was planned.
+        """
         try:
-            return json.loads(run_engine([*self._cli, "inspect", "--format", "{{json .State}}", self._name])), ""
+            account = json.loads(run_engine([*self._cli, "inspect", "--format", "{{json .}}", self._name]))
         except CnnbenchError as error:
             return {}, str(error)
+        return account["State"] | {"Memory": account["HostConfig"]["Memory"]}, ""
 
     @property
     def output(self) -> list[str]:
