@@ -130,7 +130,7 @@ class ContainerRun:
                 self._require_sgx()
             self._provide_image()
         except TimeUpInterrupt as error:
-            return self._record(self._reject(error, f"pulling {self._spec.image}", {}), self._make_logs())
+            return self._record(self._reject(None, f"pulling {self._spec.image}: {error}", {}), self._make_logs())
         logs = self._make_logs()
         try:
             with time_limit(timeout_s):
@@ -151,7 +151,7 @@ class ContainerRun:
         return result, logs
 
     def _provide_image(self) -> None:
-        """Pull the image when it is not here and has a registry to come from; raise TimeUpInterrupt when that is slow."""
+        """Pull the image when it is not here and has a registry to come from; that may raise TimeUpInterrupt."""
         if self._has_image():
             return
         if not self._options.images.registry:

@@ -1,7 +1,5 @@
 """The manifest of a case, rendered and checked in the image that it is for; neither SGX nor Gramine is needed."""
 
-import os
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,39 +9,30 @@ from cnnbench.images import GRAMINE_LABEL, ImageOptions, inference_image
 from cnnbench.launch.trusted import tomllib
 from cnnbench.serve import ATTENDED_VARIABLE
 from cnnbench.workload import load_workload
-from conftest import WORKLOAD
+from container_engine import CLI, ask
 
 pytestmark = pytest.mark.container
 
-CLI = shlex.split(os.environ.get("CONTAINER_CLI", "docker"))
+WORKLOAD = Path(__file__).parents[2] / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 INSIDE = f"/opt/cnnbench/workload/{WORKLOAD.name}"
 CASE = "test_resnet50v1_5_tensorflow_xeon_public_sgx_inference_throughput_avx_fp32"
 
 
-def ask(*arguments, text=None):
-    command = [*CLI, *arguments]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
-def image():
-    """The name of an image for enclaves, and the version of Gramine in it."""
-    default = inference_image(load_workload(WORKLOAD), "real", True, ImageOptions())
-    name = os.environ.get("CNNBENCH_TEST_SGX_IMAGE", default)
-    try:
-        done = ask("inspect", "--type", "image", "--format", f'{{{{index .Config.Labels "{GRAMINE_LABEL}"}}}}', name)
-    except FileNotFoundError:
-        pytest.skip(f"{CLI[0]}: not found; install docker or podman, or set CONTAINER_CLI")
+def image(engine):
+    """The name of the image for enclaves that test.sh has made, and the version of Gramine in it."""
+    name = inference_image(load_workload(WORKLOAD), "real", True, ImageOptions(release="test"))
+    done = ask("inspect", "--type", "image", "--format", f'{{{{index .Config.Labels "{GRAMINE_LABEL}"}}}}', name)
     if done.returncode != 0:
-        pytest.skip(f"{name}: {done.stderr.strip()}; make it with `make`, or name another in CNNBENCH_TEST_SGX_IMAGE")
-    assert done.stdout.strip(), f"{name}: has no label {GRAMINE_LABEL}: make it anew"
+        pytest.skip(f"no image {name}: test.sh makes it")
     return name, done.stdout.strip()
 
 
 def run_inside(name, *command, text=None):
     """Run a command in a container that has no more than a case's container has."""
     options = ["--rm", "--interactive", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
-    return ask("run", *options, "--entrypoint", command[0], name, *command[1:], text=text)
+    words = [*CLI, "run", *options, "--entrypoint", command[0], name, *command[1:]]
+    return subprocess.run(words, input=text, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

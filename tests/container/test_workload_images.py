@@ -1,17 +1,16 @@
 """What the workload's own images hold and say, as test.sh has made them with the tag `test`."""
 
+import ast
 import json
-import os
-import shlex
-import subprocess
+from pathlib import Path
 
 import pytest
 
 from cnnbench.images import ImageOptions, plan_images
 from cnnbench.workload import load_workload
-from conftest import WORKLOAD
+from container_engine import ask as ask_engine
 
-CLI = shlex.split(os.environ.get("CONTAINER_CLI") or "docker")
+WORKLOAD = Path(__file__).parents[2] / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 IMAGES = plan_images(WORKLOAD, load_workload(WORKLOAD), ImageOptions(release="test"))
 CACHE = "/opt/cnnbench/cache"
 
@@ -19,11 +18,13 @@ pytestmark = pytest.mark.container
 
 
 def ask(*arguments):
-    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, check=True).stdout
+    done = ask_engine(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _images(container_cli):
+def _images(engine):
     missing = [build.reference for build in IMAGES.values() if not ask("images", "--quiet", build.reference)]
     if missing:
         pytest.skip(f"no image {missing[0]}: test.sh makes it")
@@ -59,11 +60,11 @@ def test_an_image_says_what_it_is_made_of_and_is_not_roots(role):
 
 def test_the_dummy_image_has_no_data_set():
     assert [path.rpartition("/")[2] for path in files_of("dummy", f"{CACHE}/datasets")] == ["manifest.json"] * 3
-    assert not [path for path in files_of("dummy", "/opt/cnnbench") if path.endswith((".jpeg", ".tar", ".gz"))]
+    assert not [path for path in files_of("dummy", CACHE) if path.endswith((".jpg", ".jpeg", ".JPEG", ".tar"))]
 
 
 def test_the_real_image_has_the_drawn_data_set_and_the_dummys_model():
-    images = [path for path in files_of("real", f"{CACHE}/datasets") if path.endswith(".jpeg")]
+    images = [path for path in files_of("real", f"{CACHE}/datasets") if path.endswith(".jpg")]
     assert len([path for path in images if "validation" in path]) == 1000
     for directory in ("models", "prepared"):
         assert files_of("real", f"{CACHE}/{directory}") == files_of("dummy", f"{CACHE}/{directory}")
@@ -78,6 +79,6 @@ def test_the_engines_in_the_image_are_those_of_its_bill():
             *("run", "--rm", "--network", "none", "--entrypoint", "sh", IMAGES["dummy"].reference, "-c"),
             f'{CACHE}/environments/tensorflow-{variant}-*/bin/python -c "{script}"',
         )
-        installed = eval(found)
+        installed = ast.literal_eval(found)
         for name, version in bill["python"][f"tensorflow-{variant}.lock"].items():
             assert installed.get(name.lower(), installed.get(name.lower().replace("-", "_"))) == version, name
