@@ -20,7 +20,14 @@ from typing import Any
 from cnnbench.contention import with_siblings
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, TimeUpInterrupt, UsageError
 from cnnbench.host import read_available_bytes
-from cnnbench.images import GRAMINE_LABEL, NO_GRAMINE, ImageOptions, inference_image
+from cnnbench.images import (
+    GRAMINE_LABEL,
+    NO_GRAMINE,
+    REVISION_LABEL,
+    ImageOptions,
+    inference_image,
+    source_revision,
+)
 from cnnbench.isa import missing_for_precision
 from cnnbench.job import PLATFORM_VARIABLE, PlannedCase
 from cnnbench.launch.container import (
@@ -228,6 +235,8 @@ class ContainerRun:
             notes.append("the engine refused the capability SYS_NICE, without which memory cannot be bound")
         if result.plan["instances"] != json.loads(json.dumps(self._planned.plan.to_dict()))["instances"]:
             notes.append("the container planned other instances than this machine would: its cpuset differs")
+        if (ours := source_revision()) != facts["image made from"]:
+            notes.append(f"the image was made from commit {facts['image made from']}, this program is {ours}")
         if state.get("OOMKilled"):
             facts["memory"] = f"ran out at the container's limit, {bytes_text(state['Memory'])}"
         if isinstance(interrupt, TimeUpInterrupt):
@@ -240,10 +249,14 @@ class ContainerRun:
 
     def _facts(self) -> dict[str, str]:
         cli = [*self._options.cli]
-        image = run_engine([*cli, "inspect", "--type", "image", "--format", "{{.Id}}", self._spec.image])
+        label = f'{{{{index .Config.Labels "{REVISION_LABEL}"}}}}'
+        form = f"{{{{.Id}}}} {label}"
+        image = run_engine([*cli, "inspect", "--type", "image", "--format", form, self._spec.image])
+        identity, _, commit = image.partition(" ")
         version = run_engine([*cli, "version", "--format", "{{.Server.Version}}"])
         return {
-            "container image": f"{self._spec.image} ({image})",
+            "container image": f"{self._spec.image} ({identity})",
+            "image made from": commit,
             "container engine": f"{Path(cli[0]).name} {version}",
         }
 

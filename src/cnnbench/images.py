@@ -30,6 +30,9 @@ ROOT = Path(__file__).parents[2]
 DATASET_SOURCES = ("embedded", "local", "url")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 
+REVISION_LABEL = "org.opencontainers.image.revision"
+"""Label of an image: the commit that it was made from."""
+
 GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
 NO_GRAMINE = "none"
@@ -284,14 +287,14 @@ def image_labels(workload: Workload, build: ImageBuild, bill: BillOfMaterials) -
     return {
         f"{standard}.title": f"{workload.title}: {build.role}",
         f"{standard}.version": version("cnnbench"),
-        f"{standard}.revision": _revision(),
+        REVISION_LABEL: source_revision(),
         f"{standard}.base.name": bill.base_image,
         "cnnbench.workload": workload.name,
         "cnnbench.bom": json.dumps(vars(bill), separators=(",", ":")),
     }
 
 
-def _revision() -> str:
+def source_revision() -> str:
     """Return the commit, with `-dirty` when files differ from it; `unknown` outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
