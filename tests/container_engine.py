@@ -2,15 +2,19 @@
 
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cmake_build import run_cmake
 from cnnbench.launch.container import BUILD_LABEL
 from cnnbench.launch.shared import State
-from null_workload import ROOT, NullWorkload, wait_until, write_checkout
+from null_workload import PATIENCE_S, ROOT, NullWorkload, wait_until, write_checkout
 
 CLI = shlex.split(os.environ.get("CONTAINER_CLI", "docker"))
 IMAGE_NAME = "harness-dummy"
@@ -67,7 +71,7 @@ def explain_absence() -> str:
 def write_container_checkout(directory: Path) -> Path:
     """Write a checkout whose one workload, of the null engine, declares images; return the Python to run it with."""
     write_checkout(directory, "GENERIC")
-    for name in ("Dockerfile.2.benchmark", "Dockerfile.3.inference-dataset", "requirements", "kpi.sh"):
+    for name in ("Dockerfile.1.model", "Dockerfile.2.benchmark", "requirements", "kpi.sh"):
         (directory / name).symlink_to(ROOT / name)
     workload = directory / "workload" / "Harness"
     with (workload / "workload.yaml").open("a") as settings:
@@ -76,6 +80,9 @@ def write_container_checkout(directory: Path) -> Path:
     python = directory / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(directory / "src"))} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
+    git = ["git", "-C", str(directory), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Add a checkout"]):
+        subprocess.run([*git, *command], check=True)
     return python
 
 
@@ -144,3 +151,52 @@ def find_containers(root: Path, **environment: str) -> list[str]:
 def is_running(name: str) -> bool:
     """Say whether a container runs."""
     return ask("inspect", "--format", "{{.State.Running}}", name).stdout.strip() == "true"
+
+
+def explain_no_private_engine() -> str:
+    """Say why no engine of our own can be started here; empty when one can."""
+    if Path(CLI[0]).name != "docker" or not all(map(shutil.which, ("dockerd", "unshare", "setpriv"))):
+        return "a private engine needs dockerd, unshare and setpriv, and docker as CONTAINER_CLI"
+    return "" if os.geteuid() == 0 else "a private engine needs root"
+
+
+@contextmanager
+def private_engine(directory: Path, *prefix: str) -> Iterator["PrivateEngine"]:
+    """Run an engine of our own, without networks; whatever happens to it meanwhile, none is left afterwards.
+
+    Its data stay in the directory for the next one. `prefix`: the command that starts it, as setpriv is one.
+    """
+    directory.mkdir(exist_ok=True)
+    engine = PrivateEngine(directory, prefix)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.end(signal.SIGTERM)
+
+
+class PrivateEngine:
+    """An engine of our own in a directory."""
+
+    def __init__(self, directory: Path, prefix: Sequence[str]) -> None:
+        self._directory, self._prefix = directory, prefix
+        self.host = f"unix://{directory}/docker.sock"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        directory = self._directory
+        command = [*self._prefix, "dockerd", "--host", self.host, "--pidfile", directory / "pid"]
+        command += ["--data-root", directory / "data", "--exec-root", directory / "exec"]
+        # Without a bridge an engine removes docker0, which may be another's: only in a network namespace of its own.
+        # In a mount namespace of its own it leaves no mounts behind when it is killed.
+        command = ["unshare", "--net", "--mount", *command, "--bridge", "none", "--iptables=false"]
+        with (directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(lambda: ask("version", DOCKER_HOST=self.host).returncode == 0, "an engine of our own")
+
+    def end(self, number: int) -> None:
+        """End it by a signal and wait until it has."""
+        self._process.send_signal(number)
+        self._process.wait(timeout=PATIENCE_S)
+        # What a killed one could not clear away, and the next would be misled by.
+        (self._directory / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)

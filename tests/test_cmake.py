@@ -189,7 +189,7 @@ def test_the_platform_is_detected_and_a_given_one_normalised(tmp_path, stub):
     ("option", "needed"),
     [
         ("PLATFORM=FOO", ["PLATFORM=FOO", "GNR, SPR, EMR", "GENERIC"]),
-        ("BACKEND=cloud", ["BACKEND=cloud", "must be one of native"]),
+        ("BACKEND=cloud", ["BACKEND=cloud", "must be one of docker, native"]),
         ("BENCHMARK=^VGG", ["BENCHMARK=^VGG", NAME]),
         ("TIMEOUT=0", ["TIMEOUT=0", "must be RUN or RUN,PULL, each a positive whole number of seconds"]),
         *((f"TIMEOUT={bad}", [f"TIMEOUT={bad}", "28800,3600"]) for bad in ("1h", "1.5", "-1", "60,", "60,0", ",60")),
@@ -202,6 +202,27 @@ def test_a_bad_option_says_what_is_accepted_and_does_not_stay(tmp_path, stub, op
     assert failed.returncode != 0
     assert all(text in failed.stderr for text in needed), failed.stderr
     assert run_cmake(tmp_path, stub, "-DPLATFORM=SKX").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "needed"),
+    [
+        ("RELEASE=a b", "RELEASE=a b: must be a tag"),
+        ("REGISTRY=http://host", "REGISTRY=http://host: must be a host"),
+        ("DATASET_FROM=tape", "DATASET_FROM=tape: must be one of embedded, local, url"),
+        ("MODELS=vgg", "MODELS=vgg: vgg is not known"),
+    ],
+)
+def test_a_bad_option_of_the_docker_backend_says_what_is_accepted(tmp_path, stub, option, needed):
+    failed = run_cmake(tmp_path, stub, "-DBACKEND=docker", "-DPLATFORM=SKX", f"-D{option}")
+    assert failed.returncode != 0
+    assert needed in failed.stderr, failed.stderr
+
+
+def test_the_docker_backend_lists_its_cases_without_an_engine(tmp_path, stub):
+    done = run_cmake(tmp_path, stub, "-DBACKEND=docker", "-DPLATFORM=SKX", "-DCONTAINER_CLI=no-such-engine")
+    assert done.returncode == 0, done.stderr
+    assert len(_listed(tmp_path)) == 5
 
 
 def test_benchmark_filters_by_name(tmp_path, stub):

@@ -175,8 +175,24 @@ def _add_container_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--release", default="latest", help="the images' tag")
 
 
+def _split(option: str, text: str) -> list[str]:
+    """Split a text into words as a shell does; raise UsageError when a quotation does not end."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: {error}; quote it as for a shell") from error
+
+
+def _container_cli(arguments: argparse.Namespace) -> list[str]:
+    if not (words := _split("--container-cli", arguments.container_cli)):
+        raise UsageError(
+            f"--container-cli {arguments.container_cli}: names no program; needed docker, podman or the like"
+        )
+    return words
+
+
 def _image(arguments: argparse.Namespace) -> int:
-    workload, cli = load_workload(arguments.workload), shlex.split(arguments.container_cli)
+    workload, cli = load_workload(arguments.workload), _container_cli(arguments)
     options = ImageOptions(
         registry=arguments.registry,
         release=arguments.release,
@@ -206,7 +222,7 @@ def _image(arguments: argparse.Namespace) -> int:
 
 
 def _ctest(arguments: argparse.Namespace) -> int:
-    cli = shlex.split(arguments.container_cli)
+    cli = _split("--container-cli", arguments.container_cli)
     return ctest.main(arguments.build_dir, arguments.ctest, arguments.workload, arguments.rest, container_cli=cli)
 
 
@@ -248,9 +264,10 @@ def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_r
     run = ContainerRun(
         planned,
         ContainerOptions(
-            cli=shlex.split(arguments.container_cli),
+            cli=_container_cli(arguments),
             images=ImageOptions(arguments.registry, arguments.release),
-            extra=shlex.split(arguments.docker_options) + shlex.split(os.environ.get(DOCKER_OPTIONS_VARIABLE, "")),
+            extra=_split("--docker-options", arguments.docker_options)
+            + _split(DOCKER_OPTIONS_VARIABLE, os.environ.get(DOCKER_OPTIONS_VARIABLE, "")),
             hang_s=arguments.hang_after,
             pull_timeout_s=arguments.pull_timeout,
         ),

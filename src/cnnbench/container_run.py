@@ -81,6 +81,7 @@ class ContainerRun:
     """One run of a planned case in a container; its logs go below `root`."""
 
     def __init__(self, planned: PlannedCase, options: ContainerOptions, root: Path, sgx: SgxRoots = HOST_SGX) -> None:
+        options.images.check()
         self._planned, self._options, self._root, self._sgx = planned, options, root, sgx
         self._started = datetime.now(timezone.utc)
         self._run_id = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"

@@ -179,7 +179,7 @@ def build_command(
     """Return the command that makes an image out of a context directory; `extra` are options of the user's."""
     proxies = [name for name in (*PROXIES, *map(str.lower, PROXIES)) if os.environ.get(name)]
     return [
-        *(*cli, "build", "--file", str(context / build.dockerfile), "--tag", build.reference),
+        *(*cli, "build", "--force-rm", "--file", str(context / build.dockerfile), "--tag", build.reference),
         *(["--target", build.target] if build.target else []),
         *(word for name, value in build.arguments.items() for word in ("--build-arg", f"{name}={value}")),
         *(word for name in proxies for word in ("--build-arg", name)),
@@ -193,6 +193,7 @@ def build_image(
     build: ImageBuild, cli: Sequence[str], labels: Mapping[str, str], log: Path, extra: Sequence[str] = ()
 ) -> str:
     """Make an image, with the engine's output in a file; return a line about it. Raise CnnbenchError when it fails."""
+    run_engine([*cli, "version"])  # which says so when there is none
     began_s = time.monotonic()
     context = log.with_name(f"context-{build.role}")
     shutil.rmtree(context, ignore_errors=True)

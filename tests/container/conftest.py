@@ -53,6 +53,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, base_image: str) -> Images:
         yield made
     finally:
         ask("rmi", made.dummy, f"harness-benchmark:{made.release}")
+        ask("image", "prune", "--force", "--filter", "label=cnnbench.workload=Harness")  # what failed builds left
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cnnbench.launch.shared import State
+from cnnbench.result import load_run
 from cnnbench.topology import format_cpu_list, read_topology
 from container_engine import ask, tell
 from null_workload import step_of
@@ -60,3 +61,22 @@ def test_a_container_is_given_no_more_than_it_needs(running):
     for path in ("/tmp/x", "/dev/shm/x"):
         assert inside(running, f"touch {path}").returncode == 0, path
     assert inside(running, "cp /bin/true /tmp/true && /tmp/true").returncode != 0
+
+
+def test_a_quota_marks_the_run_as_throttled(workload):
+    """The null engine computes nothing, but without a step time it takes all that it can get of its cores."""
+    spinning = (
+        "--min_time=3",
+        "--max_time=3",
+        "--cores_per_instance=1",
+        "--instances=1",
+        "--batch_size=64",
+        step_of(0),
+    )
+    done = workload.run(*spinning, DOCKER_OPTIONS="--cpus 0.3")
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    result = load_run(workload.logs())
+    (throttling,) = [one for one in result.criteria if one.name == "throttling"]
+    assert not throttling.passed
+    assert "a CPU quota of 0.3 held work back" in throttling.found
+    assert result.verdict != "valid"

@@ -1,7 +1,9 @@
 """What goes wrong with a run in a container, each for real: a failed case that says why, and no container left."""
 
+import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 
 from cnnbench.launch.shared import State
 from cnnbench.result import KILLED, load_run
-from container_engine import ContainerWorkload, find_containers, is_running, tell
+from container_engine import CLI, ContainerWorkload, find_containers, is_running, tell
 from null_workload import PATIENCE_S, THROUGHPUT, clean_environment, run_kpi, step_of, wait_until
 
 pytestmark = pytest.mark.container
@@ -204,3 +206,28 @@ def test_ctest_counts_a_killed_container_as_a_failed_case(build_directory):
     assert "***Failed" in output
     assert "#INVALID RESULT: the container was killed (SIGKILL)" in output
     assert find_containers(build_directory) == []
+
+
+_REFUSING = """#!/bin/sh
+case " $* " in
+*" run "*" --cap-add SYS_NICE "*)
+    shift 2
+    {cli} create "$@" >/dev/null
+    echo "Error response from daemon: OCI runtime create failed: unable to apply caps: operation not permitted" >&2
+    exit 126 ;;
+esac
+exec {cli} "$@"
+"""
+
+
+def test_an_engine_that_refuses_the_capability(images, tmp_path):
+    """Stands for an engine whose runtime starts no container with a capability that it has not itself."""
+    cli = tmp_path / "engine"
+    cli.write_text(_REFUSING.format(cli=shlex.join(CLI)))
+    cli.chmod(0o755)
+    workload = ContainerWorkload(images, tmp_path, "--container-cli", str(cli))
+    done = workload.run("--steps=20", step_of(5))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "# note: the engine refused the capability SYS_NICE, without which memory cannot be bound" in done.stdout
+    assert "SYS_NICE" not in json.loads((workload.logs() / "container.json").read_text())["command"]
+    assert workload.containers() == []

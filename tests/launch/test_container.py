@@ -1,0 +1,95 @@
+"""The command of a container and who owns it: what needs no engine."""
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cnnbench.errors import CnnbenchError
+from cnnbench.launch.container import ContainerSpec, _is_gone, owner_of, run_command, run_engine
+
+SPEC = ContainerSpec(
+    name="cnnbench-1",
+    image="harness-dummy:latest",
+    labels={"cnnbench.build": "/a b"},
+    environment={"CUSTOMER_ENV": "A='1 2'"},
+    cpus=frozenset({0, 1, 2, 8}),
+    nodes=frozenset({0}),
+    memory_bytes=1000,
+    pids=5,
+    mounts={"/mnt/model.pb": Path("/my models/x.pb")},
+    devices=("/dev/sgx_enclave",),
+    sys_nice=True,
+    extra=("--cpus", "0.5"),
+)
+
+
+def pairs(command):
+    return list(itertools.pairwise(command))
+
+
+def test_a_container_gets_what_its_spec_says_and_nothing_else():
+    command = run_command(["podman", "--remote"], SPEC)
+    assert command[:4] == ["podman", "--remote", "run", "--interactive"]
+    assert command[-3:] == ["--cpus", "0.5", "harness-dummy:latest"]  # the user's come last and so win
+    for pair in [
+        ("--name", "cnnbench-1"),
+        ("--label", "cnnbench.build=/a b"),
+        ("--env", "CUSTOMER_ENV=A='1 2'"),
+        ("--cap-drop", "ALL"),
+        ("--cap-add", "SYS_NICE"),
+        ("--security-opt", "no-new-privileges"),
+        ("--network", "none"),
+        ("--cpuset-cpus", "0-2,8"),
+        ("--cpuset-mems", "0"),
+        ("--memory", "1000"),
+        ("--memory-swap", "1000"),
+        ("--pids-limit", "5"),
+        ("--mount", "type=bind,source=/my models/x.pb,destination=/mnt/model.pb,readonly"),
+        ("--device", "/dev/sgx_enclave"),
+    ]:
+        assert pair in pairs(command)
+    assert "--read-only" in command
+    assert not {"--privileged", "--volume", "--publish"} & set(command)
+
+
+def test_what_is_not_planned_is_not_asked_for():
+    command = run_command(["docker"], replace(SPEC, sys_nice=False, nodes=frozenset(), mounts={}, devices=(), extra=()))
+    assert not {"--cap-add", "--cpuset-mems", "--mount", "--device"} & set(command)
+
+
+def test_an_owner_is_gone_when_its_process_has_ended():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        owner = owner_of(process.pid)
+        assert not _is_gone(owner)
+        process.kill()
+    assert _is_gone(owner)
+
+
+def test_another_process_with_the_owners_number_is_not_the_owner():
+    boot, pid, began = owner_of(os.getpid()).split("/")
+    assert not _is_gone(f"{boot}/{pid}/{began}")
+    assert _is_gone(f"{boot}/{pid}/{int(began) - 1}")
+
+
+def test_nobody_knows_of_an_owner_on_another_machine():
+    assert not _is_gone("00000000-0000-0000-0000-000000000000/1/1")
+
+
+@pytest.mark.parametrize(
+    ("command", "timeout_s", "message"),
+    [
+        (["no-such-engine", "ps"], 5, "no-such-engine: not found; install it, or choose another with -DCONTAINER_CLI"),
+        (["sh", "-c", "echo why >&2; exit 3"], 5, "failed: why"),
+        (["sh", "-c", "exit 3"], 5, "failed: exit code 3"),
+        (["sleep", "5"], 0.1, "`sleep 5` was not done within 0.1 s"),
+    ],
+)
+def test_what_the_engine_complains_of(command, timeout_s, message):
+    with pytest.raises(CnnbenchError) as caught:
+        run_engine(command, timeout_s)
+    assert message in str(caught.value)
