@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import cnnbench
+from checkout import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAME = "ResNet50-TensorFlow-Xeon-Public"
 PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
 

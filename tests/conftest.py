@@ -13,9 +13,6 @@ from cnnbench.staging.cache import cache_root
 # A shell starts background jobs with SIGINT ignored, and children inherit that: the programs under test must get it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = Path(__file__).parents[1]
-WORKLOAD = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
-
 
 @pytest.fixture(scope="session")
 def engine_cache() -> Path:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from checkout import ROOT
 from cnnbench.case import FIELDS
 from cnnbench.launch.shared import ControlBlock, State
 from cnnbench.topology import read_topology
 
-ROOT = Path(__file__).parents[1]
 SLUG = "harness"
 THROUGHPUT = f"test_{SLUG}_inference_throughput_avx_fp32"
 LATENCY = f"test_{SLUG}_inference_latency_avx_fp32"

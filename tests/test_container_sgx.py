@@ -4,11 +4,11 @@ import shlex
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.container_run import KEY_INSIDE, ContainerOptions, ContainerRun
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.images import ImageOptions
 from cnnbench.job import plan_case
-from conftest import WORKLOAD
 from sgx_host import SgxHost
 
 PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"

@@ -9,10 +9,10 @@ import tarfile
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.launch.trusted import tomllib
 from cnnbench.result import load_run
 from cnnbench.serve import ATTENDED_VARIABLE, GRAMINE_VARIABLE, HANG_VARIABLE, WORKLOAD_VARIABLE
-from conftest import WORKLOAD
 from fake_gramine import FakeGramine
 from null_workload import CORES, PATIENCE_S, SLUG, NullWorkload, clean_environment, step_of
 from sgx_host import SgxHost

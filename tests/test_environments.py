@@ -7,12 +7,12 @@ import zipfile
 
 import pytest
 
+from checkout import ROOT
 from cnnbench import environments
 from cnnbench.backends import ENGINES
 from cnnbench.environments import choose_variant, engine_python, environment_path, lock_file
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo
-from conftest import ROOT
 
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 AVX2_CPU = CpuInfo(vendor="GenuineIntel", flags=frozenset({"avx2", "fma"}))

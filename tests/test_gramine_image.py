@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.errors import UsageError
 from cnnbench.images import ImageOptions, bill_of_materials, plan_images
 from cnnbench.workload import load_workload
-from conftest import WORKLOAD
 
 
 def gramine_argument(role, **options):

@@ -2,10 +2,10 @@
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.errors import SkippedError, UsageError
 from cnnbench.job import plan_case, prepare_job
 from cnnbench.topology import read_topology
-from conftest import WORKLOAD
 from null_workload import THROUGHPUT, NullWorkload
 
 ACCURACY = "test_resnet50v1_5_tensorflow_xeon_public_inference_accuracy_avx_fp32"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from checkout import ROOT, WORKLOAD
 from cnnbench.report.kpi_log import kpi_line, write_logs
 from cnnbench.result import KILLED, Criterion, Kpi, RunResult, load_run
-from conftest import ROOT, WORKLOAD
 
 BASH = shutil.which("bash")
 AWKS = sorted({Path(path).resolve() for name in ("awk", "mawk", "gawk", "busybox") if (path := shutil.which(name))})

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.errors import CnnbenchError
 from cnnbench.host import read_cpuinfo
 from cnnbench.platforms import detect_platform
 from cnnbench.quickstart import DEFAULTS, _tool
 from cnnbench.result import load_run
 from cnnbench.workload import load_sections
-from conftest import WORKLOAD
 from null_workload import (
     PATIENCE_S,
     ROOT,

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from cnnbench.errors import UsageError
-from cnnbench.serve import _case_of
+from cnnbench.serve import GRAMINE_VARIABLE, _case_of
 from cnnbench.workload import load_workload
 from null_workload import LATENCY, SLUG, THROUGHPUT, NullWorkload, clean_environment, run_kpi, step_of
 
@@ -25,7 +25,7 @@ def workload(tmp_path):
         ({"WORKLOAD": SLUG, "MODE": "latency", "PRECISION": "avx_fp32"}, LATENCY),
         ({"PRECISION": "avx_fp32", "CASE_TYPE": "gated"}, f"{THROUGHPUT}_gated"),
         ({"PRECISION": "avx_fp32", "CASE_TYPE": "", "MODE": ""}, THROUGHPUT),
-        ({"PRECISION": "avx_fp32", "CNNBENCH_SGX": "1"}, THROUGHPUT.replace(SLUG, f"{SLUG}_sgx")),
+        ({"PRECISION": "avx_fp32", GRAMINE_VARIABLE: "none"}, THROUGHPUT.replace(SLUG, f"{SLUG}_sgx")),
     ],
 )
 def test_the_environment_names_a_case(workload, environment, name):

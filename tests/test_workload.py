@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.case import TestCase, parse_arguments
 from cnnbench.errors import UsageError
 from cnnbench.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, load_sections, load_workload
-from conftest import WORKLOAD
 
 GOOD = """
 name: Tiny

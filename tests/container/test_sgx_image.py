@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.images import GRAMINE_LABEL, ImageOptions, inference_image
 from cnnbench.launch.trusted import tomllib
 from cnnbench.serve import ATTENDED_VARIABLE
@@ -13,7 +14,6 @@ from container_engine import CLI, ask
 
 pytestmark = pytest.mark.container
 
-WORKLOAD = Path(__file__).parents[2] / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 INSIDE = f"/opt/cnnbench/workload/{WORKLOAD.name}"
 CASE = "test_resnet50v1_5_tensorflow_xeon_public_sgx_inference_throughput_avx_fp32"
 

@@ -2,15 +2,14 @@
 
 import ast
 import json
-from pathlib import Path
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.images import ImageOptions, plan_images
 from cnnbench.workload import load_workload
 from container_engine import ask as ask_engine
 
-WORKLOAD = Path(__file__).parents[2] / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 IMAGES = plan_images(WORKLOAD, load_workload(WORKLOAD), ImageOptions(release="test"))
 CACHE = "/opt/cnnbench/cache"
 

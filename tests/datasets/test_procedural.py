@@ -11,8 +11,8 @@ import PIL
 import pytest
 from PIL import Image
 
+from checkout import ROOT
 from cnnbench.datasets.procedural import CLASSES, IMAGES_PER_CLASS, SIZES, Drawing, draw, draw_part, drawings
-from conftest import ROOT
 
 PINNED = {
     ("calibration", 0): "ab6264b60f4f5113786a65c415cc98bbb5d767c4004381c2a2b339ac736725c1",
