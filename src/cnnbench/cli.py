@@ -201,14 +201,14 @@ def _image(arguments: argparse.Namespace) -> int:
         models=arguments.models,
         gramine=arguments.gramine,
     )
-    extra = shlex.split(arguments.build_options)
+    extra = _split("--build-options", arguments.build_options)
     builds = plan_images(arguments.workload.absolute(), workload, options)
     if arguments.action == "list":
         for build in builds.values():
             print(" ".join([build.role, *build.needs]))
     elif arguments.action == "push":
         for build in builds.values():
-            run_engine([*cli, "push", build.reference])
+            run_engine([*cli, "push", build.reference], timeout_s=None)
             print(f"pushed {build.reference}")
     elif arguments.action == "bom":
         print("\n".join([f"# {workload.name}", *bill_of_materials(workload, options).lines()]))

@@ -24,9 +24,10 @@ from cnnbench.images import (
     GRAMINE_LABEL,
     NO_GRAMINE,
     REVISION_LABEL,
+    SOURCES_LABEL,
     ImageOptions,
+    digest_package,
     inference_image,
-    source_revision,
 )
 from cnnbench.isa import missing_for_precision
 from cnnbench.job import PLATFORM_VARIABLE, PlannedCase
@@ -35,7 +36,8 @@ from cnnbench.launch.container import (
     OWNER_LABEL,
     Container,
     ContainerSpec,
-    owner_of,
+    Owner,
+    read_label,
     remove_orphans,
     run_command,
     run_engine,
@@ -47,7 +49,7 @@ from cnnbench.run import new_logs_directory
 from cnnbench.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
 from cnnbench.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
 from cnnbench.signals import INTERRUPTED, time_limit
-from cnnbench.staging.archive import unpack
+from cnnbench.staging.archive import DamagedError, unpack
 from cnnbench.topology import UNKNOWN_NODE
 
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
@@ -107,7 +109,7 @@ class ContainerRun:
             image=inference_image(
                 planned.workload, planned.parameters.data_type, planned.case.sgx, self._options.images
             ),
-            labels={BUILD_LABEL: str(self._root), OWNER_LABEL: owner_of(os.getpid())},
+            labels={BUILD_LABEL: str(self._root), OWNER_LABEL: Owner.of(os.getpid()).label},
             environment=environment,
             cpus=with_siblings(cpu for one in plan.instances for cpu in one.cpus) & os.sched_getaffinity(0),
             nodes=frozenset() if UNKNOWN_NODE in nodes else nodes,
@@ -167,7 +169,7 @@ class ContainerRun:
                 f"{self._spec.image}: no such image; make it with `make` in the build directory (doc/containers.md)"
             )
         print(f"cnnbench: pulling {self._spec.image}", file=sys.stderr, flush=True)
-        with time_limit(self._options.pull_timeout_s):
+        with time_limit(self._options.pull_timeout_s, "PULL"):
             run_engine([*self._options.cli, "pull", self._spec.image], timeout_s=None)
 
     def _has_image(self) -> bool:
@@ -199,17 +201,29 @@ class ContainerRun:
             facts["container memory limit"] = bytes_text(state["Memory"])
         (logs / FACTS).write_text(json.dumps({"command": self.command(), "state": state}, indent=1))
         if not broken:
-            try:
-                unpack(archive, logs, progress=partial(Progress, stream=io.StringIO()))
-            except CnnbenchError:
-                broken = _explain_end(state, complaint, container.output)
-            except OSError as error:
-                broken = f"unpacking the logs in {logs} failed: {error.strerror}"
-            archive.unlink()  # what is whole in it has been unpacked
+            broken = self._unpack(archive, logs, state, complaint, container)
         if broken:
             (logs / STATUS).unlink(missing_ok=True)
             return self._reject(interrupt, broken, facts)
         return self._read_result(logs, facts, state, interrupt)
+
+    @staticmethod
+    def _unpack(archive: Path, logs: Path, state: dict[str, Any], complaint: str, container: Container) -> str:
+        """Unpack what has come and remove the archive; return why that was not everything, if it was not.
+
+        An archive that is cut off stays: what is whole in it can still be looked at.
+        """
+        try:
+            unpack(archive, logs, progress=partial(Progress, stream=io.StringIO()))
+        except DamagedError:
+            if not archive.stat().st_size:
+                archive.unlink()
+            return _explain_end(state, complaint or container.export_complaint, container.output)
+        except (CnnbenchError, OSError) as error:
+            archive.unlink()  # on a full disk the result needs its room
+            return f"unpacking the logs in {logs} failed: {error}"
+        archive.unlink()
+        return ""
 
     def _start(self, container: Container) -> None:
         """Start the container, without the capability where the engine refuses it; how it ends is judged later."""
@@ -236,28 +250,27 @@ class ContainerRun:
             notes.append("the engine refused the capability SYS_NICE, without which memory cannot be bound")
         if result.plan["instances"] != json.loads(json.dumps(self._planned.plan.to_dict()))["instances"]:
             notes.append("the container planned other instances than this machine would: its cpuset differs")
-        if (ours := source_revision()) != facts["image made from"]:
-            notes.append(f"the image was made from commit {facts['image made from']}, this program is {ours}")
-        if state.get("OOMKilled"):
-            facts["memory"] = f"ran out at the container's limit, {bytes_text(state['Memory'])}"
+        if read_label(self._options.cli, "image", self._spec.image, SOURCES_LABEL) != digest_package():
+            notes.append(f"the image was made from other sources than this program, commit {facts['image made from']}")
+        if state["OOMKilled"]:
+            facts["container memory"] = f"ran out at the limit, {bytes_text(state['Memory'])}"
+        effective = result.effective
+        if MODEL_INSIDE in self._spec.mounts:
+            effective = effective | {"MODEL": self._planned.asked.model}
+        facts, requested = result.facts | facts, self._planned.requested
+        known = {"requested": requested, "effective": effective, "facts": facts, "notes": notes}
         if isinstance(interrupt, TimeUpInterrupt):
             late = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")
-            return result.model_copy(update={"criteria": [late], "kpis": [], "notes": notes})
-        asked = {"requested": self._planned.requested, "effective": result.effective}
-        if MODEL_INSIDE in self._spec.mounts:
-            asked["effective"] = result.effective | {"MODEL": self._planned.asked.model}
-        return result.model_copy(update={**asked, "facts": result.facts | facts, "notes": notes})
+            return result.model_copy(update={**known, "criteria": [late], "kpis": []})
+        return result.model_copy(update=known)
 
     def _facts(self) -> dict[str, str]:
-        cli = [*self._options.cli]
-        label = f'{{{{index .Config.Labels "{REVISION_LABEL}"}}}}'
-        form = f"{{{{.Id}}}} {label}"
-        image = run_engine([*cli, "inspect", "--type", "image", "--format", form, self._spec.image])
-        identity, _, commit = image.partition(" ")
+        cli, image = [*self._options.cli], self._spec.image
+        identity = run_engine([*cli, "inspect", "--type", "image", "--format", "{{.Id}}", image])
         version = run_engine([*cli, "version", "--format", "{{.Server.Version}}"])
         return {
-            "container image": f"{self._spec.image} ({identity})",
-            "image made from": commit,
+            "container image": f"{image} ({identity})",
+            "image made from": read_label(cli, "image", image, REVISION_LABEL),
             "container engine": f"{Path(cli[0]).name} {version}",
         }
 
@@ -286,8 +299,7 @@ class ContainerRun:
 
 def missing_in_image(cli: Sequence[str], image: str) -> list[str]:
     """Return what an image lacks to run enclaves: Gramine, as its label tells; empty when it has that."""
-    label = f'{{{{index .Config.Labels "{GRAMINE_LABEL}"}}}}'
-    gramine = run_engine([*cli, "inspect", "--type", "image", "--format", label, image])
+    gramine = read_label(cli, "image", image, GRAMINE_LABEL)
     if not gramine:
         return [f"image {image}: has no label {GRAMINE_LABEL}: make it anew"]
     if gramine == NO_GRAMINE:

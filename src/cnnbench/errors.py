@@ -20,10 +20,10 @@ class InvalidMeasurementError(CnnbenchError):
 
 
 class TimeUpInterrupt(KeyboardInterrupt):
-    """The run has used up its --timeout: ends whatever is under way as a Ctrl-C would, and tells why."""
+    """A time limit is used up: ends whatever is under way as a Ctrl-C would, and tells why."""
 
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__(f"not done within TIMEOUT={timeout_s:g} s")
+    def __init__(self, limit: str, timeout_s: float) -> None:
+        super().__init__(f"not done within {limit}={timeout_s:g} s")
 
 
 class SkippedError(CnnbenchError):

@@ -2,7 +2,7 @@
 
 The Dockerfiles know how an image is made; here is which one, with which arguments, out of which files. Each build gets
 a context of its own with only the files that its Dockerfile copies, so that a data set of gigabytes is sent for one
-image and not for all, whichever builder the engine has.
+or two images and not for all, whichever builder the engine has.
 """
 
 import json
@@ -19,10 +19,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from cnnbench.backends import find_engine
+from cnnbench.datasets import procedural
 from cnnbench.environments import REQUIREMENTS, lock_file
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.launch.container import run_engine
 from cnnbench.progress import bytes_text
+from cnnbench.staging.inputs import EMBEDDED_BY, IMAGENET_ARTEFACTS, PACKAGE, digest_sources
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.workload import Workload
 
@@ -32,6 +34,9 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 
 REVISION_LABEL = "org.opencontainers.image.revision"
 """Label of an image: the commit that it was made from."""
+
+SOURCES_LABEL = "cnnbench.sources"
+"""Label of an image: a digest of the program in it."""
 
 GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
@@ -255,9 +260,9 @@ class BillOfMaterials:
         ]
 
 
-def bill_of_materials(workload: Workload, options: ImageOptions, root: Path = ROOT) -> BillOfMaterials:
-    """Collect it from what the Dockerfiles, lock files and artefact manifest pin."""
-    benchmark = (root / "Dockerfile.2.benchmark").read_text()
+def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMaterials:
+    """Collect it from what the Dockerfiles, lock files and artefact manifest pin, as far as the options have it."""
+    benchmark = (ROOT / "Dockerfile.2.benchmark").read_text()
     (default,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", benchmark, re.MULTILINE)
     (installed,) = re.findall(r"apt-get install (.*)", benchmark)
     gramine = {} if options.gramine == NO_GRAMINE else {"gramine": options.gramine}
@@ -266,13 +271,19 @@ def bill_of_materials(workload: Workload, options: ImageOptions, root: Path = RO
         base_image=options.base_image or default,
         debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,
         python={lock.name: _pinned(lock) for lock in (REQUIREMENTS / "controller.lock", *locks)},
-        artefacts={
-            name: " ".join(
-                f"{kind}:{digest}" for kind, digest in (("sha256", one.sha256), ("md5", one.md5)) if digest is not None
-            )
-            for name, one in load_artefacts().items()
-        },
+        artefacts=_artefacts(options) if find_engine(workload.engine).preparer else {},
     )
+
+
+def _artefacts(options: ImageOptions) -> dict[str, str]:
+    """Return the checksums of what is staged in the images; of what is made there, those of its sources."""
+    made = f"made from sources:{digest_sources(EMBEDDED_BY)}"
+    chosen = options.models.split() + ([] if options.dataset_from == "embedded" else list(IMAGENET_ARTEFACTS))
+    known = load_artefacts()
+    return {procedural.SEED: made, "resnet50v1_5-embedded": made} | {
+        name: " ".join(f"{kind}:{value}" for kind in ("sha256", "md5") if (value := getattr(known[name], kind)))
+        for name in chosen
+    }
 
 
 def _pinned(lock: Path) -> dict[str, str]:
@@ -288,14 +299,21 @@ def image_labels(workload: Workload, build: ImageBuild, bill: BillOfMaterials) -
     return {
         f"{standard}.title": f"{workload.title}: {build.role}",
         f"{standard}.version": version("cnnbench"),
-        REVISION_LABEL: source_revision(),
+        REVISION_LABEL: _revision(),
+        SOURCES_LABEL: digest_package(),
         f"{standard}.base.name": bill.base_image,
         "cnnbench.workload": workload.name,
         "cnnbench.bom": json.dumps(vars(bill), separators=(",", ":")),
     }
 
 
-def source_revision() -> str:
+def digest_package() -> str:
+    """Return a digest of this program's sources."""
+    files = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
+    return digest_sources(path.relative_to(PACKAGE).as_posix() for path in files)
+
+
+def _revision() -> str:
     """Return the commit, with `-dirty` when files differ from it; `unknown` outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

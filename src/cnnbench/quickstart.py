@@ -51,7 +51,8 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
 
 def _configure(root: Path, build: Path, platform: str) -> None:
     _say(f"configuring {build} for {platform}")
-    options = [f"-DPLATFORM={platform}", f"-DCNNBENCH_PYTHON={sys.executable}"]
+    # The directory may have been configured for containers, which cmake remembers.
+    options = ["-DBACKEND=native", f"-DPLATFORM={platform}", f"-DCNNBENCH_PYTHON={sys.executable}"]
     command = [_tool("cmake"), "-S", str(root), "-B", str(build), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -5,6 +5,7 @@ tar archive into the FIFO EXPORT, once somebody reads there: the run's files, `e
 of all `status`, the exit code. A container that nobody attends then waits to be removed.
 """
 
+import errno
 import io
 import os
 import shutil
@@ -13,8 +14,10 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from cnnbench.case import FIXED_BY_NAME, TestCase, default_text
 from cnnbench.enclaves import TEMPLATE, enclose_job
@@ -55,15 +58,25 @@ def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT, sgx: SgxRoots = 
         logs = Path(directory) / "logs"
         logs.mkdir()
         status, error = _run(environ, Path(directory), logs, sgx)
+        for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: its logs go out whole
+            signal.signal(number, signal.SIG_IGN if attended else _exit_with(status))
         if error:
             print(f"cnnbench: {error}", file=sys.stderr)
         if not attended and not error:
             print((logs / "kpi.log").read_text(), end="", flush=True)
-        _export(logs, status, error, fifo)
+        while True:
+            try:
+                _export(logs, status, error, fifo)
+                break
+            except BrokenPipeError:
+                print("cnnbench: who read the logs has gone; waiting for another", file=sys.stderr, flush=True)
     if not attended:
-        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(status))
         signal.pause()
     return status
+
+
+def _exit_with(status: int) -> Callable[[int, FrameType | None], NoReturn]:
+    return lambda _number, _frame: sys.exit(status)
 
 
 def _end_with_stdin() -> None:
@@ -88,6 +101,8 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
     except CnnbenchError as error:
         return error.exit_code, str(error)
     except OSError as error:  # what there is of the logs is still handed over
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return CnnbenchError.exit_code, str(error)
         free = bytes_text(shutil.disk_usage(scratch).free)
         return InvalidMeasurementError.exit_code, (
             f"writing in the container failed: {error}; its {tempfile.gettempdir()} has {free} left, "

@@ -34,10 +34,10 @@ def check_timeout(option: str, timeout_s: float | None) -> None:
 
 
 @contextmanager
-def time_limit(timeout_s: float | None) -> Iterator[None]:
-    """Raise TimeUpInterrupt inside the block when it takes longer."""
+def time_limit(timeout_s: float | None, name: str = "TIMEOUT") -> Iterator[None]:
+    """Raise TimeUpInterrupt, with the limit's name, inside the block when it takes longer."""
     if timeout_s is not None:
-        interrupt = TimeUpInterrupt(timeout_s)
+        interrupt = TimeUpInterrupt(name, timeout_s)
 
         def end(_number: int, _frame: FrameType | None) -> None:
             _end_by(interrupt)

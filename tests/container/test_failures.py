@@ -74,7 +74,7 @@ def test_a_pull_that_is_not_done_in_time(images, tmp_path):
         began_s = time.monotonic()
         done = workload.run(*ENDLESS, "--pull-timeout=2")
     assert time.monotonic() - began_s < 15
-    reason = f"pulling {registry}/harness-dummy:{images.release}: not done within TIMEOUT=2 s"
+    reason = f"pulling {registry}/harness-dummy:{images.release}: not done within PULL=2 s"
     assert_invalid(workload, done.returncode, done.stdout, reason, started=False)
 
 
@@ -106,6 +106,7 @@ def test_an_interrupted_run(workload, number, state):
             workload.wait_for_state(state)
         controller.send_signal(number)
         result = finish(workload, controller, KILLED if state else "", started=bool(state))
+    assert "interrupted" in result.reason + result.facts.get("what was seen", "")
     if state:
         assert result.facts["what was seen"] == "the run was interrupted"
         assert step_times(workload).is_file()

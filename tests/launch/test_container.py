@@ -1,5 +1,6 @@
 """The command of a container and who owns it: what needs no engine."""
 
+import csv
 import itertools
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnnbench.errors import CnnbenchError
-from cnnbench.launch.container import ContainerSpec, _is_gone, owner_of, run_command, run_engine
+from cnnbench.launch.container import ContainerSpec, Owner, run_command, run_engine
 
 SPEC = ContainerSpec(
     name="cnnbench-1",
@@ -64,20 +65,30 @@ def test_what_is_not_planned_is_not_asked_for():
 
 def test_an_owner_is_gone_when_its_process_has_ended():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = owner_of(process.pid)
-        assert not _is_gone(owner)
+        owner = Owner.parse(Owner.of(process.pid).label)
+        assert not owner.is_gone()
         process.kill()
-    assert _is_gone(owner)
+    assert owner.is_gone()
 
 
-def test_another_process_with_the_owners_number_is_not_the_owner():
-    boot, pid, began = owner_of(os.getpid()).split("/")
-    assert not _is_gone(f"{boot}/{pid}/{began}")
-    assert _is_gone(f"{boot}/{pid}/{int(began) - 1}")
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ({"began": "1"}, True),
+        ({"boot": "00000000-0000-0000-0000-000000000000"}, True),
+        ({"namespace": "1", "pid": 1 << 30}, False),
+        ({"machine": "another", "pid": 1 << 30}, False),
+    ],
+    ids=["another-process-of-that-number", "before-this-boot", "another-namespace", "another-machine"],
+)
+def test_an_owner_is_gone_only_when_that_is_certain(change, gone):
+    assert replace(Owner.of(os.getpid()), **change).is_gone() is gone
 
 
-def test_nobody_knows_of_an_owner_on_another_machine():
-    assert not _is_gone("00000000-0000-0000-0000-000000000000/1/1")
+def test_a_comma_in_the_path_of_a_mount():
+    command = run_command(["docker"], replace(SPEC, mounts={"/mnt/model.pb": Path("/a,b/m.pb")}))
+    value = command[command.index("--mount") + 1]
+    assert next(csv.reader([value])) == ["type=bind", "source=/a,b/m.pb", "destination=/mnt/model.pb", "readonly"]
 
 
 @pytest.mark.parametrize(

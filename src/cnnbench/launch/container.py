@@ -5,6 +5,8 @@ that it does not outlive this process, however this process ends. Works with doc
 """
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
@@ -16,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from cnnbench.errors import CnnbenchError
 from cnnbench.progress import progress_stream
@@ -85,13 +87,22 @@ def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
         *("--pids-limit", str(spec.pids), "--memory", memory, "--memory-swap", memory),
         *("--cpuset-cpus", format_cpu_list(spec.cpus)),
         *(("--cpuset-mems", format_cpu_list(spec.nodes)) if spec.nodes else ()),
-        *each("--mount", (f"type=bind,source={path},destination={at},readonly" for at, path in spec.mounts.items())),
+        *each("--mount", (_mount_value(path, at) for at, path in spec.mounts.items())),
         *each("--device", spec.devices),
         *each("--group-add", map(str, spec.groups)),
         *each("--env", (f"{name}={value}" for name, value in spec.environment.items())),
         *spec.extra,
         spec.image,
     ]
+
+
+def _mount_value(source: Path, destination: str) -> str:
+    """Return the value of --mount, which is a line of CSV: a path may hold a comma."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(
+        ["type=bind", f"source={source}", f"destination={destination}", "readonly"]
+    )
+    return line.getvalue()
 
 
 def run_engine(command: Sequence[str], timeout_s: float | None = ANSWER_S) -> str:
@@ -115,6 +126,8 @@ class Container:
 
     def __init__(self, cli: Sequence[str], name: str, log: Path) -> None:
         self._cli, self._name, self._log = list(cli), name, log
+        self._client: subprocess.Popen[str] | None = None
+        self.export_complaint = ""
 
     def __enter__(self) -> "Container":
         """Start nothing yet."""
@@ -137,20 +150,24 @@ class Container:
             errors="replace",
             start_new_session=True,  # a Ctrl-C must not reach it first
         )
-        self._follower = threading.Thread(target=self._follow)
+        self._follower = threading.Thread(target=self._follow, args=(self._client.stdout, progress_stream()))
         self._follower.start()
 
-    def _follow(self) -> None:
-        assert self._client.stdout is not None
-        stream = progress_stream()
-        with self._log.open("wb", buffering=0) as log:
-            for line in self._client.stdout:
-                with contextlib.suppress(OSError):  # a full disk: the run must not wait for who reads on
-                    log.write(line.encode())
+    def _follow(self, lines: TextIO, stream: TextIO) -> None:
+        """Copy what it prints to the log and on; whatever cannot be written, the run must not wait for a reader."""
+        log: BinaryIO | None = None
+        for line in lines:
+            with contextlib.suppress(OSError):
+                log = log or self._log.open("wb", buffering=0)
+                log.write(line.encode())
+            with contextlib.suppress(OSError, ValueError):
                 print(line, end="", file=stream, flush=True)
+        if log is not None:
+            log.close()
 
     def wait_until_running(self) -> bool:
         """Wait until the engine has started it; return False when it could not."""
+        assert self._client is not None
         while self._client.poll() is None:
             if self.inspect()[0].get("Running"):
                 return True
@@ -164,6 +181,7 @@ class Container:
         When interrupted, ask it to end its run, give it GRACE_S to hand its logs over, and return the interrupt.
         """
         interrupt = self._read_export(archive)
+        assert self._client is not None
         with contextlib.suppress(subprocess.TimeoutExpired):  # until then the engine may say that it runs
             self._client.wait(END_S)
         return interrupt
@@ -176,11 +194,12 @@ class Container:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 start_new_session=True,
             ) as reader,
         ):
             assert reader.stdout is not None
+            assert reader.stderr is not None
             ending = threading.Thread(target=self._end, args=(reader,))
             try:
                 _copy(reader.stdout.fileno(), file.fileno())
@@ -191,6 +210,7 @@ class Container:
                 return interrupt
             finally:
                 reader.kill()
+                self.export_complaint = reader.stderr.read().decode(errors="replace").strip()
         return None
 
     def _end(self, reader: subprocess.Popen[bytes]) -> None:
@@ -226,6 +246,8 @@ class Container:
 
     def remove(self) -> None:
         """Remove it and wait until nothing of it is left; an engine that has gone away cannot be asked any more."""
+        if self._client is None:
+            return
         with contextlib.suppress(CnnbenchError):  # not there, or the engine is not: remove_orphans comes later
             run_engine([*self._cli, "rm", "--force", self._name])
         if self._client.poll() is None:
@@ -242,38 +264,82 @@ def _copy(source: int, destination: int) -> None:
             view = view[os.write(destination, view) :]
 
 
-def owner_of(pid: int) -> str:
-    """Return what tells a process from every other: the machine's start, its number and the time it began."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{boot}/{pid}/{began}"
+@dataclass(frozen=True)
+class Owner:
+    """The process that attends to a container: its machine, that one's start, its PID namespace, number and start."""
+
+    machine: str
+    boot: str
+    namespace: str
+    pid: int
+    began: str
+
+    @classmethod
+    def of(cls, pid: int) -> "Owner":
+        """Describe a process of this machine; raise FileNotFoundError when there is none."""
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        machine_id = Path("/etc/machine-id")
+        identity = machine_id.read_text().strip() if machine_id.is_file() else ""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return cls(f"{os.uname().nodename}-{identity}", boot, str(Path("/proc/self/ns/pid").stat().st_ino), pid, began)
+
+    @property
+    def label(self) -> str:
+        """What a container's label says of it."""
+        return "/".join([self.machine, self.boot, self.namespace, str(self.pid), self.began])
+
+    @classmethod
+    def parse(cls, label: str) -> "Owner":
+        """Read what `label` gave."""
+        machine, boot, namespace, pid, began = label.split("/")
+        return cls(machine, boot, namespace, int(pid), began)
+
+    def is_gone(self) -> bool:
+        """Say whether it has certainly ended; of another machine or PID namespace nothing is certain."""
+        here = Owner.of(os.getpid())
+        if self.machine != here.machine:
+            return False
+        if self.boot != here.boot:
+            return True
+        if self.namespace != here.namespace:
+            return False
+        try:
+            os.kill(self.pid, 0)
+            return Owner.of(self.pid) != self
+        except ProcessLookupError:
+            return True
+        except (PermissionError, FileNotFoundError):  # another user's, which /proc may hide
+            return False
 
 
-def _is_gone(owner: str) -> bool:
-    """Say whether a container's owner was a process of this machine and has ended."""
-    boot, pid, _ = owner.split("/")
-    if not owner_of(os.getpid()).startswith(boot):
-        return False  # of another machine, or from before this one was started: nobody knows
-    try:
-        return owner_of(int(pid)) != owner
-    except FileNotFoundError:
-        return True
+def read_label(cli: Sequence[str], kind: str, name: str, label: str) -> str:
+    """Return a label of a container or an image (`kind`); empty when it has none of that name."""
+    form = f'{{{{index .Config.Labels "{label}"}}}}'
+    return run_engine([*cli, "inspect", "--type", kind, "--format", form, name])
 
 
 def remove_orphans(cli: Sequence[str]) -> None:
     """Remove the containers whose owner was killed, or had lost the engine, before it could."""
     for name in _list(cli, OWNER_LABEL):
         with contextlib.suppress(CnnbenchError):  # its owner has removed it meanwhile
-            owner = run_engine([*cli, "inspect", "--format", f'{{{{index .Config.Labels "{OWNER_LABEL}"}}}}', name])
-            if _is_gone(owner):
+            if Owner.parse(read_label(cli, "container", name, OWNER_LABEL)).is_gone():
                 run_engine([*cli, "rm", "--force", name])
 
 
 def stop_containers(cli: Sequence[str], root: Path) -> list[str]:
-    """Remove the containers whose logs go to a directory, running or not; return their names."""
-    names = _list(cli, f"{BUILD_LABEL}={root}")
+    """Remove the containers whose logs go to a directory, running or not; return their names.
+
+    Raises CnnbenchError when some are still there in the end.
+    """
+    label = f"{BUILD_LABEL}={root}"
+    names, refusals = _list(cli, label), []
     for name in names:
-        run_engine([*cli, "rm", "--force", name])
+        try:
+            run_engine([*cli, "rm", "--force", name])
+        except CnnbenchError as error:  # its owner may be removing it at this moment
+            refusals.append(str(error))
+    if left := _list(cli, label):
+        raise CnnbenchError(f"{' '.join(left)}: could not be removed: {'; '.join(refusals)}")
     return names
 
 

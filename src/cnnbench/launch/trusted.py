@@ -1,6 +1,5 @@
 """Hash the files that an enclave may open unchanged only, and check a manifest's hashes against what is there."""
 
-import hashlib
 import os
 import re
 import sys
@@ -8,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from cnnbench.staging.cache import digest_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,7 +35,7 @@ def hash_files(roots: Iterable[Path]) -> list[TrustedFile]:
     """
     paths = sorted({path for root in roots for path in _walk(root)})
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return [TrustedFile(*pair) for pair in zip(paths, pool.map(_digest, paths), strict=True)]
+        return [TrustedFile(*pair) for pair in zip(paths, pool.map(digest_file, paths), strict=True)]
 
 
 def library_files(directories: Iterable[Path]) -> list[Path]:
@@ -70,7 +71,7 @@ def _problem(file: object, root: Path) -> str:
     path = root / uri.removeprefix("file:/")
     if not path.is_file():
         return f"{path}: not there"
-    if (found := _digest(path)) != file["sha256"]:
+    if (found := digest_file(path)) != file["sha256"]:
         return f"{path}: SHA-256 is {found}, needed {file['sha256']}"
     return ""
 
@@ -83,11 +84,3 @@ def _walk(root: Path) -> Iterator[Path]:
         for path in (Path(directory, name) for name in files):
             if path.is_file() and os.access(path, os.R_OK):
                 yield path
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -28,6 +28,10 @@ MAX_NAME_BYTES = 255
 CHUNK_BYTES = 1 << 20
 
 
+class DamagedError(CnnbenchError):
+    """An archive is cut off or damaged, so that it cannot be told what it held."""
+
+
 def unpack(tar_path: Path, directory: Path, *, progress: Callable[..., Progress] = Progress) -> None:
     """Extract a .tar or .tar.gz into an existing directory; all of it is checked before the first file is written.
 
@@ -72,7 +76,7 @@ def _opened(tar_path: Path) -> Iterator[tuple[tarfile.TarFile, BinaryIO]]:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 yield archive, stream
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CnnbenchError(f"{tar_path}: truncated, damaged or unsafe archive ({error}): stage it again") from error
+        raise DamagedError(f"{tar_path}: truncated, damaged or unsafe archive ({error}): stage it again") from error
 
 
 def _checked_members(
@@ -108,7 +112,7 @@ def _checked_members(
     # tarfile takes a bad header, or none at all, for the end of the archive; a real end is a block of zeros.
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise CnnbenchError(f"{tar_path}: truncated or damaged after {len(members)} members: stage it again")
+        raise DamagedError(f"{tar_path}: truncated or damaged after {len(members)} members: stage it again")
     if compressed:
         _read_to_end(stream, tar_path, max_bytes)
     return members

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -88,6 +89,15 @@ def _is_installed(destination: Path) -> bool:
     if destination.exists() and not destination.is_dir():
         raise CnnbenchError(f"{destination}: is a file, needed a directory: move it away")
     return destination.is_dir() and any(destination.iterdir())
+
+
+def digest_file(path: Path) -> str:
+    """Return a file's SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def require_free_space(directory: Path, needed_bytes: int) -> None:

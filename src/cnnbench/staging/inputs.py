@@ -17,7 +17,7 @@ from cnnbench.datasets.imagenet import stage_imagenet
 from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
 from cnnbench.errors import CnnbenchError
 from cnnbench.launch.local import split_environment
-from cnnbench.staging.cache import install_directory
+from cnnbench.staging.cache import digest_file, install_directory
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.staging.stage import stage_artefact
 
@@ -124,7 +124,7 @@ def stage_embedded_model(python: Path, preparer: str, cache: Path) -> Path:
 
     install_directory(build, path.parent)
     needed = json.loads((path.parent / "model.json").read_bytes())["sha256"]
-    if (found := _digest(path)) != needed:
+    if (found := digest_file(path)) != needed:
         raise CnnbenchError(
             f"{path}: SHA-256 is {found}, needed {needed}: it was changed; remove {path.parent} and stage it again"
         )
@@ -138,7 +138,7 @@ def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache:
     """
     if not model.is_file():
         raise CnnbenchError(f"MODEL={model}: no such file; needed a frozen graph (.pb)")
-    sha256 = _digest(model)
+    sha256 = digest_file(model)
     name = f"{sha256[:16]}-{load_manifest(images).sha256[:16]}-{digest_sources(PREPARED_BY)}"
     destination = cache / "prepared" / name
     install_directory(partial(_run_preparer, python, preparer, "graph", model.absolute(), images), destination)
@@ -158,16 +158,8 @@ def digest_sources(files: Iterable[str], root: Path = PACKAGE) -> str:
     """Return a short digest of some of this package's sources, for the name of what they make."""
     digest = hashlib.sha256()
     for file in sorted(files):
-        digest.update(f"{file} {_digest(root / file)}\n".encode())
+        digest.update(f"{file} {digest_file(root / file)}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _run_preparer(python: Path, preparer: str, step: str, first: Path, second: Path, destination: Path) -> None:
