@@ -1,10 +1,13 @@
 """The container that a case is planned to run in, and why one has not handed its logs over; no engine is asked."""
 
 import shlex
+import tarfile
+from pathlib import Path
 
 import pytest
 
-from cnnbench.container_run import _explain_end
+from cnnbench.container_run import ContainerRun, _explain_end
+from cnnbench.launch.container import Container
 from null_workload import CORES, NullWorkload, step_of
 
 ENDED = {"Status": "exited", "Running": False, "OOMKilled": False, "ExitCode": 1, "Error": "", "Memory": 2 * 10**9}
@@ -103,3 +106,19 @@ def test_an_engine_that_is_not_there(workload):
     assert done.returncode == 1
     assert "cnnbench: no-such-engine: not found; install it" in done.stderr
     assert not workload.logs_root.exists()
+
+
+def test_an_archive_that_is_cut_off_stays_to_be_looked_at(tmp_path):
+    whole, cut, logs = tmp_path / "whole.tar", tmp_path / "cut.tar", tmp_path / "logs"
+    logs.mkdir()
+    with tarfile.open(whole, "w") as archive:
+        archive.add(__file__, "first")
+        archive.add(__file__, "second")
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
+    ended = ENDED | {"ExitCode": 137}
+    container = Container(["docker"], "name", logs / "container.log")
+    assert "was killed (SIGKILL)" in ContainerRun._unpack(cut, logs, ended, "", container)
+    assert cut.is_file()
+    assert ContainerRun._unpack(whole, logs, ended, "", container) == ""
+    assert not whole.exists()
+    assert (logs / "second").read_bytes() == Path(__file__).read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkout import WORKLOAD
+from cmake_build import run_cmake
 from cnnbench.errors import CnnbenchError
 from cnnbench.host import read_cpuinfo
 from cnnbench.platforms import detect_platform
@@ -96,6 +97,16 @@ def test_an_interruption_leaves_no_process_and_records_the_run(checkout, number)
     assert find_processes(checkout) == []
     (logs,) = (checkout / "build" / "workload" / "Harness").glob("logs-*/itr-1/worker-0")
     assert load_run(logs).verdict == "invalid"
+
+
+def test_a_build_directory_of_containers_is_configured_anew(checkout):
+    with (checkout / "workload" / "Harness" / "workload.yaml").open("a") as declaration:
+        declaration.write("images: {parts: harness, inference: harness}\n")
+    done = run_cmake(checkout / "build", Path(sys.executable), "-DBACKEND=docker", source=checkout)
+    assert done.returncode == 0, done.stderr
+    code, output, _ = run(checkout, "--set", "MIN_TIME=0.2/MAX_TIME=0.4")
+    assert code == 0, output
+    assert "BACKEND:STRING=native" in (checkout / "build" / "CMakeCache.txt").read_text()
 
 
 def test_a_bad_set_is_bad_usage(checkout):

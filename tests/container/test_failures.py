@@ -188,12 +188,21 @@ def small_disk(directory, size):
         subprocess.run(["umount", str(directory)], check=True)
 
 
-def test_a_disk_that_is_full_while_the_logs_come_out(images, tmp_path):
-    with small_disk(tmp_path / "disk", "192k"):
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ("192k", "writing the logs to .* failed: No space left on device"),
+        ("1100k", "unpacking the logs in .* failed: "),
+    ],
+    ids=["for-the-archive", "for-what-is-in-it"],
+)
+def test_a_disk_that_is_full_while_the_logs_come_out(images, tmp_path, size, reason):
+    with small_disk(tmp_path / "disk", size):
         workload = ContainerWorkload(images, tmp_path / "disk")
         with workload.start("--steps=30000", "--customer_env=CNNBENCH_NULL_STEP_MS=0") as controller:
             workload.wait_for_container()
-            finish(workload, controller, "failed: No space left on device")
+            result = finish(workload, controller, "failed: ")
+            assert re.match(reason, result.reason)
 
 
 def test_ctest_counts_a_killed_container_as_a_failed_case(build_directory):
