@@ -250,9 +250,9 @@ class ContainerRun:
             notes.append("the engine refused the capability SYS_NICE, without which memory cannot be bound")
         if result.plan["instances"] != json.loads(json.dumps(self._planned.plan.to_dict()))["instances"]:
             notes.append("the container planned other instances than this machine would: its cpuset differs")
-        if read_label(self._options.cli, "image", self._spec.image, SOURCES_LABEL) != digest_package():
+        if facts["image sources"] != digest_package():
             notes.append(f"the image was made from other sources than this program, commit {facts['image made from']}")
-        if state["OOMKilled"]:
+        if state.get("OOMKilled"):  # an engine that has gone has no account to give
             facts["container memory"] = f"ran out at the limit, {bytes_text(state['Memory'])}"
         effective = result.effective
         if MODEL_INSIDE in self._spec.mounts:
@@ -271,6 +271,7 @@ class ContainerRun:
         return {
             "container image": f"{image} ({identity})",
             "image made from": read_label(cli, "image", image, REVISION_LABEL),
+            "image sources": read_label(cli, "image", image, SOURCES_LABEL),
             "container engine": f"{Path(cli[0]).name} {version}",
         }
 

@@ -101,7 +101,7 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
     except CnnbenchError as error:
         return error.exit_code, str(error)
     except OSError as error:  # what there is of the logs is still handed over
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None):  # numpy's have none
             return CnnbenchError.exit_code, str(error)
         free = bytes_text(shutil.disk_usage(scratch).free)
         return InvalidMeasurementError.exit_code, (

@@ -141,6 +141,8 @@ class Container:
 
     def start(self, command: Sequence[str]) -> None:
         """Start it with what `run_command` returned."""
+        with contextlib.suppress(OSError):
+            self._log.touch()
         self._client = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
