@@ -25,7 +25,10 @@ find /usr/local/share/ca-certificates -name '*.crt' -exec cp -t "$rootfs/usr/loc
 chroot "$rootfs" update-ca-certificates
 rm -rf "$rootfs"/var/cache/apt/*.bin "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/*
 
-# pip brings its own certificates and has to be told of the system's.
-tar --directory "$rootfs" --create . |
-    "${cli[@]}" import --change "ENV PIP_CERT=$bundle REQUESTS_CA_BUNDLE=$bundle SSL_CERT_FILE=$bundle" - "$tag"
+# pip brings its own certificates and has to be told of the system's. One variable a line: podman takes no more.
+changes=()
+for name in PIP_CERT REQUESTS_CA_BUNDLE SSL_CERT_FILE; do
+    changes+=(--change "ENV $name=$bundle")
+done
+tar --directory "$rootfs" --create . | "${cli[@]}" import "${changes[@]}" - "$tag"
 echo "base-image.sh: $tag is made; give it to cmake as -DBASE_IMAGE=$tag"

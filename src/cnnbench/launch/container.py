@@ -230,11 +230,12 @@ class Container:
 
         `Memory` is its limit in bytes: options of the user's may have set another than was planned.
         """
+        form = "{{json .State}}\n{{.HostConfig.Memory}}"  # podman's account as a whole has another shape
         try:
-            account = json.loads(run_engine([*self._cli, "inspect", "--format", "{{json .}}", self._name]))
+            state, _, memory = run_engine([*self._cli, "inspect", "--format", form, self._name]).rpartition("\n")
         except CnnbenchError as error:
             return {}, str(error)
-        return account["State"] | {"Memory": account["HostConfig"]["Memory"]}, ""
+        return json.loads(state) | {"Memory": int(memory)}, ""
 
     @property
     def output(self) -> list[str]:
