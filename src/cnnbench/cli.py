@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnnbench import ctest
 from cnnbench.backends import ENGINES
@@ -85,13 +86,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("name", nargs="?")
     command.set_defaults(run=_platform)
 
-    command = commands.add_parser(
-        "run",
-        help="run one test case",
-        epilog="Parameters are given as --batch_size=1; the workload's README has them.",
-    )
-    command.add_argument("--workload", type=Path, required=True, help="the workload's directory")
-    command.add_argument("--case", required=True, help="the test case's name")
+    command = _add_case_parser(commands, "run", "run one test case")
     command.add_argument("--logs-root", type=Path, required=True, help="where logs-<case> goes")
     command.add_argument("--backend", choices=["native", "docker"], default="native")
     command.add_argument("--config", type=Path, help="settings file: yaml, globs of case names to parameters")
@@ -113,13 +108,9 @@ def _make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("container", help="what an image runs: the case that the environment describes")
     command.set_defaults(run=lambda _: serve_case(os.environ))
 
-    command = commands.add_parser(
-        "manifest",
-        help="print the Gramine manifest of an SGX case's first worker; needs neither SGX nor Gramine",
-        epilog="Parameters are given as --batch_size=1; the workload's README has them.",
+    command = _add_case_parser(
+        commands, "manifest", "print the Gramine manifest of an SGX case's first worker; needs neither SGX nor Gramine"
     )
-    command.add_argument("--workload", type=Path, required=True, help="the workload's directory")
-    command.add_argument("--case", required=True, help="the test case's name")
     command.add_argument("--check", action="store_true", help="verify its trusted files in place of printing it")
     command.add_argument("--without-gramine", action="store_true", help="leave Gramine's own trusted files out")
     command.set_defaults(run=_manifest)
@@ -167,6 +158,16 @@ def _make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("quickstart", help="what run.sh runs: from nothing to a KPI table")
     command.set_defaults(run=lambda a: quickstart(cache_root(os.environ), a.rest))
     return parser
+
+
+def _add_case_parser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command that is about one case, whose parameters `main` leaves in `rest`."""
+    command = commands.add_parser(
+        name, help=text, epilog="Parameters are given as --batch_size=1; the workload's README has them."
+    )
+    command.add_argument("--workload", type=Path, required=True, help="the workload's directory")
+    command.add_argument("--case", required=True, help="the test case's name")
+    return command
 
 
 def _add_container_options(command: argparse.ArgumentParser) -> None:

@@ -266,12 +266,13 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
     (default,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", benchmark, re.MULTILINE)
     (installed,) = re.findall(r"apt-get install (.*)", benchmark)
     gramine = {} if options.gramine == NO_GRAMINE else {"gramine": options.gramine}
-    locks = [lock_file(workload.engine, variant) for variant in find_engine(workload.engine).variants]
+    engine = find_engine(workload.engine)
+    locks = [lock_file(workload.engine, variant) for variant in engine.variants]
     return BillOfMaterials(
         base_image=options.base_image or default,
         debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,
         python={lock.name: _pinned(lock) for lock in (REQUIREMENTS / "controller.lock", *locks)},
-        artefacts=_artefacts(options) if find_engine(workload.engine).preparer else {},
+        artefacts=_artefacts(options) if engine.preparer else {},
     )
 
 
