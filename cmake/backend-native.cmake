@@ -1,4 +1,5 @@
-# The native backend: instances are processes on this machine, so there is nothing to build.
+# The native backend: instances are processes on this machine, so there is nothing for `make` to build.
+include(peak)
 set(BACKEND_RUN_OPTIONS)
 set(BACKEND_CTEST_OPTIONS)
 

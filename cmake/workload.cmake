@@ -60,10 +60,14 @@ function(add_testcase)
     COMMAND "${CMAKE_SOURCE_DIR}/validate.sh" --backend ${BACKEND} --workload "${CMAKE_CURRENT_SOURCE_DIR}"
             --case ${name} --logs-root "${CMAKE_CURRENT_BINARY_DIR}" --timeout ${RUN_TIMEOUT} ${BACKEND_RUN_OPTIONS}
     WORKING_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}")
+  set(environment "CNNBENCH_PYTHON=${CNNBENCH_PYTHON}" "PLATFORM=${PLATFORM}")
+  if(CNNBENCH_PEAK)
+    list(APPEND environment "CNNBENCH_PEAK=${CNNBENCH_PEAK}")
+  endif()
   set_tests_properties(
     ${name}
     PROPERTIES
-      ENVIRONMENT "CNNBENCH_PYTHON=${CNNBENCH_PYTHON};PLATFORM=${PLATFORM}"
+      ENVIRONMENT "${environment}"
       LABELS "${labels}"
       RESOURCE_LOCK cpu # a case uses all cores unless told otherwise
       SKIP_RETURN_CODE 77

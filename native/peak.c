@@ -396,12 +396,12 @@ static double measure(const struct kernel *kernel, const int *cpus, int count, d
 
 /* ---- The command line ---- */
 
-static double read_number(const char *option, const char *text, double least, double most)
+static double read_number(const char *option, const char *text, double least, double most, bool whole)
 {
     char *end;
     double value = strtod(text, &end);
-    if (end == text || *end != '\0' || !(value >= least && value <= most))
-        fail(BAD_USAGE, "%s %s: must be a number from %g to %g", option, text, least, most);
+    if (end == text || *end != '\0' || !(value >= least && value <= most) || (whole && value != (int)value))
+        fail(BAD_USAGE, "%s %s: must be a %snumber from %g to %g", option, text, whole ? "whole " : "", least, most);
     return value;
 }
 
@@ -473,9 +473,9 @@ int main(int argc, char **argv)
         if (strcmp(option, "--cpus") == 0)
             count = read_cpus(value, cpus);
         else if (strcmp(option, "--seconds") == 0)
-            seconds = read_number(option, value, 0.001, 10);
+            seconds = read_number(option, value, 0.001, 10, false);
         else
-            repeats = (int)read_number(option, value, 1, MOST_REPEATS);
+            repeats = (int)read_number(option, value, 1, MOST_REPEATS, true);
     }
     if (count == 0)
         fail(BAD_USAGE, "--cpus: must be given, such as --cpus 0,1");
