@@ -13,6 +13,7 @@ from typing import Any
 from cnnbench import ctest
 from cnnbench.backends import ENGINES
 from cnnbench.case import parse_arguments
+from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program, measure_peaks, peak_table
 from cnnbench.container_run import DOCKER_OPTIONS_VARIABLE, ContainerOptions, ContainerRun
 from cnnbench.datasets import procedural
 from cnnbench.enclaves import TEMPLATE, render_first
@@ -46,6 +47,7 @@ from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
 from cnnbench.staging.manifest import find_artefact, load_artefacts
 from cnnbench.staging.stage import stage_artefact
+from cnnbench.topology import format_cpu_list, parse_cpu_list, read_topology
 from cnnbench.workload import load_workload
 
 EMBEDDED = ("procedural", "resnet50v1_5")
@@ -85,6 +87,10 @@ def _make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("platform", help="print the platform code of this machine, or check one")
     command.add_argument("name", nargs="?")
     command.set_defaults(run=_platform)
+
+    command = commands.add_parser("peak", help="measure the most that this machine's cores and memory do")
+    command.add_argument("--cpus", metavar="LIST", help="such as 0-3,8; default: one CPU of each core that may be used")
+    command.set_defaults(run=_peak)
 
     command = _add_case_parser(commands, "run", "run one test case")
     command.add_argument("--logs-root", type=Path, required=True, help="where logs-<case> goes")
@@ -229,6 +235,20 @@ def _ctest(arguments: argparse.Namespace) -> int:
 
 def _platform(arguments: argparse.Namespace) -> int:
     print(check_platform(arguments.name) if arguments.name else detect_platform(read_cpuinfo()))
+    return 0
+
+
+def _peak(arguments: argparse.Namespace) -> int:
+    program = find_peak_program(os.environ)
+    if program is None:
+        raise CnnbenchError(f"{PEAK_VARIABLE} is not set: it must name the program that measures; {HOW_TO_GET}")
+    topology = read_topology()
+    cpus = tuple(core.cpus[0] for core in topology.cores)
+    if arguments.cpus is not None:
+        cpus = parse_cpu_list(arguments.cpus)
+        if not cpus or not set(cpus) <= set(topology.cpus):
+            raise UsageError(f"--cpus {arguments.cpus}: must be some of {format_cpu_list(topology.cpus)}")
+    print(peak_table(measure_peaks(program, cpus), cpus))
     return 0
 
 

@@ -21,8 +21,8 @@ class Precision:
     `flags`: alternatives of /proc/cpuinfo flags, one alternative of which the CPU must have whole. `max_isa`: the
     cap handed to oneDNN. `trace_isa`: what an implementation's name in the trace must match. `trace_type`: the data
     type its source and weights must have. `softmax_bound`: how far a probability may lie from the fp32 reference.
-    `top1_agreement`: the share of the check batch whose best class must be the reference's. `missing`: why the
-    precision cannot run yet, empty when it can.
+    `top1_agreement`: the share of the check batch whose best class must be the reference's. `peak`: the kind of
+    native/peak.c that is its ceiling. `missing`: why the precision cannot run yet, empty when it can.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Precision:
     trace_type: str
     softmax_bound: float
     top1_agreement: float
+    peak: str
     missing: str = ""
 
 
@@ -49,6 +50,7 @@ PRECISIONS = {
             trace_type="f32",
             softmax_bound=1e-3,
             top1_agreement=1.0,
+            peak="fp32",
         ),
         Precision(
             "avx_bfloat16",
@@ -58,6 +60,7 @@ PRECISIONS = {
             trace_type="bf16",
             softmax_bound=0.15,
             top1_agreement=0.9,
+            peak="avx512_bf16",
         ),
         Precision(
             "avx_int8",
@@ -67,6 +70,7 @@ PRECISIONS = {
             trace_type="[us]8",
             softmax_bound=0.3,
             top1_agreement=0.85,
+            peak="vnni",
             missing=_NOT_YET,
         ),
         Precision(
@@ -77,6 +81,7 @@ PRECISIONS = {
             trace_type="bf16",
             softmax_bound=0.15,
             top1_agreement=0.9,
+            peak="amx_bf16",
             missing=_NOT_YET,
         ),
         Precision(
@@ -87,6 +92,7 @@ PRECISIONS = {
             trace_type="f32",
             softmax_bound=0.15,
             top1_agreement=0.9,
+            peak="amx_bf16",
             missing=_NOT_YET,
         ),
         Precision(
@@ -97,6 +103,7 @@ PRECISIONS = {
             trace_type="[us]8",
             softmax_bound=0.3,
             top1_agreement=0.85,
+            peak="amx_int8",
             missing=_NOT_YET,
         ),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cnnbench.backends import Engine, find_engine
 from cnnbench.case import FIELDS, Parameters, TestCase, settle
+from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.datasets.index import ImageSet
 from cnnbench.environments import choose_variant, engine_python, environment_path
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
@@ -67,10 +68,14 @@ class PlannedCase:
 
 @dataclass(frozen=True)
 class Job(PlannedCase):
-    """A planned case with what runs it here: the engine's build, and the environment of the instances."""
+    """A planned case with what runs it here: the engine's build, and the environment of the instances.
+
+    `peak_program`: what measures the machine's ceiling; None where there is none, or nothing to hold against it.
+    """
 
     variant: str
     environment: dict[str, str]
+    peak_program: Path | None
 
     @property
     def effective(self) -> dict[str, str]:
@@ -144,8 +149,13 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
     if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
         notes.append("oneDNN traced while measuring, which costs throughput")
+    peak_program = None
+    if planned.engine.preparer and p.mode != "accuracy":
+        peak_program = find_peak_program(environ)
+        if peak_program is None:
+            notes.append(f"utilization was not measured: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
     fields = {one.name: getattr(planned, one.name) for one in dataclasses.fields(planned)}
-    return Job(**fields | {"notes": tuple(notes)}, variant=variant, environment=environment)
+    return Job(**fields | {"notes": tuple(notes)}, variant=variant, environment=environment, peak_program=peak_program)
 
 
 def _unless_auto(value: int | str) -> int | None:

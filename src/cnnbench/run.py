@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from cnnbench import stats, validity
+from cnnbench.ceiling import Ceiling, measure_ceiling, utilize
 from cnnbench.cgroup import CpuQuota, read_cpu_quotas
 from cnnbench.contention import CpuSample, compare_quotas, compare_samples, sample_cpu_time, with_siblings
 from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
-from cnnbench.host import read_host, sample_frequency_mhz
+from cnnbench.facts import host_facts, run_notes, software_facts
+from cnnbench.host import sample_frequency_mhz
 from cnnbench.isa import judge_trace, parse_verbose
 from cnnbench.job import Inputs, Job
 from cnnbench.launch.enclave import Enclaves
@@ -24,7 +26,6 @@ from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.result import WORKER, Criterion, Kpi, RunResult, find_iterations
-from cnnbench.topology import format_cpu_list
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -118,15 +119,24 @@ class Measurement:
         self._load_before = os.getloadavg()[0]
         self._frequencies: list[float] = []
         self._looks: list[_Look] = []
+        self._ceiling: Ceiling | None = None
 
     def run(self) -> RunResult:
         """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception."""
         with shared_directory() as shared:
             try:
+                self._measure_ceiling()
                 self._launch(shared)
+                self._measure_ceiling()
                 return self._judge()
             except (InvalidMeasurementError, KeyboardInterrupt) as error:
                 return self._invalid(error, shared)
+
+    def _measure_ceiling(self) -> None:
+        """Measure the most that the cores do; of two times the larger counts, as other work can but lower it."""
+        if self._job.peak_program is not None:
+            found = measure_ceiling(self._job.peak_program, self._job.precision.peak, self._job.plan.cpus)
+            self._ceiling = self._ceiling.raise_to(found) if self._ceiling else found
 
     def _launch(self, shared: Path) -> None:
         parameters = self._job.parameters
@@ -172,7 +182,7 @@ class Measurement:
 
     def _look(self, pids: list[int]) -> None:
         """Take down the conditions under load: clock frequency, who uses the cores, and what a quota holds back."""
-        cpus = [cpu for instance in self._job.plan.instances for cpu in instance.cpus]
+        cpus = self._job.plan.cpus
         cpu_time = sample_cpu_time(with_siblings(cpus), [os.getpid(), *pids])
         self._looks.append(_Look(time.monotonic(), cpu_time, read_cpu_quotas()))
         frequency = sample_frequency_mhz(cpus)
@@ -224,6 +234,7 @@ class Measurement:
         if throttling is not None:
             kpis.append(Kpi(key="Throttled time", unit="%", value=100 * throttling.share))
         criteria += self._judge_model(directories, kpis)
+        criteria += self._judge_utilization(steps, window, kpis)
         facts = {"measured for": f"{window.seconds:.2f} s, {sum(len(rows) for rows in steps)} steps"}
         if p.mode == "accuracy":
             criteria.append(self._judge_accuracy(directories, kpis))
@@ -263,6 +274,21 @@ class Measurement:
         if p.steps == "auto":
             criteria.append(validity.judge_interval(throughput, p.max_time))
         return criteria
+
+    def _judge_utilization(self, steps: list[np.ndarray], window: stats.Window, kpis: list[Kpi]) -> list[Criterion]:
+        """Add what the throughput is of the machine's ceiling, where that was measured, and judge whether it can be."""
+        if self._ceiling is None or self._inputs.model is None:
+            return []
+        throughput = stats.estimate_throughput(steps, self._images(steps), window)
+        utilization = utilize(self._ceiling, throughput.mean, self._inputs.model.macs_per_image)
+        compute, memory = self._ceiling.compute, self._ceiling.memory
+        kpis += [
+            Kpi(key="Compute utilization", unit="%", value=100 * utilization.share),
+            Kpi(key="Achieved", unit=compute.unit, value=utilization.achieved),
+            Kpi(key="Peak", unit=compute.unit, value=compute.all_cores),
+            Kpi(key="Memory bandwidth", unit=memory.unit, value=memory.all_cores),
+        ]
+        return [validity.judge_ceiling(utilization)]
 
     def _judge_model(self, directories: list[Path], kpis: list[Kpi]) -> list[Criterion]:
         """Judge the precision and the outputs of an engine that has a model."""
@@ -335,59 +361,15 @@ class Measurement:
             case=job.case.name,
             requested=job.requested,
             effective=job.effective,
-            facts=self._host_facts() | self._software_facts(results) | facts,
+            facts=host_facts(job, self._load_before)
+            | software_facts(results, self._logs / "trace" / "output.log", self._inputs)
+            | facts,
             plan=job.plan.to_dict(),
             instances=results,
             kpis=_primary_first(kpis),
             criteria=criteria,
-            notes=list(job.notes) + self._sharing_notes() + self._memory_notes(results),
+            notes=run_notes(job, results),
         )
-
-    def _host_facts(self) -> dict[str, str]:
-        host = read_host()
-        cores = [cpu for instance in self._job.plan.instances for cpu in instance.cpus]
-        quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
-        facts = {
-            "CPU": host.cpu_model,
-            "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
-            "SMT": "on" if host.smt else "off",
-            "NUMA nodes": host.numa_nodes,
-            "CPUs used": format_cpu_list(cores),
-            "CPU quota": None if quota is None else f"{quota:.4g} CPU{'' if quota == 1 else 's'}",
-            "governor": host.governor,
-            "turbo": None if host.turbo is None else "on" if host.turbo else "off",
-            "microcode": host.microcode,
-            "hypervisor": {True: "yes", False: "no", None: None}[host.hypervisor],
-            "kernel": host.kernel,
-            "memory": f"{host.memory_bytes / 2**30:.1f} GiB" if host.memory_bytes else None,
-            "transparent hugepages": host.transparent_hugepages,
-            "load average before": f"{self._load_before:.2f}",
-            "LD_LIBRARY_PATH": self._job.environment.get("LD_LIBRARY_PATH"),
-        }
-        return {name: str(value) for name, value in facts.items() if value is not None}
-
-    def _software_facts(self, results: list[dict[str, Any]]) -> dict[str, str]:
-        facts: dict[str, str] = dict(results[0]["versions"]) if results else {}
-        trace = self._logs / "trace" / "output.log"
-        if trace.is_file():
-            with trace.open(errors="replace") as lines:
-                version = next((line.split(",")[-1] for line in lines if ",info,oneDNN v" in line), "")
-            facts |= {"oneDNN": version.strip().removeprefix("oneDNN ")} if version else {}
-        if self._inputs.model is not None:
-            facts["model SHA-256"] = self._inputs.model.source_sha256
-        if self._inputs.images is not None:
-            facts["dataset SHA-256"] = self._inputs.images.sha256
-        return facts
-
-    def _sharing_notes(self) -> list[str]:
-        if self._job.parameters.weight_sharing and self._job.plan.cores_per_instance > 1:
-            return ["the instances of a process share its intra-op threads, which are pinned to the cores of them all"]
-        return []
-
-    @staticmethod
-    def _memory_notes(results: list[dict[str, Any]]) -> list[str]:
-        unbound = sorted({str(result["memory"]) for result in results if not result["memory"].startswith("bound")})
-        return [f"memory {text}" for text in unbound]
 
 
 def _primary_first(kpis: list[Kpi]) -> list[Kpi]:

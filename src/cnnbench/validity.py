@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnbench.ceiling import Utilization
 from cnnbench.contention import Contention, Throttling
 from cnnbench.isa import MOST_SHARE, REQUIRED_SHARE, Precision, PrecisionProof
 from cnnbench.launch.plan import InstancePlan, Plan
@@ -40,7 +41,7 @@ def judge_pinning(plan: Plan, affinities: Mapping[int, Mapping[str, Sequence[int
         for thread, cpus in affinities[instance.index].items():
             if not allowed.issuperset(cpus):
                 strays.append(f"thread {thread} of instance {instance.index} on {format_cpu_list(cpus)}")
-    used = [cpu for instance in plan.instances for cpu in instance.cpus]
+    used = plan.cpus
     if len(used) != len(set(used)):
         strays.append("instances share a CPU")
     return Criterion(
@@ -63,6 +64,19 @@ def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
         passed=REQUIRED_SHARE <= proof.share <= MOST_SHARE,
         found=f"{proof.share:.1%} of the multiply-accumulates ran as {precision.name} ({ran or 'no trace'})",
         needed=f"{REQUIRED_SHARE:.0%} to {MOST_SHARE:.0%} of what the graph needs",
+    )
+
+
+def judge_ceiling(utilization: Utilization) -> Criterion:
+    """Judge whether the machine can have done what was counted."""
+    return Criterion(
+        name="ceiling",
+        passed=utilization.share <= 1,
+        found=f"{utilization.achieved:.4g} {utilization.ceiling.compute.unit} are {utilization.share:.1%} of the peak "
+        f"measured, {utilization.ceiling.describe()}",
+        needed="at most 100%: no machine computes faster than it can, so either the peak was measured while something "
+        "else had the cores (stop other work on this machine, and measure again), or images were counted whose "
+        "arithmetic was not all done",
     )
 
 

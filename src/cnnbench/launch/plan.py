@@ -58,6 +58,11 @@ class Plan:
         return max(instance.threads for instance in self.instances)
 
     @property
+    def cpus(self) -> tuple[int, ...]:
+        """Return the CPUs in use, one of each physical core."""
+        return tuple(cpu for instance in self.instances for cpu in instance.cpus)
+
+    @property
     def cores(self) -> int:
         """Return the number of physical cores in use."""
         return sum(instance.threads for instance in self.instances)
