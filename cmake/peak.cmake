@@ -7,10 +7,12 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${source}")
 
 if("${source}" IS_NEWER_THAN "${program}")
   file(REMOVE "${program}") # one of older sources must not stay behind
-  set(complaint "no C compiler")
+  set(status "no compiler")
+  set(complaint)
   if(PEAK_COMPILER)
     execute_process(
-      COMMAND "${PEAK_COMPILER}" -std=c11 -O2 -Wall -Wextra -pthread -o "${program}" "${source}"
+      COMMAND "${PEAK_COMPILER}" -std=c11 -O2 -pthread -o "${program}" "${source}"
+      RESULT_VARIABLE status
       OUTPUT_VARIABLE complaint
       ERROR_VARIABLE complaint)
   endif()
@@ -21,5 +23,6 @@ if(EXISTS "${program}")
 else()
   set(CNNBENCH_PEAK)
   message(STATUS "Utilization: left out, as native/peak.c could not be compiled; install gcc 11 or clang 12 or later "
-                 "(on Debian and Ubuntu: apt-get install gcc libc6-dev) and configure anew:\n${complaint}")
+                 "(on Debian and Ubuntu: apt-get install gcc libc6-dev) and configure anew (${PEAK_COMPILER}: ${status}):\n"
+                 "${complaint}")
 endif()

@@ -18,8 +18,8 @@ command -v debootstrap >/dev/null || fail "debootstrap: not found; on Debian and
 rootfs=$(mktemp --directory)
 trap 'rm -rf --one-file-system "$rootfs"' EXIT
 # The packages are those that the Dockerfiles install: a build then needs nothing of a Debian mirror.
-debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$rootfs" \
-    "${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
+debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev,python3,python3-venv bookworm \
+    "$rootfs" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
 bundle=/etc/ssl/certs/ca-certificates.crt
 find /usr/local/share/ca-certificates -name '*.crt' -exec cp -t "$rootfs/usr/local/share/ca-certificates" {} +
 chroot "$rootfs" update-ca-certificates

@@ -68,7 +68,8 @@ def run_kpi(directory: Path, script: Path = ROOT / "kpi.sh") -> subprocess.Compl
 
 def write_checkout(directory: Path, platform: str, precisions: str = "set(PRECISIONS avx_fp32)") -> Path:
     """Write what cmake reads of this repository, with a throughput case of the null engine as its one workload."""
-    for name in ("CMakeLists.txt", "cmake", "validate.sh", "src", "workload/CMakeLists.txt", "workload/platforms"):
+    parts = ("CMakeLists.txt", "cmake", "native", "validate.sh", "src", "workload/CMakeLists.txt", "workload/platforms")
+    for name in parts:
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).symlink_to(ROOT / name)
     workload = NullWorkload(directory / "workload").directory

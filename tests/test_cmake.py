@@ -164,6 +164,57 @@ def test_building_succeeds_with_nothing_to_build(spr):
     subprocess.run([find_tool("cmake"), "--build", spr], check=True, capture_output=True)
 
 
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+needs_compiler = pytest.mark.skipif(
+    not COMPILER, reason="no C compiler; on Debian and Ubuntu: apt-get install gcc libc6-dev"
+)
+
+
+@needs_compiler
+def test_a_case_gets_the_program_that_measures_peaks(spr, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUB_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("CNNBENCH_PEAK", "/of/another")
+    subprocess.run([find_tool("ctest"), "-R", "latency_avx_fp32"], cwd=spr, check=True, capture_output=True)
+    program = json.loads((tmp_path / "log").read_text())["environment"]["CNNBENCH_PEAK"]
+    assert program == str(spr / "cnnbench-peak")
+    assert "--cpus: must be given" in subprocess.run([program], capture_output=True, text=True).stderr
+
+
+@needs_compiler
+def test_the_program_is_compiled_anew_when_its_source_changes(tmp_path, stub, checkout):
+    source, program = checkout / "native" / "peak.c", tmp_path / "build" / "cnnbench-peak"
+    built = []
+    for code in ("int main(void) { return 3; }", None, "int main(void) { return 4; }"):
+        if code:
+            source.write_text(code)
+        assert run_cmake(tmp_path / "build", stub, "-DPLATFORM=SKX", source=checkout).returncode == 0
+        built.append((subprocess.run([program]).returncode, program.stat().st_mtime_ns))
+    assert [code for code, _ in built] == [3, 3, 4]
+    assert built[0] == built[1]
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_leaves_no_older_program(tmp_path, stub, checkout):
+    program = tmp_path / "build" / "cnnbench-peak"
+    assert run_cmake(tmp_path / "build", stub, "-DPLATFORM=SKX", source=checkout).returncode == 0
+    assert program.exists()
+    (checkout / "native" / "peak.c").write_text("int main(void) { return nothing; }")
+    done = run_cmake(tmp_path / "build", stub, "-DPLATFORM=SKX", source=checkout)
+    assert done.returncode == 0, done.stderr
+    assert "Utilization: left out, as native/peak.c could not be compiled" in done.stdout
+    assert "nothing" in done.stdout
+    assert not program.exists()
+    assert "CNNBENCH_PEAK" not in (tmp_path / "build" / "workload" / NAME / "CTestTestfile.cmake").read_text()
+
+
+@pytest.mark.parametrize(("compiler", "why"), [("/no/such", "No such file or directory"), ("/bin/false", "1")])
+def test_a_machine_without_a_compiler_can_list_its_cases(tmp_path, stub, compiler, why):
+    done = run_cmake(tmp_path, stub, "-DPLATFORM=SKX", f"-DPEAK_COMPILER={compiler}")
+    assert done.returncode == 0, done.stderr
+    assert f"apt-get install gcc libc6-dev) and configure anew ({compiler}: {why})" in done.stdout
+    assert len(_listed(tmp_path)) == 5
+
+
 def test_a_machine_without_a_build_tool_can_list_its_cases(tmp_path, stub, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -223,6 +274,7 @@ def test_the_docker_backend_lists_its_cases_without_an_engine(tmp_path, stub):
     done = run_cmake(tmp_path, stub, "-DBACKEND=docker", "-DPLATFORM=SKX", "-DCONTAINER_CLI=no-such-engine")
     assert done.returncode == 0, done.stderr
     assert len(_listed(tmp_path)) == 5
+    assert not (tmp_path / "cnnbench-peak").exists()  # the images have their own
 
 
 def test_benchmark_filters_by_name(tmp_path, stub):
@@ -234,7 +286,7 @@ def test_benchmark_filters_by_name(tmp_path, stub):
 def checkout(tmp_path):
     """A copy of what cmake reads, to be spoilt."""
     source = tmp_path / "it's a checkout"
-    for name in ("cmake", "workload"):
+    for name in ("cmake", "native", "workload"):
         shutil.copytree(ROOT / name, source / name)
     shutil.copy(ROOT / "CMakeLists.txt", source)
     return source

@@ -45,7 +45,7 @@ NO_GRAMINE = "none"
 IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 """The Python of Debian 12, which the images have."""
 
-_PACKAGE = ("src", "requirements", "workload/platforms")
+_PACKAGE = ("native", "src", "requirements", "workload/platforms")
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,8 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
     """Collect it from what the Dockerfiles, lock files and artefact manifest pin, as far as the options have it."""
     benchmark = (ROOT / "Dockerfile.2.benchmark").read_text()
     (default,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", benchmark, re.MULTILINE)
-    (installed,) = re.findall(r"apt-get install (.*)", benchmark)
+    _, _, last_stage = benchmark.rpartition("\nFROM ")  # the one before has a compiler, which the images have not
+    (installed,) = re.findall(r"apt-get install (.*)", last_stage)
     gramine = {} if options.gramine == NO_GRAMINE else {"gramine": options.gramine}
     engine = find_engine(workload.engine)
     locks = [lock_file(workload.engine, variant) for variant in engine.variants]
@@ -310,8 +311,9 @@ def image_labels(workload: Workload, build: ImageBuild, bill: BillOfMaterials) -
 
 def digest_package() -> str:
     """Return a digest of this program's sources."""
-    files = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
-    return digest_sources(path.relative_to(PACKAGE).as_posix() for path in files)
+    package = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
+    files = [*package, *(ROOT / "native").glob("*.c")]
+    return digest_sources((path.relative_to(ROOT).as_posix() for path in files), ROOT)
 
 
 def _revision() -> str:
