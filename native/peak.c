@@ -5,8 +5,9 @@
  *
  * Prints one JSON object: for each KIND, or for all that this CPU has, the figure of the first CPU alone (one_core) and
  * that of all the given CPUs at once (all_cores), each the best of N repeats (10) of S seconds (0.01). One thread is
- * pinned to each CPU, and all of them start each repeat together; the figure of a repeat is what all have done, by the
- * time from the first start to the last end. A multiplication and an addition count as two operations.
+ * pinned to each CPU, and all of them start each repeat together. A repeat's figure is the sum of what each thread did
+ * by the time that it had its CPU: a ceiling is not to fall because other programs take turns on the CPUs. A
+ * multiplication and an addition count as two operations.
  *
  * The arithmetic kinds keep CHAINS (for AMX: TILES) independent sums in registers, as many as the latency times the
  * throughput of any processor so far or more, and read no memory. What each sum must come to is known, and checked.
@@ -298,21 +299,17 @@ struct measurement {
     atomic_int arrivals;
 };
 
-struct repeat {
-    double begin_s, end_s, amount;
-};
-
 struct thread {
     struct measurement *measurement;
     int cpu;
-    struct repeat repeats[MOST_REPEATS];
+    double rates[MOST_REPEATS];
     struct work work;
 };
 
-static double now_s(void)
+static double read_clock_s(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return now.tv_sec + now.tv_nsec * 1e-9;
 }
 
@@ -324,8 +321,7 @@ static void *run_thread(void *argument)
     struct work *work = &thread->work;
     prepare(work, kernel->element);
     for (int i = 0; i < measurement->repeats; i++) {
-        struct repeat *repeat = &thread->repeats[i];
-        double seconds = measurement->seconds;
+        double amount = 0, seconds = measurement->seconds;
         if (kernel->element == F64) {
             flush(work->b);
             flush(work->c);
@@ -333,13 +329,14 @@ static void *run_thread(void *argument)
         }
         atomic_fetch_add(&measurement->arrivals, 1);
         while (atomic_load(&measurement->arrivals) < (i + 1) * measurement->threads)
-            _mm_pause();
-        repeat->begin_s = now_s();
+            sched_yield();
+        double end_s = read_clock_s(CLOCK_MONOTONIC) + seconds;
+        double begin_cpu_s = read_clock_s(CLOCK_THREAD_CPUTIME_ID);
         do {
             kernel->run(work);
-            repeat->amount += kernel->amount;
-            repeat->end_s = now_s();
-        } while (repeat->end_s < repeat->begin_s + seconds);
+            amount += kernel->amount;
+        } while (read_clock_s(CLOCK_MONOTONIC) < end_s);
+        thread->rates[i] = amount / (read_clock_s(CLOCK_THREAD_CPUTIME_ID) - begin_cpu_s);
         if (!is_right(work, kernel))
             fail(1, "%s: CPU %d computed something else than it was to", kernel->kind, thread->cpu);
     }
@@ -377,14 +374,9 @@ static double measure(const struct kernel *kernel, const int *cpus, int count, d
     for (int i = 0; i < count; i++)
         pthread_join(handles[i], NULL);
     for (int i = 0; i < repeats; i++) {
-        struct repeat all = threads[0]->repeats[i];
-        for (int j = 1; j < count; j++) {
-            const struct repeat *one = &threads[j]->repeats[i];
-            all.begin_s = one->begin_s < all.begin_s ? one->begin_s : all.begin_s;
-            all.end_s = one->end_s > all.end_s ? one->end_s : all.end_s;
-            all.amount += one->amount;
-        }
-        double figure = all.amount / (all.end_s - all.begin_s) / 1e9;
+        double figure = 0;
+        for (int j = 0; j < count; j++)
+            figure += threads[j]->rates[i] / 1e9;
         best = figure > best ? figure : best;
     }
     for (int i = 0; i < count; i++)

@@ -17,7 +17,7 @@ HOW_TO_GET = "where there is a C compiler, cmake makes it as cnnbench-peak in th
 
 MEMORY = "triad"
 TIMEOUT_S = 60.0
-"""How long the program may take, which is about a second on idle cores."""
+"""How long the program may take: a second on idle cores, some ten times that where other work takes turns on them."""
 
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -133,7 +133,7 @@ class Measurement:
                 return self._invalid(error, shared)
 
     def _measure_ceiling(self) -> None:
-        """Measure the most that the cores do; of two times the larger counts, as other work can but lower it."""
+        """Measure the most that the cores do; of two times the larger counts, as other work can only lower it."""
         if self._job.peak_program is not None:
             found = measure_ceiling(self._job.peak_program, self._job.precision.peak, self._job.plan.cpus)
             self._ceiling = self._ceiling.raise_to(found) if self._ceiling else found

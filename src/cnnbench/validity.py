@@ -74,8 +74,8 @@ def judge_ceiling(utilization: Utilization) -> Criterion:
         passed=utilization.share <= 1,
         found=f"{utilization.achieved:.4g} {utilization.ceiling.compute.unit} are {utilization.share:.1%} of the peak "
         f"measured, {utilization.ceiling.describe()}",
-        needed="at most 100%: no machine computes faster than it can, so either the peak was measured while something "
-        "else had the cores (stop other work on this machine, and measure again), or images were counted whose "
+        needed="at most 100%: no machine computes faster than it can, so either something slowed the cores while "
+        "the peak was measured (stop other work on this machine, and measure again), or images were counted whose "
         "arithmetic was not all done",
     )
 
