@@ -95,11 +95,13 @@ def test_the_embedded_model_folds_whole(real, embedded, engine_cache):
     assert facts["macs_per_image"] == 4_089_186_304
 
 
-def test_another_build_and_a_model_by_its_path(run_case, embedded):
-    done, logs = run_case(GATED, "--variant=stock", f"--model={embedded}", *QUICK)
+@pytest.mark.parametrize("variant", ["stock", "zentf"])
+def test_another_build_and_a_model_by_its_path(run_case, embedded, variant):
+    done, logs = run_case(GATED, f"--variant={variant}", f"--model={embedded}", *QUICK)
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(logs)
-    assert run.effective["VARIANT"] == "stock"
+    assert run.effective["VARIANT"] == variant
+    assert ("zentf" in run.facts) == (variant == "zentf")
     assert run.facts["model SHA-256"] == digest(embedded)
     assert criteria(run)["precision"]
     assert criteria(run)["outputs"]

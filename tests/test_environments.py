@@ -10,12 +10,13 @@ import pytest
 from checkout import ROOT
 from cnnbench import environments
 from cnnbench.backends import ENGINES
-from cnnbench.environments import choose_variant, engine_python, environment_path, lock_file
+from cnnbench.environments import choose_variant, engine_python, environment_path, lock_file, require_environment
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo
 
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 AVX2_CPU = CpuInfo(vendor="GenuineIntel", flags=frozenset({"avx2", "fma"}))
+AMD_CPU = CpuInfo(vendor="AuthenticAMD", flags=frozenset({"avx2", "fma", "avx512_bf16"}))
 OLD_CPU = CpuInfo(vendor="GenuineIntel", flags=frozenset({"sse4_2"}))
 
 
@@ -53,6 +54,9 @@ def test_every_requirement_is_pinned_with_its_hash(lock):
         ("itex", (3, 11), AVX2_CPU, "itex"),
         ("stock", (3, 10), AVX2_CPU, "stock"),
         ("stock", (3, 13), OLD_CPU, "stock"),
+        ("zentf", (3, 10), AVX2_CPU, "zentf"),
+        ("zentf", (3, 13), AVX2_CPU, "zentf"),
+        ("auto", (3, 12), AMD_CPU, "stock"),
     ],
 )
 def test_the_build_that_runs(requested, python, cpu, chosen):
@@ -65,7 +69,8 @@ def test_the_build_that_runs(requested, python, cpu, chosen):
         ("itex", (3, 12), AVX2_CPU, "VARIANT=itex: has no wheels for Python 3.12, only for 3.10 and 3.11"),
         ("itex", (3, 13), AVX2_CPU, "VARIANT=itex: has no wheels for Python 3.13, only for 3.10 and 3.11"),
         ("itex", (3, 11), OLD_CPU, "VARIANT=itex: needs a CPU with AVX2"),
-        ("zentf", (3, 11), AVX2_CPU, "VARIANT=zentf: not available yet; there are itex, stock"),
+        ("zentf", (3, 11), OLD_CPU, "VARIANT=zentf: needs a CPU with AVX2"),
+        ("fast", (3, 11), AVX2_CPU, "VARIANT=fast: is no build of this engine; there are itex, stock, zentf"),
     ],
 )
 def test_a_build_that_cannot_run_is_skipped_with_its_reason(requested, python, cpu, reason):
@@ -73,6 +78,20 @@ def test_a_build_that_cannot_run_is_skipped_with_its_reason(requested, python, c
         choose_variant("tensorflow", requested, cpu, python=python)
     assert str(raised.value) == reason
     assert raised.value.exit_code == 77
+
+
+@pytest.mark.parametrize(("made", "has"), [([], "none"), (["itex", "stock"], "itex, stock")])
+def test_a_build_that_an_image_was_made_without_is_named_with_those_it_has(tmp_path, made, has):
+    for variant in made:
+        environment_path("tensorflow", variant, tmp_path).mkdir(parents=True)
+        require_environment("tensorflow", variant, tmp_path)
+    with pytest.raises(SkippedError) as raised:
+        require_environment("tensorflow", "zentf", tmp_path)
+    assert str(raised.value) == (
+        f"VARIANT=zentf: this image was made without it and has {has}: configure with -DMORE_VARIANTS=zentf and make "
+        "it anew (doc/containers.md)"
+    )
+    require_environment("null", "", tmp_path)
 
 
 def test_an_engine_without_builds_has_none_to_choose(tmp_path):

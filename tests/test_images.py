@@ -45,6 +45,14 @@ def test_an_engine_without_models_has_no_images_of_them():
     assert set(builds["dummy"].arguments) == {"BENCHMARK_IMAGE"}
 
 
+@pytest.mark.parametrize(("more", "has"), [("", ["itex", "stock"]), ("zentf", ["itex", "stock", "zentf"])])
+def test_an_image_has_the_builds_that_are_asked_for(more, has):
+    benchmark = plan_images(DIRECTORY, WORKLOAD, ImageOptions(more_variants=more))["benchmark"]
+    assert benchmark.arguments["VARIANTS"].split() == has
+    locks = bill_of_materials(WORKLOAD, ImageOptions(more_variants=more)).python
+    assert set(locks) == {"controller.lock", *(f"tensorflow-{variant}.lock" for variant in has)}
+
+
 def test_every_argument_of_a_build_is_one_of_its_dockerfile():
     for build in plan_images(DIRECTORY, WORKLOAD, ImageOptions(base_image="base:1")).values():
         declared = {
@@ -90,6 +98,7 @@ def test_the_data_set_is_sent_for_two_images_and_only_when_it_is_local():
         ({"registry": "host:5000/"}, "REGISTRY=host:5000/"),
         ({"registry": "host:port"}, "REGISTRY=host:port"),
         ({"dataset_from": "tape"}, "DATASET_FROM=tape: must be one of embedded, local, url"),
+        ({"more_variants": "zentf fast"}, "MORE_VARIANTS=zentf fast: fast is not known; there are itex, stock, zentf"),
         ({"models": "resnet50_v1 vgg"}, "MODELS=resnet50_v1 vgg: vgg is not known; there are imagenet2012-val, "),
     ],
 )

@@ -135,7 +135,9 @@ class Parameters(BaseModel):
         description="one process a socket, whose pinned threads share the weights; not for avx_fp32 and amx_bfloat32",
     )
     variant: Literal["auto", "itex", "stock", "zentf"] = Field(
-        "auto", description="TensorFlow build; auto: itex where this Python and CPU can run it, else stock"
+        "auto",
+        description="TensorFlow build; auto: itex where this Python and CPU can run it, else stock; zentf is AMD's and "
+        "not for avx_int8 and amx_int8",
     )
     topology: Literal["resnet50v1_5"] = Field("resnet50v1_5", description="the network")
     model: str = Field("", description="a frozen graph to measure instead, as a path or a staged artefact's name")
@@ -290,6 +292,11 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str], sgx
         raise UsageError(
             f"WEIGHT_SHARING=True ({origins['WEIGHT_SHARING']}): not supported for {parameters.precision}; "
             "choose a case of another precision or leave it out"
+        )
+    if parameters.variant == "zentf" and parameters.precision.endswith("int8"):
+        raise UsageError(
+            f"VARIANT=zentf ({origins['VARIANT']}): has no int8 convolutions, only float32 and bfloat16 ones, so it "
+            f"cannot run {parameters.precision}; choose stock, itex or auto"
         )
 
 

@@ -140,6 +140,9 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--models", default="", help="artefacts to have besides the embedded model")
     command.add_argument("--build-options", default="", help="more options of the engine's build command")
     command.add_argument("--gramine", default="none", help="version of the -sgx image's Gramine, such as 1.7")
+    command.add_argument(
+        "--more-variants", default="", help="builds of the engine besides itex and stock, such as zentf"
+    )
     _add_container_options(command)
     command.set_defaults(run=_image)
 
@@ -207,6 +210,7 @@ def _image(arguments: argparse.Namespace) -> int:
         dataset_from=arguments.dataset_from,
         models=arguments.models,
         gramine=arguments.gramine,
+        more_variants=arguments.more_variants,
     )
     extra = _split("--build-options", arguments.build_options)
     builds = plan_images(arguments.workload.absolute(), workload, options)

@@ -41,6 +41,7 @@ def choose_variant(
     Raises SkippedError when this Python or CPU cannot run the requested one, UsageError when it cannot share weights.
     The order is that of `benchmarks/variants.py`: ITEX was as fast as stock TensorFlow or faster wherever it could run.
     It locks every operation while it runs, though, so that instances on one set of weights would take turns.
+    zentf is AMD's and comes last, as nothing measured so far shows it ahead of stock TensorFlow; stock runs everywhere.
     """
     variants = ENGINES[engine].variants
     if not variants:
@@ -62,10 +63,10 @@ def _obstacle(variant: str, variants: tuple[str, ...], cpu: CpuInfo, python: tup
     if variant == "auto":
         return ""
     if variant not in variants:
-        return f"not available yet; there are {', '.join(variants)}"
+        return f"is no build of this engine; there are {', '.join(variants)}"
     if variant == "itex" and python not in ITEX_PYTHONS:
         return f"has no wheels for Python {python[0]}.{python[1]}, only for 3.10 and 3.11"
-    if variant == "itex" and "avx2" not in cpu.flags:
+    if variant in ("itex", "zentf") and "avx2" not in cpu.flags:
         return "needs a CPU with AVX2"
     return ""
 
@@ -74,6 +75,17 @@ def environment_path(engine: str, variant: str, cache: Path) -> Path:
     """Return where an engine build's environment is: its name tells engine, build, Python and lock file."""
     digest = hashlib.sha256(lock_file(engine, variant).read_bytes()).hexdigest()[:12]
     return cache / "environments" / f"{engine}-{variant}-cp{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+
+
+def require_environment(engine: str, variant: str, cache: Path) -> None:
+    """Raise SkippedError when an engine build has no environment, for where none can be made: in a container."""
+    if not variant or environment_path(engine, variant, cache).is_dir():
+        return
+    there = [one for one in ENGINES[engine].variants if environment_path(engine, one, cache).is_dir()]
+    raise SkippedError(
+        f"VARIANT={variant}: this image was made without it and has {', '.join(there) or 'none'}: configure with "
+        f"-DMORE_VARIANTS={variant} and make it anew (doc/containers.md)"
+    )
 
 
 def engine_python(engine: str, variant: str, cache: Path) -> Path:

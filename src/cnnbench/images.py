@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from cnnbench.backends import find_engine
+from cnnbench.backends import ENGINES, Engine, find_engine
 from cnnbench.datasets import procedural
 from cnnbench.environments import REQUIREMENTS, lock_file
 from cnnbench.errors import CnnbenchError, UsageError
@@ -42,6 +42,9 @@ GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
 NO_GRAMINE = "none"
 
+IMAGE_VARIANTS = ("itex", "stock")
+"""The builds that every image has, for VARIANT=auto; each takes more than a gigabyte."""
+
 IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 """The Python of Debian 12, which the images have."""
 
@@ -54,7 +57,8 @@ class ImageOptions:
 
     `registry`: what comes before each name, such as `host:5000`; empty for none. `release`: the tag. `base_image`: in
     place of the Dockerfile's own. `dataset_from`: embedded, local or url. `models`: names of artefacts, separated by
-    spaces. `gramine`: the version of its Debian package, none to go without.
+    spaces. `gramine`: the version of its Debian package, none to go without. `more_variants`: builds of the engine to
+    have besides IMAGE_VARIANTS.
     """
 
     registry: str = ""
@@ -63,10 +67,15 @@ class ImageOptions:
     dataset_from: str = "embedded"
     models: str = ""
     gramine: str = NO_GRAMINE
+    more_variants: str = ""
 
     def reference(self, name: str) -> str:
         """Return an image's full name."""
         return f"{self.registry}/{name}:{self.release}" if self.registry else f"{name}:{self.release}"
+
+    def choose_variants(self, engine: Engine) -> list[str]:
+        """Return the builds of an engine that the images have."""
+        return [one for one in engine.variants if one in (*IMAGE_VARIANTS, *self.more_variants.split())]
 
     def check(self) -> None:
         """Raise UsageError for what no image could be named or made with."""
@@ -81,6 +90,11 @@ class ImageOptions:
         if self.gramine != NO_GRAMINE and not re.fullmatch(r"[0-9][A-Za-z0-9.+~-]*", self.gramine):
             raise UsageError(
                 f"GRAMINE={self.gramine}: must be the version of a Debian package, such as 1.7, or {NO_GRAMINE}"
+            )
+        builds = [variant for engine in ENGINES.values() for variant in engine.variants]
+        if unknown := [name for name in self.more_variants.split() if name not in builds]:
+            raise UsageError(
+                f"MORE_VARIANTS={self.more_variants}: {unknown[0]} is not known; there are {', '.join(builds)}"
             )
         known = load_artefacts()
         if unknown := [name for name in self.models.split() if name not in known]:
@@ -142,7 +156,7 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
             "Dockerfile.2.benchmark",
             "",
             _PACKAGE,
-            base | {"ENGINE": workload.engine, "VARIANTS": " ".join(engine.variants)},
+            base | {"ENGINE": workload.engine, "VARIANTS": " ".join(options.choose_variants(engine))},
         )
     ]
     if engine.preparer:
@@ -268,7 +282,7 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
     (installed,) = re.findall(r"apt-get install (.*)", last_stage)
     gramine = {} if options.gramine == NO_GRAMINE else {"gramine": options.gramine}
     engine = find_engine(workload.engine)
-    locks = [lock_file(workload.engine, variant) for variant in engine.variants]
+    locks = [lock_file(workload.engine, variant) for variant in options.choose_variants(engine)]
     return BillOfMaterials(
         base_image=options.base_image or default,
         debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,

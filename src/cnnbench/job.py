@@ -142,7 +142,9 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing)
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
-    environment = inherited | engine_environment(planned.plan, planned.precision, p.onednn_verbose, p.customer_env)
+    environment = inherited | engine_environment(
+        planned.plan, planned.precision, variant, p.onednn_verbose, p.customer_env
+    )
     notes = list(planned.notes)
     missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]
     if missed:
@@ -180,7 +182,8 @@ def describe_case(planned: PlannedCase) -> list[str]:
 def describe_job(job: Job, cache: Path) -> list[str]:
     """Return the plan and what it would start here as lines of text: what `--dry-run` prints."""
     lines = [*describe_case(job), "environment, beyond the caller's:"]
-    extra = engine_environment(job.plan, job.precision, job.parameters.onednn_verbose, job.parameters.customer_env)
+    p = job.parameters
+    extra = engine_environment(job.plan, job.precision, job.variant, p.onednn_verbose, p.customer_env)
     lines += [f"  {name}={value}" for name, value in extra.items()]
     lines.append("command lines:")
     python = _planned_python(job, cache)

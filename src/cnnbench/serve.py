@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from cnnbench.case import FIXED_BY_NAME, TestCase, default_text
 from cnnbench.enclaves import TEMPLATE, enclose_job
+from cnnbench.environments import require_environment
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.job import plan_case, prepare_job, stage_inputs
 from cnnbench.launch.container import EXPORT
@@ -92,6 +93,7 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
         case = _case_of(environ, load_workload(directory))
         job = prepare_job(plan_case(directory, case.name, environ, {}), environ, enclaves=True)
+        require_environment(job.workload.engine, job.variant, cache_root(environ))
         inputs, enclaves = stage_inputs(job, overlay_cache(cache_root(environ), scratch / "cache")), None
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)

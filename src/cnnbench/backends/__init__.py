@@ -71,7 +71,7 @@ ENGINES = {
     "tensorflow": Engine(
         backend="cnnbench.backends.tensorflow:TensorFlowBackend",
         reader="cnnbench.datasets.tfdata:read_batches",
-        variants=("itex", "stock"),
+        variants=("itex", "stock", "zentf"),
         preparer="cnnbench.models.prepare",
     ),
     "null": Engine(backend="cnnbench.backends.null:NullBackend"),

@@ -1,4 +1,4 @@
-"""Run a prepared frozen graph with TensorFlow, stock or with Intel's extension (ITEX)."""
+"""Run a prepared frozen graph with TensorFlow, stock or with Intel's (ITEX) or AMD's extension (zentf)."""
 
 import importlib.metadata
 import os
@@ -70,6 +70,7 @@ def framework_versions() -> dict[str, str]:
     names = {
         "TensorFlow": ("tensorflow-cpu", "tensorflow"),
         "ITEX": ("intel-extension-for-tensorflow",),
+        "zentf": ("zentf",),
         "numpy": ("numpy",),
     }
     versions = {}

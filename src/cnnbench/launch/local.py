@@ -37,10 +37,13 @@ HEAD_START_NS = 20_000_000
 """How far ahead the start is set, so that instances with short steps have read it when it comes."""
 
 AMBIENT = (
-    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "XLA_"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "XLA_", "ZEN"),
     *("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_", "PYTHON"),
 )
 """How variables of the caller's begin that would change what is measured; only CUSTOMER_ENV passes such on."""
+
+SWITCHES = {"zentf": {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"}}
+"""What turns a build's own kernels on; those of the builds that are not named are TensorFlow's oneDNN kernels."""
 
 
 def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -50,7 +53,7 @@ def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
 
 
 def engine_environment(
-    plan: Plan, precision: Precision, onednn_verbose: bool, customer_env: Mapping[str, str]
+    plan: Plan, precision: Precision, variant: str, onednn_verbose: bool, customer_env: Mapping[str, str]
 ) -> dict[str, str]:
     """Return what a worker's environment has beyond the caller's; CUSTOMER_ENV has the last word."""
     return {
@@ -58,7 +61,7 @@ def engine_environment(
         "OPENBLAS_NUM_THREADS": "1",
         "ONEDNN_MAX_CPU_ISA": precision.max_isa,
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
-        "TF_ENABLE_ONEDNN_OPTS": "1",
+        **SWITCHES.get(variant, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
         "PYTHONNOUSERSITE": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         **customer_env,
