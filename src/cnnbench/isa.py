@@ -7,7 +7,7 @@ that on a machine that has both, `avx_bfloat16` and `amx_bfloat16` are different
 from dataclasses import dataclass, replace
 
 from cnnbench.case import PrecisionName
-from cnnbench.errors import SkippedError
+from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo
 
 
@@ -114,9 +114,11 @@ def missing_for_precision(precision: Precision, cpu_flags: frozenset[str]) -> li
     return [f"{precision.name}: this CPU lacks {' or '.join(' and '.join(flags) for flags in lacking)}"]
 
 
-def require(precision: Precision, cpu_flags: frozenset[str]) -> None:
-    """Raise SkippedError unless this program and this CPU can run the precision."""
+def require(precision: Precision, cpu_flags: frozenset[str], *, force: bool = False) -> None:
+    """Raise SkippedError, or with `force` CnnbenchError, unless this program and this CPU can run the precision."""
     if missing := missing_for_precision(precision, cpu_flags):
+        if force:
+            raise CnnbenchError(f"{missing[0]}; FORCE=True makes that an error: use such a CPU, or leave FORCE out")
         raise SkippedError(missing[0])
 
 

@@ -111,8 +111,8 @@ def plan_case(
             instance_mode=parameters.instance_mode,
         ),
     )
-    if not case.sgx:  # what an SGX case's precision lacks is told together with what its enclaves lack
-        require(precision, cpu.flags)
+    if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
+        require(precision, cpu.flags, force=asked.force)
     if asked.wrap_key:
         _check_wrap_key(asked.wrap_key, workload)
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
