@@ -20,6 +20,18 @@ def engine_cache() -> Path:
     return cache_root(os.environ)
 
 
+@pytest.fixture
+def cpu_flags(monkeypatch, tmp_path):
+    """Have the cases that this process plans find a CPU with these flags."""
+
+    def pretend(flags: str) -> None:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text(f"processor : 0\nvendor_id : GenuineIntel\nflags : {flags}\n")
+        monkeypatch.setattr("cnnbench.job.read_cpuinfo", lambda: read_cpuinfo(cpuinfo))
+
+    return pretend
+
+
 @pytest.fixture(scope="session")
 def tensorflow_python(engine_cache: Path) -> Path:
     """A Python with TensorFlow, cnnbench not yet on its path."""

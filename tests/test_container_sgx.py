@@ -75,10 +75,15 @@ def test_host_and_image_are_told_of_together(engine):
     assert f"image {IMAGE}: made with GRAMINE=none" in reason
 
 
-def test_what_the_precision_lacks_is_told_too(engine):
-    reason = engine.skip(case=f"{PREFIX}sgx_inference_throughput_amx_int8")
-    assert "amx_int8: " in reason
+def test_what_the_precision_lacks_is_told_too(engine, cpu_flags):
+    cpu_flags("avx2 fma avx512f")
+    case = f"{PREFIX}sgx_inference_throughput_amx_bfloat16"
+    reason = engine.skip(case=case)
+    assert "amx_bfloat16: this CPU lacks amx_bf16 and amx_tile" in reason
     assert "sgx_enclave: not there" in reason
+    with pytest.raises(CnnbenchError, match="amx_bfloat16: this CPU lacks .*; FORCE=True") as forced:
+        engine.run(case=case, FORCE="True")
+    assert forced.value.exit_code == 1
 
 
 def test_nothing_is_pulled_for_a_host_without_sgx(engine):

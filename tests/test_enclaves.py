@@ -21,6 +21,8 @@ TEMPLATE = "gramine.manifest.template"
 SERVE = """
 import os, sys
 from pathlib import Path
+from cnnbench import host, job
+job.read_cpuinfo = lambda: host.read_cpuinfo(Path(sys.argv[4]) / "cpuinfo")
 from cnnbench.serve import serve_case
 from cnnbench.sgx import SgxRoots
 sys.exit(serve_case(os.environ, Path(sys.argv[1]), SgxRoots(*map(Path, sys.argv[2:]))))

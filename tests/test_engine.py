@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cnnbench.case import FIELDS
+from cnnbench.cli import main
 from cnnbench.host import read_cpuinfo
 from cnnbench.result import load_run
 from cnnbench.staging.inputs import embedded_model_path
@@ -70,10 +71,26 @@ def test_the_gated_case_measures_real_images(real):
     run = load_run(real)
     assert run.verdict in ("valid", "unstable"), run.reason
     assert all(criteria(run)[name] for name in ("instances", "pinning", "precision", "outputs"))
-    assert kpis(run)["Precision share"] >= 95
+    assert kpis(run)["ISA share"] >= 95
     assert kpis(run)["Outputs top-1 agreement"] == 100
     assert 0 <= kpis(run)["Input wait"] <= 100
     assert run_kpi(real, WORKLOAD / "kpi.sh").returncode == 0
+
+
+def test_the_trace_is_of_a_process_of_its_own(real):
+    measured = (real / "process-0" / "output.log").read_text(errors="replace")
+    traced = (real / "trace" / "output.log").read_text(errors="replace")
+    assert "_verbose," not in measured
+    assert ",exec," in traced
+    assert traced.count("cnnbench_trace,step,") == 3
+
+
+def test_the_layers_of_a_run_are_all_of_the_network(real, capsys):
+    assert main(["isa", str(real), "--format", "json"]) == 0
+    layers = [record for record in json.loads(capsys.readouterr().out) if record["record"] == "layer"]
+    assert len(layers) == 54
+    assert sum(layer["gmacs"] for layer in layers) == pytest.approx(4.089186304)
+    assert all(layer["as_required"] and layer["time_ms"] > 0 for layer in layers)
 
 
 def test_a_run_names_what_it_ran(real, embedded, engine_cache):
@@ -162,17 +179,50 @@ def test_another_instruction_set_than_the_precisions_is_invalid(run_case):
     assert kpi.stdout.splitlines()[-1] == reason
 
 
-def test_bfloat16_runs_or_says_what_the_cpu_lacks(run_case):
-    case = f"{PREFIX}throughput_avx_bfloat16_gated"
-    done, logs = run_case(case, *QUICK)
-    if "avx512_bf16" not in read_cpuinfo().flags:
+BFLOAT16 = {"avx_bfloat16": "avx512_bf16", "amx_bfloat16": "amx_bf16", "amx_bfloat32": "amx_bf16"}
+
+
+@pytest.mark.parametrize("variant", ["itex", "stock"])
+@pytest.mark.parametrize("precision", BFLOAT16)
+def test_bfloat16_runs_or_says_what_the_cpu_lacks(run_case, precision, variant):
+    done, logs = run_case(f"{PREFIX}throughput_{precision}_gated", *QUICK, f"--variant={variant}")
+    if BFLOAT16[precision] not in read_cpuinfo().flags:
         assert done.returncode == 77
-        assert "this CPU lacks avx512_bf16" in done.stderr
+        assert f"this CPU lacks {BFLOAT16[precision]}" in done.stderr
         return
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(logs)
-    assert kpis(run)["Precision share"] >= 95
+    assert kpis(run)["ISA share"] >= 95
+    assert ("amx" in run.facts["dominant implementation"]) == precision.startswith("amx")
     assert criteria(run)["outputs"]
+
+
+def test_amx_capped_away_is_invalid_and_names_what_ran(run_case):
+    if not {"amx_bf16", "avx512_bf16"} <= read_cpuinfo().flags:
+        pytest.skip("needs AMX")
+    done, logs = run_case(
+        f"{PREFIX}throughput_amx_bfloat16_gated", "--customer_env=ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16", *QUICK
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    (reason,) = (line for line in done.stdout.splitlines() if line.startswith("#INVALID RESULT: "))
+    assert "precision: 0.0% of the multiply-accumulates ran as amx_bfloat16 (brgconv_1x1:avx512_core_bf16 " in reason
+    assert load_run(logs).facts["fell back 1"].endswith("%")
+    assert "# fell back 1: " in run_kpi(logs).stdout
+
+
+def test_an_instruction_set_without_bfloat16_is_invalid(run_case):
+    if "avx512_bf16" not in read_cpuinfo().flags:
+        pytest.skip("needs AVX512_BF16")
+    case = f"{PREFIX}throughput_avx_bfloat16_gated"
+    done, logs = run_case(case, "--customer_env=ONEDNN_MAX_CPU_ISA=AVX2", "--variant=stock", *QUICK)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "the tracing process" in load_run(logs).facts["what was seen"]
+
+
+def test_fp32_on_avx2_is_valid_and_named(run_case):
+    done, logs = run_case(GATED, "--customer_env=ONEDNN_MAX_CPU_ISA=AVX2", *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ":avx2 f32" in load_run(logs).facts["dominant implementation"]
 
 
 def test_every_requested_parameter_is_in_the_result(real):

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from cmake_build import find_tool, run_cmake
-from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers
+from cnnbench.launch.local import KilledError, WorkerLaunch, run_tracer
 from cnnbench.launch.shared import State
-from cnnbench.progress import Progress
 from cnnbench.result import load_run
 from null_workload import (
     CORES,
@@ -203,12 +202,21 @@ def test_a_killed_controller_leaves_no_orphan(workload, state):
     assert kpi.stdout.startswith("#INVALID RESULT: ")
 
 
-def test_a_tracing_process_that_hangs(tmp_path):
-    log, shared = tmp_path / "trace.log", tmp_path / "shared"
-    shared.mkdir()
-    trace = WorkerLaunch([sys.executable, "-c", f"import time; time.sleep({PATIENCE_S})"], dict(os.environ), log, ())
+def make_tracer(tmp_path, code):
+    return WorkerLaunch([sys.executable, "-c", code], dict(os.environ), tmp_path / "trace.log", ())
+
+
+def test_a_tracing_process_that_fails_is_told_with_its_last_words(tmp_path):
     with pytest.raises(KilledError) as caught:
-        run_workers([], trace, shared, Limits(None, hang_s=0.2), Progress("measuring", None, "steps"), lambda _: None)
+        run_tracer(make_tracer(tmp_path, "import sys; sys.exit('no primitive')"), hang_s=PATIENCE_S)
+    assert "the tracing process" in caught.value.detail
+    assert "ended with exit code 1; last in" in caught.value.detail
+    assert "no primitive" in caught.value.detail
+
+
+def test_a_tracing_process_that_hangs(tmp_path):
+    with pytest.raises(KilledError) as caught:
+        run_tracer(make_tracer(tmp_path, f"import time; time.sleep({PATIENCE_S})"), hang_s=0.2)
     assert "the tracing process" in caught.value.detail
     assert "hung" in caught.value.detail
 

@@ -253,13 +253,33 @@ def test_a_bad_parameter_of_the_environment_says_where_it_is_from(refused, monke
         ("test_other_inference_throughput_avx_fp32", 2, f"test_{SLUG}_[sgx_]FUNCTION_MODE_PRECISION"),
         (f"test_{SLUG}_inference_accuracy_avx_fp32", 2, "the engine null has no model"),
         (f"test_{SLUG}_sgx_inference_throughput_avx_fp32", 77, "SGX"),
-        (f"test_{SLUG}_inference_throughput_amx_int8", 77, "amx_int8: "),
     ],
 )
 def test_a_case_that_cannot_run_says_why(refused, case, code, needed):
     found, errors = refused(case=case)
     assert found == code
     assert needed in errors
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "lacking"),
+    [
+        ("avx_fp32", "avx fma", "avx2"),
+        ("avx_bfloat16", "avx2 fma avx512f avx512_vnni", "avx512_bf16"),
+        ("amx_bfloat16", "avx2 fma avx512f avx512_bf16", "amx_bf16 and amx_tile"),
+        ("amx_bfloat32", "avx2 fma avx512f avx512_bf16 amx_tile", "amx_bf16"),
+    ],
+)
+def test_a_cpu_that_lacks_what_the_precision_needs_skips_the_case_or_fails_it_by_force(
+    refused, cpu_flags, precision, flags, lacking
+):
+    cpu_flags(flags)
+    case, reason = f"test_{SLUG}_inference_throughput_{precision}", f"{precision}: this CPU lacks {lacking}"
+    assert refused(case=case) == (77, f"cnnbench: {reason}\n")
+    assert refused("--force", case=case) == (
+        1,
+        f"cnnbench: {reason}; FORCE=True makes that an error: use such a CPU, or leave FORCE out\n",
+    )
 
 
 def test_the_reason_for_skipping_is_on_standard_error(workload):

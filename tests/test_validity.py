@@ -5,8 +5,9 @@ import pytest
 
 from cnnbench import validity
 from cnnbench.contention import Contention, Throttling
-from cnnbench.isa import PRECISIONS, PrecisionProof
+from cnnbench.isa import PRECISIONS
 from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.proof import PrecisionProof
 from cnnbench.result import KILLED
 from cnnbench.stats import Estimate, Steadiness
 
@@ -63,7 +64,7 @@ def test_instances_on_one_cpu():
     ("share", "passed"), [(1.0, True), (0.95, True), (0.949, False), (0.0, False), (1.01, True), (1.02, False)]
 )
 def test_precision_needs_95_percent_of_the_work_and_not_more_than_all(share, passed):
-    proof = PrecisionProof(share, {"brgconv:avx512_core f32": 0.9, "ref:any f32": 0.1})
+    proof = PrecisionProof(share, {"brgconv:avx512_core f32": 0.9, "ref:any f32": 0.1}, [])
     criterion = validity.judge_precision(FP32, proof)
     assert (criterion.passed, criterion.severity, criterion.needed) == (
         passed,
@@ -76,7 +77,7 @@ def test_precision_needs_95_percent_of_the_work_and_not_more_than_all(share, pas
 
 
 def test_no_trace_is_no_proof():
-    criterion = validity.judge_precision(FP32, PrecisionProof(0.0, {}))
+    criterion = validity.judge_precision(FP32, PrecisionProof(0.0, {}, []))
     assert not criterion.passed
     assert criterion.found.endswith("(no trace)")
 

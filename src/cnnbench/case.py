@@ -149,6 +149,7 @@ class Parameters(BaseModel):
     onednn_verbose: bool = Field(
         False, description="have oneDNN trace into the instances' logs while measuring, which slows them"
     )
+    force: bool = Field(False, description="make it an error, not a skip, when this CPU lacks what the precision needs")
     mpi: bool = Field(False, description="launch the instances through MPI (not available yet)")
     num_mpi: Cores | Literal[""] = Field("", description="MPI processes a socket (not available yet)")
     customer_env: Annotated[dict[str, str], BeforeValidator(_parse_environment)] = Field(

@@ -38,6 +38,7 @@ from cnnbench.launch.trusted import check_manifest, count_trusted
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.kpi_log import kpi_lines, write_logs
+from cnnbench.report.layers import show_layers
 from cnnbench.report.table import list_kpis
 from cnnbench.result import RunResult
 from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, new_logs_directory
@@ -163,6 +164,13 @@ def _make_parser() -> argparse.ArgumentParser:
         "directories", nargs="+", type=Path, metavar="DIR", help="a logs-<case>, itr-N or worker-0 directory"
     )
     command.set_defaults(run=_list_kpi)
+
+    command = commands.add_parser("isa", help="tabulate what each layer of a run ran on, and how long it took")
+    command.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    command.add_argument(
+        "directory", type=Path, metavar="DIR", help="a logs-<case> (its last run), itr-N or worker-0 directory"
+    )
+    command.set_defaults(run=_isa)
 
     command = commands.add_parser("quickstart", help="what run.sh runs: from nothing to a KPI table")
     command.set_defaults(run=lambda a: quickstart(cache_root(os.environ), a.rest))
@@ -405,3 +413,8 @@ def _list_kpi(arguments: argparse.Namespace) -> int:
     for failure in listing.failures:
         print(failure, file=sys.stderr)
     return 1 if listing.failures else 0
+
+
+def _isa(arguments: argparse.Namespace) -> int:
+    print(show_layers(arguments.directory, arguments.format))
+    return 0

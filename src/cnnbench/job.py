@@ -14,7 +14,7 @@ from cnnbench.datasets.index import ImageSet
 from cnnbench.environments import choose_variant, engine_python, environment_path
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo
-from cnnbench.isa import PRECISIONS, Precision, require
+from cnnbench.isa import PRECISIONS, Precision, fit_to_cpu, require
 from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
@@ -102,7 +102,8 @@ def plan_case(
     case = TestCase.parse(case_name, workload.slug)
     asked = Sources.read(workload, environ, config).resolve(case, {"argument": arguments})
     parameters, notes = settle(asked)
-    engine, precision, cpu = find_engine(workload.engine), PRECISIONS[parameters.precision], read_cpuinfo()
+    engine, cpu = find_engine(workload.engine), read_cpuinfo()
+    precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
     if parameters.mode == "accuracy" and not engine.preparer:
         raise UsageError(f"{case.name}: the engine {workload.engine} has no model whose accuracy could be measured")
     plan = plan_instances(
@@ -115,8 +116,8 @@ def plan_case(
             instance_mode=parameters.instance_mode,
         ),
     )
-    if not case.sgx:  # what an SGX case's precision lacks is told together with what its enclaves lack
-        require(precision, cpu.flags)
+    if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
+        require(precision, cpu.flags, force=asked.force)
     if asked.wrap_key:
         _check_wrap_key(asked.wrap_key, workload)
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)

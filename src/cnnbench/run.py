@@ -19,19 +19,29 @@ from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.facts import host_facts, run_notes, software_facts
 from cnnbench.host import sample_frequency_mhz
-from cnnbench.isa import judge_trace, parse_verbose
 from cnnbench.job import Inputs, Job
 from cnnbench.launch.enclave import Enclaves
-from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
+from cnnbench.launch.local import (
+    KilledError,
+    Limits,
+    WorkerLaunch,
+    run_tracer,
+    run_workers,
+    shared_directory,
+    worker_command,
+)
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
+from cnnbench.proof import judge_trace
 from cnnbench.result import WORKER, Criterion, Kpi, RunResult, find_iterations
+from cnnbench.trace import TRACE_ENVIRONMENT, read_steps
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
 ENCLAVE_HANG_S = 1200.0
 """The same in an enclave, where loading takes longer: its memory is made first, and every file it opens is hashed."""
-TRACE_STEPS = 1
+TRACE_STEPS = 3
+"""How many steps are traced, of whose times the median counts."""
 
 
 def new_logs_directory(root: Path, case_name: str) -> Path:
@@ -120,6 +130,7 @@ class Measurement:
         self._frequencies: list[float] = []
         self._looks: list[_Look] = []
         self._ceiling: Ceiling | None = None
+        self._proof_facts: dict[str, str] = {}
 
     def run(self) -> RunResult:
         """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception."""
@@ -146,14 +157,14 @@ class Measurement:
             self._write_launch(spec, self._logs / f"process-{number}", worker_environment(self._job, spec))
             for number, spec in enumerate(specs)
         ]
-        trace = None
-        if self._inputs.model is not None:
+        if self._inputs.model is not None:  # before the others start: its times are of cores that it has to itself
             directory = self._logs / "trace"
-            environment = worker_environment(self._job, specs[0]) | {"ONEDNN_VERBOSE": "1"}
-            trace = self._write_launch(_trace_spec(specs[0], directory), directory, environment)
+            environment = worker_environment(self._job, specs[0]) | TRACE_ENVIRONMENT
+            with Progress("tracing", TRACE_STEPS, "steps") as progress:
+                run_tracer(self._write_launch(_trace_spec(specs[0], directory), directory, environment), self._hang_s)
+                progress.advance(TRACE_STEPS)
         run_workers(
             launches,
-            trace,
             shared,
             Limits(None if stops_by_itself else self._enough, self._hang_s),
             self._progress(),
@@ -296,11 +307,11 @@ class Measurement:
         if model is None:
             return []
         with (self._logs / "trace" / "output.log").open(errors="replace") as trace:
-            primitives = parse_verbose(trace)
-        needed = model.macs_per_image * self._job.parameters.batch_size * TRACE_STEPS
-        proof = judge_trace(self._job.precision, primitives, needed)
+            step = read_steps(trace)
+        proof = judge_trace(self._job.precision, step, model.macs_per_image * self._job.parameters.batch_size)
+        self._proof_facts = proof.facts
         agreement = validity.compare_outputs([directory / "check.npy" for directory in directories], model.reference)
-        kpis.append(Kpi(key="Precision share", unit="%", value=100 * proof.share))
+        kpis.append(Kpi(key="ISA share", unit="%", value=100 * proof.share))
         kpis.append(Kpi(key="Outputs top-1 agreement", unit="%", value=100 * agreement.top1))
         return [
             validity.judge_precision(self._job.precision, proof),
@@ -363,7 +374,8 @@ class Measurement:
             effective=job.effective,
             facts=host_facts(job, self._load_before)
             | software_facts(results, self._logs / "trace" / "output.log", self._inputs)
-            | facts,
+            | facts
+            | self._proof_facts,
             plan=job.plan.to_dict(),
             instances=results,
             kpis=_primary_first(kpis),

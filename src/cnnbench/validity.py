@@ -8,8 +8,9 @@ import numpy as np
 
 from cnnbench.ceiling import Utilization
 from cnnbench.contention import Contention, Throttling
-from cnnbench.isa import MOST_SHARE, REQUIRED_SHARE, Precision, PrecisionProof
+from cnnbench.isa import Precision
 from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.proof import MOST_SHARE, REQUIRED_SHARE, PrecisionProof
 from cnnbench.result import KILLED, Criterion
 from cnnbench.stats import MIN_SLICES, Estimate, Steadiness
 from cnnbench.topology import format_cpu_list

@@ -23,6 +23,7 @@ import numpy as np
 from cnnbench.backends import ENGINES, Backend, LoadSpec, import_part
 from cnnbench.launch.shared import ControlBlock, StepTimes
 from cnnbench.measure import measure_steps, warm_up_until_start
+from cnnbench.trace import STEP_MARK
 
 TOP = 5
 """How many of an image's best classes are kept."""
@@ -46,10 +47,11 @@ class WorkerSpec:
     """All a worker needs to know. Paths are absolute.
 
     `model`, `check_images`: empty for an engine without a model. `memory_node`: the NUMA node to bind to, None for
-    none. `steps`: None to go on until the stop sign. `trace_steps`: with a number, run so many steps and end, without
-    barrier or times. `shared`: the directory of the control block and the step times. `logs`: where results go.
-    `controller`: the process that starts the worker and without which it ends. `enclave`: whether it runs in one, where
-    its parent and its resident memory cannot be seen; what started it ties it to the controller then.
+    none. `steps`: None to go on until the stop sign. `trace_steps`: with a number, run so many steps, marking each,
+    after one to warm up, and end, without barrier or times. `shared`: the directory of the control block and the step
+    times. `logs`: where results go. `controller`: the process that starts the worker and without which it ends.
+    `enclave`: whether it runs in one, where its parent and its resident memory cannot be seen; what started it ties it
+    to the controller then.
     """
 
     run_id: str
@@ -175,7 +177,9 @@ class Instance:
     def _measure(self) -> None:
         spec, index, infer = self._spec, self._plan.index, self._backend.infer
         if spec.trace_steps is not None:
-            for _ in range(spec.trace_steps):
+            infer(self._batch)  # the warm-up: it makes the primitives and brings the weights into their order
+            for number in range(spec.trace_steps):
+                print(f"{STEP_MARK},{number + 1}", flush=True)
                 infer(self._batch)
             return
         shared = Path(spec.shared)

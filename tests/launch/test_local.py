@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.launch.local import SHARED_PREFIX, STALE_S, shared_directory, split_environment
+from cnnbench.isa import PRECISIONS
+from cnnbench.launch.local import SHARED_PREFIX, STALE_S, engine_environment, shared_directory, split_environment
+from cnnbench.launch.plan import InstancePlan, Plan
 
 MEMORY = Path("/dev/shm")
 
@@ -77,3 +79,22 @@ def test_a_living_runs_directory_stays():
 )
 def test_what_would_change_the_measurement_is_not_passed_on(name):
     assert split_environment({name: "1", "HOME": "/root"}) == ({"HOME": "/root"}, [name])
+
+
+ONE_CORE = Plan((InstancePlan(0, 0, (0,), sockets=(0,), nodes=(0,), memory_node=0),), idle_cores=0)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
+    environment = engine_environment(ONE_CORE, PRECISIONS[name], False, {})
+    modes = {key: environment.get(key) for key in ("ONEDNN_DEFAULT_FPMATH_MODE", "ITEX_FP32_MATH_MODE")}
+    expected = ("BF16", "BF32") if name.endswith("bfloat32") else (None, None)
+    assert tuple(modes.values()) == expected
+    assert environment["ONEDNN_MAX_CPU_ISA"] == ("AVX512_CORE_AMX" if name.startswith("amx") else "AVX512_CORE_BF16")
+    assert environment["ONEDNN_VERBOSE"] == "0"
+    assert "ONEDNN_VERBOSE_TIMESTAMP" not in environment
+
+
+def test_a_customers_variable_has_the_last_word():
+    environment = engine_environment(ONE_CORE, PRECISIONS["avx_fp32"], False, {"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX2"

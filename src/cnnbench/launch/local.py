@@ -44,6 +44,8 @@ AMBIENT = (
 
 SWITCHES = {"zentf": {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"}}
 """What turns a build's own kernels on; those of the builds that are not named are TensorFlow's oneDNN kernels."""
+BFLOAT16_MATH = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "ITEX_FP32_MATH_MODE": "BF32"}
+"""What has float32 computed in bfloat16: by oneDNN where nobody says otherwise, and by ITEX, which does say."""
 
 
 def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -60,6 +62,7 @@ def engine_environment(
         "OMP_NUM_THREADS": str(plan.cores_per_instance),
         "OPENBLAS_NUM_THREADS": "1",
         "ONEDNN_MAX_CPU_ISA": precision.max_isa,
+        **(BFLOAT16_MATH if precision.fpmath == "bf16" else {}),
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
         **SWITCHES.get(variant, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
         "PYTHONNOUSERSITE": "1",
@@ -193,17 +196,6 @@ class Run:
                 self.check_alive()
                 time.sleep(POLL_S)
 
-    def wait_for_trace(self, tracer: WorkerProcess) -> None:
-        """Wait until the tracing process has ended well; it has as long as an instance has to load."""
-        deadline = time.monotonic() + self._limits.hang_s
-        while tracer.exit_code is None:
-            self.check_alive()
-            if time.monotonic() > deadline:
-                raise KilledError(f"the tracing process {tracer.pid} hung: not done in {self._limits.hang_s:g} s")
-            time.sleep(POLL_S)
-        if tracer.exit_code != 0:
-            raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
-
     def open_barrier(self) -> None:
         """Let all instances begin to measure: at one moment, or when the warm-up step is done that they are in."""
         self._control.start_ns = time.monotonic_ns() + HEAD_START_NS
@@ -239,9 +231,20 @@ class Run:
                 raise KilledError(f"process {worker.pid} was {worker.describe_end()}")
 
 
+def run_tracer(launch: WorkerLaunch, hang_s: float) -> None:
+    """Run the tracing process to its end; it has as long as an instance has to load and do the steps."""
+    deadline = time.monotonic() + hang_s
+    with WorkerProcess(launch) as tracer:
+        while tracer.exit_code is None:
+            if time.monotonic() > deadline:
+                raise KilledError(f"the tracing process {tracer.pid} hung: not done in {hang_s:g} s")
+            time.sleep(POLL_S)
+        if tracer.exit_code != 0:
+            raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
+
+
 def run_workers(
     launches: Iterable[WorkerLaunch],
-    trace: WorkerLaunch | None,
     shared: Path,
     limits: Limits,
     progress: Progress,
@@ -249,20 +252,16 @@ def run_workers(
 ) -> None:
     """Run all workers from start to end.
 
-    `progress` counts the steps measured, or the seconds when `limits.enough` decides.
-    The trace runs beside the workers' loading and warm-up, and has ended before the barrier opens. `look` is called
-    with the workers' process ids when measuring begins and again when it ends, under full load. Raises KilledError when
-    any process does not make it; whatever happens, no process is left when this returns.
+    `progress` counts the steps measured, or the seconds when `limits.enough` decides. `look` is called with the
+    workers' process ids when measuring begins and again when it ends, under full load. Raises KilledError when any
+    process does not make it; whatever happens, no process is left when this returns.
     """
     launches = list(launches)
     instances = sum(len(launch.instances) for launch in launches)
     ControlBlock.create(shared, instances)
     with ExitStack() as stack:
-        tracer = None if trace is None else stack.enter_context(WorkerProcess(trace))
         workers = [stack.enter_context(WorkerProcess(launch)) for launch in launches]
         run = Run(workers, instances, shared, limits)
-        if tracer is not None:
-            run.wait_for_trace(tracer)
         loading = Progress("loading and warming up", instances, "instances")
         run.wait_until(lambda: run.count_ready() == instances, loading, run.count_ready)
         run.open_barrier()

@@ -1,0 +1,157 @@
+"""Tabulate what each layer of a run ran on, how long it took, and what ran between the layers."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnbench.errors import CnnbenchError
+from cnnbench.isa import PRECISIONS, Precision
+from cnnbench.proof import ran_as
+from cnnbench.report.table import Format, align
+from cnnbench.result import find_runs
+from cnnbench.trace import TracedStep, read_steps
+from cnnbench.worker import WorkerSpec
+
+COLUMNS = (
+    "record", "number", "kind", "shape", "implementation", "types", "partition", "count", "gmacs", "time_ms",
+    "time_share", "macs_share", "as_required",
+)  # fmt: skip
+_SUMMED = ("count", "gmacs", "time_ms", "time_share", "macs_share")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The trace of one run: its case's precision and batch size, and what a step ran."""
+
+    worker: Path
+    precision: Precision
+    batch_size: int
+    step: TracedStep
+
+
+def load_trace(directory: Path) -> Trace:
+    """Read the trace of the last run in a logs-<case>, itr-N or worker directory; raise CnnbenchError without one."""
+    if not directory.is_dir():
+        raise CnnbenchError(f"{directory}: no such directory; needed is a logs-<case>, itr-N or worker-0")
+    runs = find_runs(directory)
+    if not runs:
+        raise CnnbenchError(f"{directory}: no itr-N there; no run of the case has begun")
+    log, described = (runs[-1] / "trace" / name for name in ("output.log", "spec.json"))
+    if not log.is_file() or not described.is_file():
+        raise CnnbenchError(
+            f"{runs[-1]}: has no trace (trace/output.log and trace/spec.json); a run leaves one whose engine has a "
+            "model and that got as far as tracing"
+        )
+    spec = WorkerSpec.read(described)
+    with log.open(errors="replace") as lines:
+        step = read_steps(lines)
+    if not step.layers:
+        raise CnnbenchError(f"{log}: shows no layer of a traced step; its last lines tell what the process did")
+    return Trace(runs[-1], PRECISIONS[spec.precision], spec.batch_size, step)
+
+
+def show_layers(directory: Path, output_format: Format) -> str:
+    """Return the table of a run's layers, the totals of each implementation, and what ran between the layers.
+
+    Times are of one step: a layer's is the median over the steps traced, that of other work the mean.
+    """
+    trace = load_trace(directory)
+    records = _records(trace)
+    if output_format == "json":
+        return json.dumps(records, indent=2)
+    return _format_csv(records) if output_format == "csv" else _format_tables(trace, records)
+
+
+def _records(trace: Trace) -> list[dict[str, Any]]:
+    """Return a record for each layer, each implementation and each kind of other work."""
+    layers, total_ms = trace.step.layers, trace.step.time_ms or 1
+    total_macs = sum(layer.macs for layer in layers) or 1
+    records: list[dict[str, Any]] = [
+        {
+            "record": "layer",
+            "number": number,
+            "kind": layer.kind,
+            "shape": layer.shape,
+            "implementation": layer.implementation,
+            "types": layer.types,
+            "partition": layer.partition,
+            "count": 1,
+            "gmacs": layer.macs / 1e9,
+            "time_ms": layer.time_ms,
+            "time_share": layer.time_ms / total_ms,
+            "macs_share": layer.macs / total_macs,
+            "as_required": ran_as(trace.precision, layer),
+        }
+        for number, layer in enumerate(layers, start=1)
+    ]
+    totals: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    for record in records:
+        key = (record["implementation"], record["types"], record["as_required"])
+        total = totals.setdefault(
+            key,
+            {"record": "implementation", "implementation": key[0], "types": key[1], "as_required": key[2]}
+            | dict.fromkeys(_SUMMED, 0),
+        )
+        for name in _SUMMED:
+            total[name] += record[name]
+    others = [
+        {
+            "record": "other",
+            "kind": other.kind,
+            "count": other.count,
+            "time_ms": other.time_ms,
+            "time_share": other.time_ms / total_ms,
+        }
+        for other in trace.step.others
+    ]
+    return [*records, *sorted(totals.values(), key=lambda total: -total["gmacs"]), *others]
+
+
+def _format_csv(records: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue().rstrip("\n")
+
+
+def _format_tables(trace: Trace, records: list[dict[str, Any]]) -> str:
+    layers, totals, others = (
+        [record for record in records if record["record"] == kind] for kind in ("layer", "implementation", "other")
+    )
+    told = ["kind", "shape", "implementation", "types"]
+    if any(one["partition"] for one in layers):
+        told.append("partition")
+    work = ["count", "GMAC", "time (ms)", "time (%)", "MACs (%)", "as required"]
+    parts = [
+        f"{trace.worker}: {trace.precision.name}, one step of {trace.batch_size} images, {trace.step.time_ms:.2f} ms",
+        align(
+            ["layer", *told, *work[1:]],
+            [[str(one["number"]), *(one[name] for name in told), *_describe(one)[1:]] for one in layers],
+        ),
+        align(
+            ["implementation", "types", *work],
+            [[one["implementation"], one["types"], *_describe(one)] for one in totals],
+        ),
+    ]
+    if others:
+        cells = [
+            [one["kind"], f"{one['count']:g}", f"{one['time_ms']:.3f}", f"{100 * one['time_share']:.1f}"]
+            for one in others
+        ]
+        parts.append(align(["between the layers", "count", "time (ms)", "time (%)"], cells))
+    return "\n\n".join(parts)
+
+
+def _describe(record: dict[str, Any]) -> list[str]:
+    return [
+        str(record["count"]),
+        f"{record['gmacs']:.4f}",
+        f"{record['time_ms']:.3f}",
+        f"{100 * record['time_share']:.1f}",
+        f"{100 * record['macs_share']:.2f}",
+        "yes" if record["as_required"] else "NO",
+    ]
