@@ -34,6 +34,16 @@ class Precision:
     top1_agreement: float
     missing: str = ""
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether its graphs are quantised."""
+        return self.name.endswith("int8")
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether it answers as the model itself does, up to rounding in float32."""
+        return self.name.endswith("fp32")
+
 
 _NOT_YET = "cnnbench cannot run this precision yet"
 _AVX_CAP = "AVX512_CORE_BF16"
@@ -67,7 +77,6 @@ PRECISIONS = {
             trace_type="[us]8",
             softmax_bound=0.3,
             top1_agreement=0.85,
-            missing=_NOT_YET,
         ),
         Precision(
             "amx_bfloat16",
@@ -97,7 +106,6 @@ PRECISIONS = {
             trace_type="[us]8",
             softmax_bound=0.3,
             top1_agreement=0.85,
-            missing=_NOT_YET,
         ),
     )
 }
