@@ -4,13 +4,21 @@ import hashlib
 import re
 import subprocess
 import zipfile
+from dataclasses import replace
 
 import pytest
 
 from checkout import ROOT
 from cnnbench import environments
 from cnnbench.backends import ENGINES
-from cnnbench.environments import choose_variant, engine_python, environment_path, lock_file
+from cnnbench.environments import (
+    QUANTIZER,
+    choose_variant,
+    engine_python,
+    environment_path,
+    lock_file,
+    quantizer_python,
+)
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo
 
@@ -26,7 +34,12 @@ def requirements_of(lock):
 
 
 @pytest.mark.parametrize(
-    ("engine", "variant"), [(name, variant) for name, engine in ENGINES.items() for variant in engine.variants]
+    ("engine", "variant"),
+    [
+        (name, variant)
+        for name, engine in ENGINES.items()
+        for variant in (*engine.variants, *([QUANTIZER] if engine.quantizer else []))
+    ],
 )
 def test_every_engine_build_has_a_lock_file(engine, variant):
     assert lock_file(engine, variant) in LOCKS
@@ -73,6 +86,20 @@ def test_a_build_that_cannot_run_is_skipped_with_its_reason(requested, python, c
         choose_variant("tensorflow", requested, cpu, python=python)
     assert str(raised.value) == reason
     assert raised.value.exit_code == 77
+
+
+def test_int8_takes_a_build_that_has_its_kernels(monkeypatch):
+    engine = replace(ENGINES["tensorflow"], int8_variants=("stock",))
+    monkeypatch.setitem(environments.ENGINES, "tensorflow", engine)
+    assert choose_variant("tensorflow", "auto", AVX2_CPU, int8=True, python=(3, 11)) == "stock"
+    with pytest.raises(SkippedError, match=r"^VARIANT=itex: has no int8 kernels; it computes in float types only$"):
+        choose_variant("tensorflow", "itex", AVX2_CPU, int8=True, python=(3, 11))
+
+
+@pytest.mark.parametrize("python", [(3, 12), (3, 13)])
+def test_no_model_is_quantised_where_the_quantiser_has_no_wheels(tmp_path, python):
+    with pytest.raises(SkippedError, match=rf"for Python 3\.10 and 3\.11 only, and this is 3\.{python[1]}; run with"):
+        quantizer_python("tensorflow", tmp_path, python)
 
 
 def test_an_engine_without_builds_has_none_to_choose(tmp_path):

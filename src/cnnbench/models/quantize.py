@@ -130,7 +130,7 @@ def quantize_file(variant: str, model: Path, images: Path, destination: Path) ->
     (destination / "int8.pb").write_bytes(quantized.SerializeToString(deterministic=True))
     facts = {
         "multiplies": multiplies,
-        "calibration": f"{len(files)} images of {calibration.name} ({calibration.split})",
+        "calibration": f"{len(files)} images of {calibration.name}",
         "images_sha256": calibration.sha256,
         "made_with": framework_versions() | {"neural-compressor": importlib.metadata.version("neural-compressor")},
     }
