@@ -4,13 +4,22 @@ import hashlib
 import re
 import subprocess
 import zipfile
+from dataclasses import replace
 
 import pytest
 
 from checkout import ROOT
 from cnnbench import environments
 from cnnbench.backends import ENGINES
-from cnnbench.environments import choose_variant, engine_python, environment_path, lock_file, require_environment
+from cnnbench.environments import (
+    QUANTIZER,
+    choose_variant,
+    engine_python,
+    environment_path,
+    lock_file,
+    quantizer_python,
+    require_environment,
+)
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo
 
@@ -27,7 +36,12 @@ def requirements_of(lock):
 
 
 @pytest.mark.parametrize(
-    ("engine", "variant"), [(name, variant) for name, engine in ENGINES.items() for variant in engine.variants]
+    ("engine", "variant"),
+    [
+        (name, variant)
+        for name, engine in ENGINES.items()
+        for variant in (*engine.variants, *([QUANTIZER] if engine.quantizer else []))
+    ],
 )
 def test_every_engine_build_has_a_lock_file(engine, variant):
     assert lock_file(engine, variant) in LOCKS
@@ -92,6 +106,20 @@ def test_a_build_that_an_image_was_made_without_is_named_with_those_it_has(tmp_p
         "it anew (doc/containers.md)"
     )
     require_environment("null", "", tmp_path)
+
+
+def test_int8_takes_a_build_that_has_its_kernels(monkeypatch):
+    engine = replace(ENGINES["tensorflow"], int8_variants=("stock",))
+    monkeypatch.setitem(environments.ENGINES, "tensorflow", engine)
+    assert choose_variant("tensorflow", "auto", AVX2_CPU, int8=True, python=(3, 11)) == "stock"
+    with pytest.raises(SkippedError, match=r"^VARIANT=itex: has no int8 kernels; it computes in float types only$"):
+        choose_variant("tensorflow", "itex", AVX2_CPU, int8=True, python=(3, 11))
+
+
+@pytest.mark.parametrize("python", [(3, 12), (3, 13)])
+def test_no_model_is_quantised_where_the_quantiser_has_no_wheels(tmp_path, python):
+    with pytest.raises(SkippedError, match=rf"for Python 3\.10 and 3\.11 only, and this is 3\.{python[1]}; run with"):
+        quantizer_python("tensorflow", tmp_path, python)
 
 
 def test_an_engine_without_builds_has_none_to_choose(tmp_path):

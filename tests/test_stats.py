@@ -243,6 +243,37 @@ def test_the_interval_of_accuracy_is_wilsons(correct, total, low, high):
     assert stats.accuracy_interval(correct, total) == pytest.approx((low, high), abs=1e-6)
 
 
+def right_or_wrong(both, only_first, only_second, neither):
+    first, second = [True] * (both + only_first), [True] * both + [False] * only_first
+    wrong = [False] * neither
+    return np.array(first + [False] * only_second + wrong), np.array(second + [True] * only_second + wrong)
+
+
+@pytest.mark.parametrize(
+    ("table", "difference", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.2, 0.0569, 0.3404),  # Newcombe 1998, table II, method 10
+        ((36, 14, 0, 0), 0.28, 0.1528, 0.4167),
+        ((1, 1, 7, 12), -0.2857, -0.507, -0.026),  # Fagerland, Lydersen, Laake: Contingency Tables, chapter 8
+    ],
+)
+def test_the_interval_of_a_paired_difference_is_newcombes(table, difference, low, high):
+    found = stats.paired_difference(*right_or_wrong(*table))
+    assert found == pytest.approx((difference, low, high), abs=5e-4)
+
+
+def test_answers_that_never_differ_have_no_difference():
+    difference, low, high = stats.paired_difference(*right_or_wrong(870, 0, 0, 130))
+    assert difference == 0
+    assert -0.005 < low < 0 < high < 0.005
+
+
+def test_the_same_images_tell_more_than_as_many_others():
+    low, high = stats.paired_difference(*right_or_wrong(860, 10, 8, 122))[1:]
+    alone = stats.accuracy_interval(870, 1000)
+    assert high - low < (alone[1] - alone[0]) / 2
+
+
 def test_the_interval_of_accuracy_narrows_with_the_set():
     low, high = stats.accuracy_interval(860, 1000)
     assert low < 0.86 < high

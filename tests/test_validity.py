@@ -195,6 +195,13 @@ def test_the_interval_that_auto_steps_measure_for(half_width, passed, found):
     assert "MAX_TIME=60 s" in criterion.needed
 
 
+@pytest.mark.parametrize(("loss", "passed"), [(0.005, True), (0.0051, False), (0.0, True), (-0.01, True)])
+def test_a_loss_of_accuracy_has_a_bound(loss, passed):
+    criterion = validity.judge_loss(PRECISIONS["avx_int8"], loss)
+    assert (criterion.passed, criterion.severity) == (passed, "invalid")
+    assert criterion.found == f"avx_int8 is right for {100 * loss:.2f} % of the images fewer than the float32 model"
+
+
 @pytest.mark.parametrize(("predicted", "passed"), [(1000, True), (999, False), (1001, False), (0, False)])
 def test_accuracy_covers_the_whole_set(predicted, passed):
     criterion = validity.judge_coverage(predicted, 1000)

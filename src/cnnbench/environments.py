@@ -24,6 +24,10 @@ ITEX_PYTHONS = ((3, 10), (3, 11))
 """The Pythons that the last ITEX with CPU wheels has wheels for."""
 
 
+QUANTIZER = "quantizer"
+"""The environment that quantises an engine's models; nothing is measured with it. It stands beside the builds."""
+
+
 def lock_file(engine: str, variant: str) -> Path:
     """Return the lock file of one engine build."""
     return REQUIREMENTS / f"{engine}-{variant}.lock"
@@ -34,6 +38,7 @@ def choose_variant(
     requested: str,
     cpu: CpuInfo,
     weight_sharing: bool = False,
+    int8: bool = False,
     python: tuple[int, int] = sys.version_info[:2],
 ) -> str:
     """Return the build to use: the requested one, or for `auto` the first that can run; empty if the engine has none.
@@ -51,6 +56,9 @@ def choose_variant(
     obstacles = {variant: _obstacle(variant, variants, cpu, python) for variant in (*variants, requested)}
     if weight_sharing:
         obstacles["itex"] = "cannot share weights"
+    if int8:
+        without = set(variants) - set(ENGINES[engine].int8_variants)
+        obstacles |= dict.fromkeys(without, "has no int8 kernels; it computes in float types only")
     if requested == "auto":
         return next(variant for variant in variants if not obstacles[variant])
     if obstacles[requested]:
@@ -99,6 +107,16 @@ def engine_python(engine: str, variant: str, cache: Path) -> Path:
         _discard_orphan(destination, python)
     install_directory(lambda directory: _make_environment(directory, lock), destination)
     return python
+
+
+def quantizer_python(engine: str, cache: Path, python: tuple[int, int] = sys.version_info[:2]) -> Path:
+    """Return the Python that quantises an engine's models; raise SkippedError where its packages have no wheels."""
+    if python not in ITEX_PYTHONS:
+        raise SkippedError(
+            f"int8: quantising a model needs TensorFlow 2.15, which has wheels for Python 3.10 and 3.11 only, and this "
+            f"is {python[0]}.{python[1]}; run with one of those, or give a graph that is int8 already by MODEL"
+        )
+    return engine_python(engine, QUANTIZER, cache)
 
 
 def _discard_orphan(destination: Path, python: Path) -> None:

@@ -18,9 +18,8 @@ class Precision:
     `flags`: alternatives of /proc/cpuinfo flags, one alternative of which the CPU must have whole. `max_isa`: the
     cap handed to oneDNN. `trace_isa`: what an implementation's name in the trace must match. `trace_type`: the data
     type its source and weights must have. `fpmath`: the type in which it computes with float32 numbers, empty for
-    float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference.
-    `top1_agreement`: the share of the check batch whose best class must be the reference's. `peak`: the kind of
-    native/peak.c that is its ceiling. `missing`: why the precision cannot run yet, empty when it can.
+    float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference. `top1_agreement`: the share
+    of the check batch whose best class must be the reference's. `peak`: the kind of native/peak.c that is its ceiling.
     """
 
     name: str
@@ -32,10 +31,18 @@ class Precision:
     top1_agreement: float
     peak: str
     fpmath: str = ""
-    missing: str = ""
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether its graphs are quantised."""
+        return self.name.endswith("int8")
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether it answers as the model itself does, up to rounding in float32."""
+        return self.name.endswith("fp32")
 
 
-_NOT_YET = "cnnbench cannot run this precision yet"
 _AVX_CAP = "AVX512_CORE_BF16"
 _AVX2_CAP = "AVX2_VNNI_2"
 """What no cap is, where there is no AVX-512: in oneDNN's order AVX512_CORE_BF16 does not include AVX-VNNI."""
@@ -73,7 +80,6 @@ PRECISIONS = {
             softmax_bound=0.3,
             top1_agreement=0.85,
             peak="vnni",
-            missing=_NOT_YET,
         ),
         Precision(
             "amx_bfloat16",
@@ -105,7 +111,6 @@ PRECISIONS = {
             softmax_bound=0.3,
             top1_agreement=0.85,
             peak="amx_int8",
-            missing=_NOT_YET,
         ),
     )
 }
@@ -113,8 +118,6 @@ PRECISIONS = {
 
 def missing_for_precision(precision: Precision, cpu_flags: frozenset[str]) -> list[str]:
     """Return why this program or this CPU cannot run the precision; empty when they can."""
-    if precision.missing:
-        return [f"{precision.name}: {precision.missing}"]
     lacking = [sorted(needed - cpu_flags) for needed in precision.flags]
     if not all(lacking):
         return []
@@ -144,7 +147,6 @@ def best_precision(cpu: CpuInfo) -> PrecisionName:
     double_rate: tuple[PrecisionName, ...] = ("avx_bfloat16",) if cpu.vendor == "AuthenticAMD" else ()
     order: tuple[PrecisionName, ...] = (*double_rate, "avx_fp32")
     for name in order:
-        precision = PRECISIONS[name]
-        if not precision.missing and any(flags <= cpu.flags for flags in precision.flags):
+        if any(flags <= cpu.flags for flags in PRECISIONS[name].flags):
             return name
     raise SkippedError("no precision can run here: at least AVX2 and FMA are needed")

@@ -24,7 +24,9 @@ from cnnbench.staging.inputs import (
     find_check_set,
     find_image_set,
     imagenet_path,
+    predict_images,
     prepare_model,
+    quantize_model,
     stage_embedded_model,
 )
 from cnnbench.staging.manifest import load_artefacts
@@ -141,7 +143,8 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     p = planned.parameters
     if planned.case.sgx and not enclaves:
         raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
-    variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing)
+    int8 = planned.precision.is_int8
+    variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing, int8)
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | engine_environment(
         planned.plan, planned.precision, variant, p.onednn_verbose, p.customer_env
@@ -220,24 +223,45 @@ def stage_inputs(job: Job, cache: Path) -> Inputs:
     images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
     check_set = images.root if images else find_check_set(cache)
     model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
+    if job.precision.is_int8 and not model.quantized:
+        model = quantize_model(model, job.workload.engine, job.engine.quantizer, job.variant, cache)
+    elif model.quantized and not job.precision.is_int8:
+        raise UsageError(
+            f"MODEL={job.parameters.model}: is quantised to int8 and cannot be measured as {job.precision.name}; give "
+            "the float32 graph, or choose an int8 case"
+        )
+    if images and job.parameters.mode == "accuracy" and not model.quantized and not job.precision.is_float32:
+        model = predict_images(model, images.root, python, job.engine.preparer, cache)
     return Inputs(python, images, model)
 
 
 def stage_engine(name: str, cpu: CpuInfo, cache: Path) -> None:
-    """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged."""
+    """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged.
+
+    They are quantised for each build that can run here and is installed. What the float32 model answers to the drawn
+    images is recorded too; to ImageNet's only when it is needed, as that takes long.
+    """
     engine = find_engine(name)
     if not engine.preparer:
         return
-    python = engine_python(name, choose_variant(name, "auto", cpu), cache)
+    chosen = choose_variant(name, "auto", cpu)
+    python = engine_python(name, chosen, cache)
+    installed = [one for one in engine.int8_variants if environment_path(name, one, cache).is_dir()]
     artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
     models = [
         stage_embedded_model(python, engine.preparer, cache),
         *(path for path in artefacts if path.suffix == ".pb"),
     ]
-    check_sets = [find_check_set(cache), imagenet_path(cache)]
-    for model, check_set in itertools.product(models, check_sets):
+    drawn = find_check_set(cache)
+    for model, check_set in itertools.product(models, (drawn, imagenet_path(cache))):
         if model.is_file() and check_set.is_dir():
-            prepare_model(model, check_set, python, engine.preparer, cache)
+            prepared = prepare_model(model, check_set, python, engine.preparer, cache)
+            if prepared.quantized:
+                continue
+            for variant in installed:
+                quantize_model(prepared, name, engine.quantizer, variant, cache)
+            if check_set == drawn:
+                predict_images(prepared, check_set, python, engine.preparer, cache)
 
 
 def _find_model(job: Job, python: Path, cache: Path) -> Path:

@@ -248,7 +248,7 @@ class Measurement:
         criteria += self._judge_utilization(steps, window, kpis)
         facts = {"measured for": f"{window.seconds:.2f} s, {sum(len(rows) for rows in steps)} steps"}
         if p.mode == "accuracy":
-            criteria.append(self._judge_accuracy(directories, kpis))
+            criteria += self._judge_accuracy(directories, kpis)
         else:
             criteria += timed
             if contention is not None:
@@ -318,26 +318,38 @@ class Measurement:
             validity.judge_outputs(self._job.precision, agreement),
         ]
 
-    def _judge_accuracy(self, directories: list[Path], kpis: list[Kpi]) -> Criterion:
-        """Compare the predictions of all shares with the labels."""
-        images = self._inputs.images
-        if images is None:
+    def _judge_accuracy(self, directories: list[Path], kpis: list[Kpi]) -> list[Criterion]:
+        """Compare the predictions of all shares with the labels, and with those of the float32 model."""
+        images, model = self._inputs.images, self._inputs.model
+        if images is None or model is None:
             raise CnnbenchError("an accuracy run needs an engine with a model")
-        labels = [images.labels[share :: len(directories)] for share in range(len(directories))]
+        shares = range(len(directories))
+        labels = np.concatenate([images.labels[share :: len(directories)] for share in shares])
         predictions = [np.load(directory / "predictions.npy") for directory in directories]
         answered = sum(len(rows) for rows in predictions)
         coverage = validity.judge_coverage(answered, len(images))
-        if coverage.passed:
-            hits = np.concatenate(predictions) == np.concatenate(labels)[:, None]
-            correct = int(hits[:, 0].sum())
-            low, high = stats.accuracy_interval(correct, len(hits))
-            kpis += [
-                Kpi(key="Accuracy top-1", unit="%", value=100 * correct / len(hits), primary=True),
-                Kpi(key="Accuracy top-1 95 % low", unit="%", value=100 * low),
-                Kpi(key="Accuracy top-1 95 % high", unit="%", value=100 * high),
-                Kpi(key="Accuracy top-5", unit="%", value=100 * float(hits.any(axis=1).mean())),
-            ]
-        return coverage
+        if not coverage.passed:
+            return [coverage]
+        hits = np.concatenate(predictions) == labels[:, None]
+        correct = int(hits[:, 0].sum())
+        low, high = stats.accuracy_interval(correct, len(hits))
+        kpis += [
+            Kpi(key="Accuracy top-1", unit="%", value=100 * correct / len(hits), primary=True),
+            Kpi(key="Accuracy top-1 95 % low", unit="%", value=100 * low),
+            Kpi(key="Accuracy top-1 95 % high", unit="%", value=100 * high),
+            Kpi(key="Accuracy top-5", unit="%", value=100 * float(hits.any(axis=1).mean())),
+        ]
+        if model.predictions is None:
+            return [coverage]
+        reference = np.load(model.predictions)
+        expected = np.concatenate([reference[share :: len(directories)] for share in shares]) == labels
+        loss, low, high = stats.paired_difference(expected, hits[:, 0])
+        kpis += [
+            Kpi(key="Top-1 loss", unit="%", value=100 * loss),
+            Kpi(key="Top-1 loss 95 % low", unit="%", value=100 * low),
+            Kpi(key="Top-1 loss 95 % high", unit="%", value=100 * high),
+        ]
+        return [coverage, validity.judge_loss(self._job.precision, loss)]
 
     def _invalid(self, error: BaseException, shared: Path) -> RunResult:
         """Return the result of a run that was killed, hung or interrupted, keeping the raw times it had."""

@@ -20,6 +20,7 @@ THROTTLED_BOUND = 0.01
 DRIFT_BOUND = 0.05
 DRIFT_SIGNIFICANCE = 0.05
 SPREAD_BOUND = 0.10
+TOP1_LOSS_BOUND = 0.005
 AUTO_HALF_WIDTH = 0.01
 """STEPS=auto measures until the 95 % interval of throughput is within this share of the mean."""
 
@@ -189,6 +190,16 @@ def reject_without_steps(mode: str) -> Criterion:
     """Say that a run has measured nothing that its primary KPI could be made of."""
     return Criterion(
         name=mode, passed=False, found="no step lies inside the common window of all instances", needed="more STEPS"
+    )
+
+
+def judge_loss(precision: Precision, loss: float) -> Criterion:
+    """Judge how much top-1 accuracy a precision costs against float32, as a share of the same images."""
+    return Criterion(
+        name="accuracy loss",
+        passed=loss <= TOP1_LOSS_BOUND,
+        found=f"{precision.name} is right for {100 * loss:.2f} % of the images fewer than the float32 model",
+        needed=f"at most {100 * TOP1_LOSS_BOUND:g} %",
     )
 
 

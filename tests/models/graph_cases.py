@@ -13,7 +13,8 @@ from cnnbench.errors import CnnbenchError
 from cnnbench.models import resnet50
 from cnnbench.models.bfloat16 import to_bfloat16
 from cnnbench.models.fold import fold
-from cnnbench.models.graph import CLASSES, INPUT, OUTPUT, count_macs, read_graph
+from cnnbench.models.graph import CLASSES, INPUT, OUTPUT, count_macs, is_quantized, read_graph
+from cnnbench.models.quantize import check_int8
 
 MODEL = Path("model.pb")
 RANDOM = np.random.Generator(np.random.PCG64(1))
@@ -221,6 +222,79 @@ def read_errors():
     return found
 
 
+STOCK = """x Placeholder; q QuantizeV2 x; c1 _FusedQuantizedConv2D q k; p QuantizedMaxPool c1;
+c2 _FusedQuantizedConv2D p k;
+d Dequantize c2; m Mean d; q2 QuantizeV2 m; mm _QuantizedMatMul q2 k; s Softmax mm; k Const"""
+ITEX = """x Placeholder; q QuantizeV2 x; d Dequantize q; c1 Conv2D d kd; b BiasAdd c1 k; r Relu b; q1 QuantizeV2 r;
+d1 Dequantize q1; p MaxPool d1; q2 QuantizeV2 p; d2 Dequantize q2; c2 Conv2D d2 kd; a AddV2 c2 d2; m Mean a;
+q3 QuantizeV2 m; d3 Dequantize q3; mm MatMul d3 kd; s Softmax mm; k Const; kq QuantizeV2 k; kd Dequantize kq"""
+INT8 = {
+    "stock": (STOCK, "stock"),
+    "itex": (ITEX, "itex"),
+    "stock, one too few": (STOCK.replace("mm _QuantizedMatMul q2 k", "mm Identity q2"), "stock"),
+    "stock, a float convolution": (
+        STOCK.replace("c2 _FusedQuantizedConv2D p k;\nd Dequantize c2", "d Dequantize p; c2 Conv2D d k").replace(
+            "m Mean d", "m Mean c2"
+        ),
+        "stock",
+    ),
+    "stock, another convolution": (STOCK.replace("s Softmax mm", "s Conv3D mm"), "stock"),
+    "stock, a Pad": (
+        STOCK.replace("c2 _FusedQuantizedConv2D p k", "e Dequantize p; pad Pad e; f QuantizeV2 pad; "
+                      "c2 _FusedQuantizedConv2D f k"),
+        "stock",
+    ),
+    "stock, a float MaxPool and Relu": (
+        STOCK.replace("p QuantizedMaxPool c1", "e Dequantize c1; f Relu e; g MaxPool f; p QuantizeV2 g"),
+        "stock",
+    ),
+    "itex, float weights": (ITEX.replace("c2 Conv2D d2 kd", "c2 Conv2D d2 k"), "itex"),
+    "itex, a float input": (ITEX.replace("mm MatMul d3 kd", "mm MatMul m kd"), "itex"),
+    "itex, a Pad": (ITEX.replace("c2 Conv2D d2", "pad Pad d2; f QuantizeV2 pad; g Dequantize f; c2 Conv2D g"), "itex"),
+    "itex, quantised twice": (ITEX.replace("p MaxPool d1", "f QuantizeV2 d1; g Dequantize f; p MaxPool g"), "itex"),
+}  # fmt: skip
+
+
+def int8_case(text, variant):
+    graph = tf.compat.v1.GraphDef()
+    for line in text.replace("\n", " ").split(";"):
+        name, op, *inputs = line.split()
+        graph.node.add(name=name, op=op, input=inputs)
+    try:
+        check_int8(graph, 3, variant)
+    except CnnbenchError as error:
+        return str(error)
+    return ""
+
+
+def quantized_macs():
+    """Count a quantised convolution of 3 x 3 kernels and stride 2, and a product of its 112 x 112 x 4 outputs."""
+
+    def network(x):
+        low, high = tf.constant(-1.0), tf.constant(1.0)
+        value, kernel = (
+            tf.raw_ops.QuantizeV2(input=one, min_range=low, max_range=high, T=kind).output
+            for one, kind in ((x, tf.quint8), (constant(3, 3, 3, 4), tf.qint8))
+        )
+        y = tf.raw_ops.QuantizedConv2DWithBiasAndReluAndRequantize(
+            input=value,
+            filter=kernel,
+            bias=constant(4),
+            min_input=low,
+            max_input=high,
+            min_filter=low,
+            max_filter=high,
+            min_freezed_output=low,
+            max_freezed_output=high,
+            strides=[1, 2, 2, 1],
+            padding="SAME",
+        ).output
+        return tf.raw_ops.Dequantize(input=y, min_range=low, max_range=high)
+
+    graph = build(network, size=224)
+    return [count_macs(graph, MODEL), is_quantized(graph), is_quantized(build(classify))]
+
+
 def small_cases():
     return {
         "fold": fold_cases(),
@@ -230,6 +304,8 @@ def small_cases():
         "other_macs": {name: count_or_error(network) for name, network in COUNTS.items()},
         "folded_macs": count_macs(fold(build(classify, size=224)).graph, MODEL),
         "errors": read_errors(),
+        "int8": {name: int8_case(*case) for name, case in INT8.items()},
+        "quantized_macs": quantized_macs(),
     }
 
 

@@ -95,6 +95,31 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(cases):
 
 
 @pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("stock", ""),
+        ("itex", ""),
+        ("stock, one too few", "2 of 3 convolutions and matrix products are int8, needed all; left in float32: none"),
+        ("stock, a float convolution", "2 of 3 .* left in float32: c2 \\(Conv2D\\)"),
+        ("stock, another convolution", "3 of 3 .* left in float32: s \\(Conv3D\\)"),
+        ("stock, a Pad", "1 superfluous pairs of Dequantize and QuantizeV2: e to f"),
+        ("stock, a float MaxPool and Relu", "1 superfluous pairs .*: e to p"),
+        ("itex, float weights", "2 of 3 .* left in float32: c2 \\(Conv2D\\)"),
+        ("itex, a float input", "2 of 3 .* left in float32: mm \\(MatMul\\)"),
+        ("itex, a Pad", "1 superfluous pairs .*: d2 to f"),
+        ("itex, quantised twice", "1 superfluous pairs .*: d1 to f"),
+    ],
+)
+def test_a_graph_that_is_not_all_int8_is_refused(cases, name, found):
+    text = f"quantised for {name.split(',')[0]}: {found}" if found else ""
+    assert re.fullmatch(text, cases["int8"][name])
+
+
+def test_quantised_work_is_counted(cases):
+    assert cases["quantized_macs"] == [112 * 112 * 4 * (3 * 3 * 3), True, False]
+
+
+@pytest.mark.parametrize(
     ("name", "needed"),
     [
         ("garbage", "not a frozen TensorFlow graph"),

@@ -9,6 +9,7 @@ from cnnbench.cli import main
 from cnnbench.datasets import procedural
 from cnnbench.datasets.index import write_image_set
 from cnnbench.errors import CnnbenchError
+from cnnbench.staging import inputs
 from cnnbench.staging.inputs import (
     EMBEDDED_BY,
     PACKAGE,
@@ -17,21 +18,28 @@ from cnnbench.staging.inputs import (
     find_check_set,
     find_image_set,
     imagenet_path,
+    predict_images,
     prepare_model,
+    quantize_model,
     stage_embedded_model,
     stage_procedural,
 )
 
 PREPARER = f"""#!{sys.executable}
-import hashlib, json, sys
+import hashlib, json, os, sys
 from pathlib import Path
 step, destination = sys.argv[3], Path(sys.argv[-1])
 if step == "embedded":
     (destination / "model.pb").write_bytes(b"a model")
     facts = {{"sha256": hashlib.sha256(b"a model").hexdigest()}}
     (destination / "model.json").write_text(json.dumps(facts))
+elif step == "predict":
+    (destination / "predictions.npy").write_text(sys.argv[4])
+elif sys.argv[2] == "quantizer":
+    (destination / "int8.pb").write_text(f"{{step}} {{os.environ['PYTHONHASHSEED']}}")
+    (destination / "int8.json").write_text(json.dumps({{"calibration": Path(sys.argv[5]).name}}))
 else:
-    facts = {{"macs_per_image": 7, "batch_norms_folded": 53, "pads_folded": 4}}
+    facts = {{"macs_per_image": 7, "batch_norms_folded": 53, "pads_folded": 4, "quantized": False}}
     (destination / "prepared.json").write_text(json.dumps(facts))
 """
 
@@ -90,6 +98,47 @@ def test_what_is_staged_is_used_without_the_images_it_was_made_with(cache, pytho
     assert prepare_model(model, find_check_set(cache), python, "preparer", cache) == prepared
     with pytest.raises(CnnbenchError, match=r"index\.csv is missing.*take the image for real data"):
         find_image_set("procedural", cache)
+
+
+@pytest.fixture
+def prepared(cache, python, monkeypatch):
+    """A prepared model, and a quantising environment whose Python is the script too."""
+    monkeypatch.setattr(inputs, "quantizer_python", lambda engine, cache: python)
+    images = stage_procedural("validation", cache)
+    return prepare_model(stage_embedded_model(python, "preparer", cache), images.root, python, "preparer", cache)
+
+
+def test_a_model_is_quantised_once_for_each_build(cache, python, prepared):
+    found = {
+        build: quantize_model(prepared, "tensorflow", "quantizer", build, cache).graph for build in ("itex", "stock")
+    }
+    assert {build: path.read_text() for build, path in found.items()} == {"itex": "itex 0", "stock": "stock 0"}
+    python.unlink()
+    again = quantize_model(prepared, "tensorflow", "quantizer", "itex", cache)
+    assert again.graph == found["itex"]
+    assert (again.macs_per_image, again.reference) == (prepared.macs_per_image, prepared.reference)
+
+
+def test_ranges_come_from_the_calibration_images_whatever_is_measured(cache, python, prepared):
+    other = prepare_model(prepared.source, imagenet_path(cache), python, "preparer", cache)
+    quantized = [quantize_model(model, "tensorflow", "quantizer", "itex", cache) for model in (prepared, other)]
+    assert {model.calibration for model in quantized} == {f"{procedural.SEED}-calibration"}
+    assert len({model.graph for model in quantized}) == 1
+
+
+def test_another_quantiser_quantises_anew(cache, prepared, tmp_path, monkeypatch):
+    before = quantize_model(prepared, "tensorflow", "quantizer", "itex", cache).graph
+    lock = tmp_path / "another.lock"
+    lock.write_text("neural-compressor==2.7")
+    monkeypatch.setattr(inputs, "lock_file", lambda engine, variant: lock)
+    assert quantize_model(prepared, "tensorflow", "quantizer", "itex", cache).graph != before
+
+
+def test_the_float_models_answers_are_recorded_for_each_set(cache, python, prepared):
+    sets = find_check_set(cache), imagenet_path(cache)
+    found = {predict_images(prepared, images, python, "preparer", cache).predictions for images in sets}
+    assert {path.read_text() for path in found} == {str(prepared.source)}
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("changed", EMBEDDED_BY)

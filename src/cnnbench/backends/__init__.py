@@ -58,13 +58,17 @@ class Engine:
 
     `variants`: its builds, each with a lock file `<engine>-<variant>.lock`; none when it needs no environment of its
     own. `preparer`: the module that stages and prepares its models, run with its environment's Python; none when it
-    needs no model. An engine without a model has no outputs to check and no precision to prove.
+    needs no model. `quantizer`: the module that quantises a prepared model to int8 for one of `int8_variants`, run with
+    the Python of the environment of `<engine>-quantizer.lock`. An engine without a model has no outputs to check and no
+    precision to prove.
     """
 
     backend: str
     reader: str = ""
     variants: tuple[str, ...] = ()
     preparer: str = ""
+    quantizer: str = ""
+    int8_variants: tuple[str, ...] = ()
 
 
 ENGINES = {
@@ -73,6 +77,8 @@ ENGINES = {
         reader="cnnbench.datasets.tfdata:read_batches",
         variants=("itex", "stock", "zentf"),
         preparer="cnnbench.models.prepare",
+        quantizer="cnnbench.models.quantize",
+        int8_variants=("itex", "stock"),
     ),
     "null": Engine(backend="cnnbench.backends.null:NullBackend"),
 }

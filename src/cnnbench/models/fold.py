@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.models.graph import OUTPUT
+from cnnbench.models.graph import OUTPUT, node_name
 
 BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 
@@ -37,12 +37,12 @@ def fold(graph: Any, output: str = OUTPUT) -> Folded:
     graph = tf.compat.v1.graph_util.extract_sub_graph(graph, [output])
     graph = tf.compat.v1.graph_util.remove_training_nodes(graph, protected_nodes=[output])
     nodes = {node.name: node for node in graph.node}
-    readers = Counter(_name(edge) for node in graph.node for edge in node.input)
+    readers = Counter(node_name(edge) for node in graph.node for edge in node.input)
 
     def constant(edge: str) -> np.ndarray | None:
-        node = nodes[_name(edge)]
+        node = nodes[node_name(edge)]
         while node.op == "Identity":
-            node = nodes[_name(node.input[0])]
+            node = nodes[node_name(node.input[0])]
         return tensor_util.MakeNdarray(node.attr["value"].tensor) if node.op == "Const" else None
 
     def make_constant(name: str, value: np.ndarray) -> Any:
@@ -60,7 +60,7 @@ def fold(graph: Any, output: str = OUTPUT) -> Folded:
     for norm in graph.node:
         if norm.op not in BATCH_NORMS or norm.attr["is_training"].b:
             continue
-        conv = nodes[_name(norm.input[0])]
+        conv = nodes[node_name(norm.input[0])]
         parameters = [constant(edge) for edge in norm.input[1:5]]
         kernel = constant(conv.input[1]) if conv.op == "Conv2D" else None
         if kernel is None or any(p is None for p in parameters) or readers[conv.name] != 1:
@@ -86,7 +86,7 @@ def fold(graph: Any, output: str = OUTPUT) -> Folded:
 
 def _absorb_pad(conv: Any, nodes: dict[str, Any], readers: Counter, constant: Any, removed: set[str]) -> bool:
     """Turn Pad + Conv2D(VALID) into one Conv2D with explicit paddings; say whether it was done."""
-    pad = nodes[_name(conv.input[0])]
+    pad = nodes[node_name(conv.input[0])]
     if pad.op != "Pad" or conv.attr["padding"].s != b"VALID" or conv.attr["data_format"].s not in (b"", b"NHWC"):
         return False
     paddings = constant(pad.input[1])
@@ -99,10 +99,5 @@ def _absorb_pad(conv: Any, nodes: dict[str, Any], readers: Counter, constant: An
     if not readers[pad.name]:
         removed.add(pad.name)
     else:
-        readers[_name(pad.input[0])] += 1
+        readers[node_name(pad.input[0])] += 1
     return True
-
-
-def _name(edge: str) -> str:
-    """Return the node an input refers to: `^node` is a control edge, `node:1` an output other than the first."""
-    return edge.lstrip("^").split(":")[0]

@@ -15,7 +15,9 @@ OUTPUT = "softmax_tensor"
 IMAGE_SIZE = 224
 CLASSES = 1001
 
-COUNTED = ("Conv2D", "MatMul")
+COUNTED = re.compile(r"Conv2D|MatMul|_?(Fused)?Quantized(Conv2D|MatMul)(PerChannel|With\w+)?")
+"""Types of operations whose multiply-accumulates are counted: their second input is the kernel, int8 or not."""
+
 NOT_COUNTED = re.compile(r"Conv|MatMul|Einsum|Dot|LSTM|GRU|RNN|PartitionedCall|^(Stateless)?(If|While|Case)$")
 """Types of operations that multiply and accumulate as well, or that call a function which may."""
 
@@ -47,6 +49,21 @@ def read_graph(path: Path) -> Any:
     return graph
 
 
+def node_name(edge: str) -> str:
+    """Return the node an input refers to: `^node` is a control edge, `node:1` an output other than the first."""
+    return edge.lstrip("^").split(":")[0]
+
+
+def is_multiply(node: Any) -> bool:
+    """Tell whether a node multiplies and accumulates, whether or not it can be counted."""
+    return bool(COUNTED.fullmatch(node.op) or NOT_COUNTED.search(node.op))
+
+
+def is_quantized(graph: Any) -> bool:
+    """Tell whether a graph computes with quantised values."""
+    return any("Quantize" in node.op for node in graph.node)
+
+
 def count_macs(graph: Any, path: Path) -> int:
     """Return the multiply-accumulates of one image's convolutions and matrix products, from the graph's shapes.
 
@@ -60,19 +77,19 @@ def count_macs(graph: Any, path: Path) -> int:
         tf.import_graph_def(graph, input_map={f"{INPUT}:0": images}, name="")
         macs = 0
         for operation in imported.get_operations():
-            if operation.type in COUNTED:
+            if COUNTED.fullmatch(operation.type):
                 weights = operation.inputs[1].shape
                 outputs = operation.outputs[0].shape.num_elements()
                 if outputs is None or not weights.is_fully_defined():
                     raise CnnbenchError(f"{path}: {operation.name} ({operation.type}) has no fixed shapes to count by")
                 # Of a kernel (height, width, channels of a group, filters) or matrix, all but the axis of the outputs.
-                transposed = operation.type == "MatMul" and operation.get_attr("transpose_b")
+                transposed = "MatMul" in operation.type and operation.get_attr("transpose_b")
                 macs += outputs * weights.num_elements() // weights[0 if transposed else -1]
             elif NOT_COUNTED.search(operation.type):
                 raise CnnbenchError(
                     f"{path}: {operation.name} is of type {operation.type}, whose multiply-accumulates cannot be "
-                    f"counted; a graph must compute with {' and '.join(COUNTED)} only"
+                    "counted; a graph must compute with Conv2D and MatMul only"
                 )
     if not macs:
-        raise CnnbenchError(f"{path}: has no {' or '.join(COUNTED)} between {INPUT} and {OUTPUT}: nothing to measure")
+        raise CnnbenchError(f"{path}: has no Conv2D or MatMul between {INPUT} and {OUTPUT}: nothing to measure")
     return macs

@@ -3,6 +3,7 @@
 `python -m cnnbench.models.prepare embedded CALIBRATION TRAINING DESTINATION` builds ResNet50 v1.5 with seeded weights
 and a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen graph and records what it
 answers to a fixed batch before any rewriting, which is the reference for every measured graph.
+`... predict MODEL IMAGES DESTINATION` records the best class of every image, likewise by the graph as it was given.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from cnnbench.datasets.index import ImageSet, load_image_set
 from cnnbench.datasets.tfdata import read_batches
 from cnnbench.errors import CnnbenchError
 from cnnbench.models import resnet50
-from cnnbench.models.fold import fold
-from cnnbench.models.graph import INPUT, OUTPUT, count_macs, read_graph
+from cnnbench.models.fold import Folded, fold
+from cnnbench.models.graph import INPUT, OUTPUT, count_macs, is_quantized, read_graph
 from cnnbench.progress import Progress
 
 CALIBRATION_IMAGES = 100
@@ -34,7 +35,7 @@ THREADS = 4
 
 
 @contextmanager
-def _hold_back_stderr() -> Iterator[None]:
+def hold_back_stderr() -> Iterator[None]:
     """Keep what is written to standard error by any language, and show it only if the block fails.
 
     TensorFlow 2.21 greets every user at import with messages that no setting turns off.
@@ -94,13 +95,17 @@ def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
 
 
 def prepare_graph(model: Path, images: Path, destination: Path) -> None:
-    """Write `folded.pb`, `check_images.npy`, `reference.npy` and `prepared.json` (what was folded, the MACs)."""
+    """Write `folded.pb`, `check_images.npy`, `reference.npy` and `prepared.json` (what was folded, the MACs).
+
+    A graph that is quantised already stays as it is.
+    """
     graph = read_graph(model)
     batch = _read_images(load_image_set(images), CHECK_IMAGES)
     reference = _session(graph, OUTPUT)(batch)
     if reference.shape != (len(batch), resnet50.CLASSES):
         raise CnnbenchError(f"{model}: {OUTPUT} gives {reference.shape}, needed {(len(batch), resnet50.CLASSES)}")
-    folded = fold(graph)
+    quantized = is_quantized(graph)
+    folded = Folded(graph, batch_norms=0, pads=0) if quantized else fold(graph)
     (destination / "folded.pb").write_bytes(folded.graph.SerializeToString(deterministic=True))
     np.save(destination / "check_images.npy", batch)
     np.save(destination / "reference.npy", reference)
@@ -108,24 +113,39 @@ def prepare_graph(model: Path, images: Path, destination: Path) -> None:
         "macs_per_image": count_macs(folded.graph, model),
         "batch_norms_folded": folded.batch_norms,
         "pads_folded": folded.pads,
+        "quantized": quantized,
         "made_with": framework_versions(),
     }
     (destination / "prepared.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
+def predict(model: Path, images: Path, destination: Path) -> None:
+    """Write `predictions.npy`: the best class (int64) of every image of a set, in its order."""
+    best_of, files = _session(read_graph(model), OUTPUT), load_image_set(images).paths()
+    best = []
+    with Progress("what the float32 graph answers, for the loss of accuracy", len(files), "images") as progress:
+        for batch in read_batches(files, BATCH, THREADS, repeat=False):
+            best.append(best_of(batch).argmax(axis=1))
+            progress.advance(len(batch))
+    np.save(destination / "predictions.npy", np.concatenate(best))
+
+
 def main(arguments: list[str]) -> int:
-    """Run one of the two steps; return the exit code."""
+    """Run one of the steps; return the exit code."""
     parser = argparse.ArgumentParser(prog="cnnbench.models.prepare", description=__doc__)
     steps = parser.add_subparsers(required=True)
     embedded = steps.add_parser("embedded")
     embedded.set_defaults(step=lambda a: make_embedded(a.calibration, a.training, a.destination))
     graph = steps.add_parser("graph")
     graph.set_defaults(step=lambda a: prepare_graph(a.model, a.images, a.destination))
-    for step, names in ((embedded, ("calibration", "training")), (graph, ("model", "images"))):
+    predictions = steps.add_parser("predict")
+    predictions.set_defaults(step=lambda a: predict(a.model, a.images, a.destination))
+    given = ("model", "images")
+    for step, names in ((embedded, ("calibration", "training")), (graph, given), (predictions, given)):
         for name in (*names, "destination"):
             step.add_argument(name, type=Path)
     parsed = parser.parse_args(arguments)
-    with _hold_back_stderr():
+    with hold_back_stderr():
         import_tensorflow(verbose=False)
     try:
         parsed.step(parsed)

@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cnnbench.datasets import procedural
 from cnnbench.datasets.imagenet import stage_imagenet
 from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
+from cnnbench.environments import QUANTIZER, lock_file, quantizer_python
 from cnnbench.errors import CnnbenchError
 from cnnbench.launch.local import split_environment
 from cnnbench.staging.cache import digest_file, install_directory
@@ -26,6 +27,9 @@ PACKAGE = Path(__file__).parents[1]
 PREPARED_BY = ("models/fold.py", "models/graph.py", "models/prepare.py", "datasets/tfdata.py")
 """The sources that decide what a prepared model is; a change of one makes it anew."""
 
+QUANTIZED_BY = (*PREPARED_BY, "models/quantize.py")
+"""The sources that decide what a quantised model is."""
+
 IMAGENET_ARTEFACTS = ("imagenet2012-val", "imagenet2012-devkit")
 
 EMBEDDED_BY = (*PREPARED_BY, "models/resnet50.py", "datasets/procedural.py")
@@ -34,8 +38,13 @@ EMBEDDED_BY = (*PREPARED_BY, "models/resnet50.py", "datasets/procedural.py")
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model ready to be measured: its folded graph, the fixed batch with its reference answers, and its size."""
+    """A model ready to be measured: its folded graph, the fixed batch with its reference answers, and its size.
 
+    `quantized`: whether the model came as an int8 graph. `calibration`: which images the ranges of a graph that was
+    quantised here come from. `predictions`: the float32 model's best class of every measured image, where wanted.
+    """
+
+    source: Path
     source_sha256: str
     graph: Path
     check_images: Path
@@ -43,6 +52,9 @@ class PreparedModel:
     macs_per_image: int
     batch_norms_folded: int
     pads_folded: int
+    quantized: bool
+    calibration: str = ""
+    predictions: Path | None = None
 
 
 def stage_procedural(part: str, cache: Path, *, verify: bool = False) -> ImageSet:
@@ -144,6 +156,7 @@ def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache:
     install_directory(partial(_run_preparer, python, preparer, "graph", model.absolute(), images), destination)
     facts = json.loads((destination / "prepared.json").read_bytes())
     return PreparedModel(
+        source=model,
         source_sha256=sha256,
         graph=destination / "folded.pb",
         check_images=destination / "check_images.npy",
@@ -151,7 +164,38 @@ def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache:
         macs_per_image=facts["macs_per_image"],
         batch_norms_folded=facts["batch_norms_folded"],
         pads_folded=facts["pads_folded"],
+        quantized=facts["quantized"],
     )
+
+
+def quantize_model(model: PreparedModel, engine: str, quantizer: str, variant: str, cache: Path) -> PreparedModel:
+    """Return a prepared model with its graph in int8 for one of an engine's builds, quantising it when not done yet.
+
+    The ranges come from the drawn set's calibration part, whatever is measured: images that a model is judged by must
+    not have shaped it.
+    """
+    images = _draw_part("calibration", cache)
+    made_by = f"{digest_sources(QUANTIZED_BY)}-{digest_file(lock_file(engine, QUANTIZER))[:12]}"
+    name = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}-int8-{variant}-{made_by}"
+
+    def build(directory: Path) -> None:
+        python = quantizer_python(engine, cache)
+        # Names in sets decide the order of the nodes: with hashes that differ each time, so would the graph.
+        _run_module(
+            [str(python), "-m", quantizer, variant, str(model.graph), str(images), str(directory)], PYTHONHASHSEED="0"
+        )
+
+    destination = install_directory(build, cache / "prepared" / name)
+    facts = json.loads((destination / "int8.json").read_bytes())
+    return replace(model, graph=destination / "int8.pb", calibration=facts["calibration"])
+
+
+def predict_images(model: PreparedModel, images: Path, python: Path, preparer: str, cache: Path) -> PreparedModel:
+    """Return a prepared model with what it answers, in float32, to every image of the set in the directory `images`."""
+    digests = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}"
+    destination = cache / "prepared" / f"{digests}-predictions-{digest_sources(PREPARED_BY)}"
+    install_directory(partial(_run_preparer, python, preparer, "predict", model.source.absolute(), images), destination)
+    return replace(model, predictions=destination / "predictions.npy")
 
 
 def digest_sources(files: Iterable[str], root: Path = PACKAGE) -> str:
@@ -166,10 +210,13 @@ def _run_preparer(python: Path, preparer: str, step: str, first: Path, second: P
     _run_module([str(python), "-m", preparer, step, str(first), str(second), str(destination)])
 
 
-def _run_module(command: list[str]) -> None:
-    """Run a module of ours with an engine's Python; its progress goes to this process's standard error."""
+def _run_module(command: list[str], **more: str) -> None:
+    """Run a module of ours with an engine's Python, and `more` in its environment.
+
+    Its progress goes to this process's standard error.
+    """
     environment, _ = split_environment(os.environ)
-    environment |= {"PYTHONPATH": str(PACKAGE.parent), "PYTHONNOUSERSITE": "1"}
+    environment |= {"PYTHONPATH": str(PACKAGE.parent), "PYTHONNOUSERSITE": "1"} | more
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise CnnbenchError(f"failed with exit code {done.returncode}: `{' '.join(command)}`; it says why above")
