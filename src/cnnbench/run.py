@@ -23,7 +23,7 @@ from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
-from cnnbench.result import WORKER, Criterion, Kpi, RunResult, find_iterations
+from cnnbench.result import INTERRUPTED_RUN, SEEN, WORKER, Criterion, Kpi, RunResult, find_iterations
 from cnnbench.topology import format_cpu_list
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
@@ -314,10 +314,10 @@ class Measurement:
         if isinstance(error, KilledError):
             detail, found = error.detail, str(error)
         elif isinstance(error, KeyboardInterrupt):
-            detail, found = "the run was interrupted", str(KilledError(""))
+            detail, found = INTERRUPTED_RUN, str(KilledError(""))
         else:
             detail, found = "", str(error)
-        facts = {"what was seen": detail} if detail else {}
+        facts = {SEEN: detail} if detail else {}
         return self._result([], [], [Criterion(name="instances", passed=False, found=found, needed="")], facts)
 
     def reject(self, error: TimeUpInterrupt, facts: dict[str, str]) -> RunResult:
@@ -344,27 +344,13 @@ class Measurement:
         )
 
     def _host_facts(self) -> dict[str, str]:
-        host = read_host()
         cores = [cpu for instance in self._job.plan.instances for cpu in instance.cpus]
-        quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
-        facts = {
-            "CPU": host.cpu_model,
-            "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
-            "SMT": "on" if host.smt else "off",
-            "NUMA nodes": host.numa_nodes,
+        facts = machine_facts() | {
             "CPUs used": format_cpu_list(cores),
-            "CPU quota": None if quota is None else f"{quota:.4g} CPU{'' if quota == 1 else 's'}",
-            "governor": host.governor,
-            "turbo": None if host.turbo is None else "on" if host.turbo else "off",
-            "microcode": host.microcode,
-            "hypervisor": {True: "yes", False: "no", None: None}[host.hypervisor],
-            "kernel": host.kernel,
-            "memory": f"{host.memory_bytes / 2**30:.1f} GiB" if host.memory_bytes else None,
-            "transparent hugepages": host.transparent_hugepages,
             "load average before": f"{self._load_before:.2f}",
             "LD_LIBRARY_PATH": self._job.environment.get("LD_LIBRARY_PATH"),
         }
-        return {name: str(value) for name, value in facts.items() if value is not None}
+        return {name: value for name, value in facts.items() if value is not None}
 
     def _software_facts(self, results: list[dict[str, Any]]) -> dict[str, str]:
         facts: dict[str, str] = dict(results[0]["versions"]) if results else {}
@@ -388,6 +374,26 @@ class Measurement:
     def _memory_notes(results: list[dict[str, Any]]) -> list[str]:
         unbound = sorted({str(result["memory"]) for result in results if not result["memory"].startswith("bound")})
         return [f"memory {text}" for text in unbound]
+
+
+def machine_facts() -> dict[str, str | None]:
+    """Return the facts that all runs on this machine share, by name; None for what cannot be known or is not there."""
+    host = read_host()
+    quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
+    return {
+        "CPU": host.cpu_model,
+        "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
+        "SMT": "on" if host.smt else "off",
+        "NUMA nodes": str(host.numa_nodes),
+        "CPU quota": None if quota is None else f"{quota:.4g} CPU{'' if quota == 1 else 's'}",
+        "governor": host.governor,
+        "turbo": None if host.turbo is None else "on" if host.turbo else "off",
+        "microcode": host.microcode,
+        "hypervisor": {True: "yes", False: "no", None: None}[host.hypervisor],
+        "kernel": host.kernel,
+        "memory": f"{host.memory_bytes / 2**30:.1f} GiB" if host.memory_bytes else None,
+        "transparent hugepages": host.transparent_hugepages,
+    }
 
 
 def _primary_first(kpis: list[Kpi]) -> list[Kpi]:
