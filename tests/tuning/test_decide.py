@@ -25,9 +25,9 @@ def race(seed, noise, settings, rounds):
     return true, speeds, remaining(speeds, rounds, number)
 
 
-@pytest.mark.parametrize("noise", [0.01, 0.05, 0.1])
+@pytest.mark.parametrize("noise", [0.02, 0.1])
 def test_the_best_is_dropped_no_more_often_than_stated(noise):
-    races = [race(seed, noise, settings=12, rounds=6) for seed in range(100)]
+    races = [race(seed, noise, settings=12, rounds=6) for seed in range(80)]
     lost = sum(max(true, key=true.get) not in left for true, _, left in races)
     assert lost <= RISK * len(races)
 

@@ -50,7 +50,9 @@ def test_what_is_given_is_not_tuned(tmp_path):
 def test_declared_cases_are_those_that_cmake_makes(tmp_path, platform):
     done = run_cmake(tmp_path, Path(sys.executable), f"-DPLATFORM={platform}", f"-DBENCHMARK={WORKLOAD.name}")
     assert done.returncode == 0, done.stderr
-    listing = subprocess.run([find_tool("ctest"), "-N"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        [find_tool("ctest"), "-N"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     made = [line.split(": ")[1] for line in listing.splitlines() if " Test " in line and "_sgx_" not in line]
     assert [case.name for case in declared_cases(WORKLOAD, platform)] == made
 
@@ -83,7 +85,12 @@ def test_shipped_settings_load_and_are_of_cases_that_there_are(path):
 
 def test_the_published_settings_are_shipped():
     sections = load_sections(WORKLOAD / "bkm-spr.yaml")
-    published = {"amx_int8": ("64", "14"), "amx_bfloat16": ("32", "14"), "avx_int8": ("32", "7"), "avx_fp32": ("128", "4")}
+    published = {
+        "amx_int8": ("64", "14"),
+        "amx_bfloat16": ("32", "14"),
+        "avx_int8": ("32", "7"),
+        "avx_fp32": ("128", "4"),
+    }
     for precision, setting in published.items():
         for kind in ("", "_pkm"):
             section = sections[f"*_throughput_{precision}{kind}"]
