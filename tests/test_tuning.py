@@ -384,6 +384,19 @@ def test_the_state_directory_must_be_given(cnnbench):
     assert "required: --state" in errors
 
 
+def test_ctest_sh_runs_plain_sweeps_over_the_same_parameters(tmp_path):
+    checkout = write_checkout(tmp_path / "checkout", "GENERIC")
+    assert run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", source=checkout).returncode == 0
+    space = "BATCH_SIZE=8/CORES_PER_INSTANCE=1/INSTANCES=auto 1/VARIANT=stock"
+    script = tmp_path / "build" / "workload" / "Harness" / "ctest.sh"
+    done = subprocess.run(
+        [script, "--dry-run", "--set", space], env=clean_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run 2 of 2: BATCH_SIZE=8 CORES_PER_INSTANCE=1 INSTANCES=1 VARIANT=stock" in done.stdout
+    assert re.findall(r"  INSTANCES=(\d+)", done.stdout) == [str(CORES), "1"]
+
+
 def test_the_build_directory_has_a_script_for_it(tmp_path):
     checkout = write_checkout(tmp_path / "checkout", "GENERIC")
     done = run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", source=checkout)

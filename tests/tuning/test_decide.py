@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cnnbench.tuning.decide import RISK, estimate_median, find_fastest, find_slow, plan_round, remaining
+from cnnbench.tuning.decide import RISK, count_due, estimate_median, find_fastest, find_slow, plan_round, remaining
 
 
 def race(seed, noise, settings, rounds):
@@ -45,6 +45,15 @@ def test_one_round_drops_only_what_is_far_behind():
     dropped = find_slow({"fast": {1: 100.0}, "near": {1: 80.0}, "far": {1: 20.0}}, rounds=6)
     assert list(dropped) == ["far"]
     assert str(dropped["far"]).startswith("20% of the speed of fast after 1 round, at most ")
+
+
+def test_an_unsteady_run_alone_drops_nothing():
+    speeds = {"fast": {1: 100.0}, "far": {1: 20.0}}
+    assert not find_slow(speeds, rounds=6, unsteady={("far", 1)})
+    assert not find_slow(speeds, rounds=6, unsteady={("fast", 1)})
+    assert plan_round(speeds, 6, unsteady={("far", 1)})[0] == 2
+    speeds = {"fast": {1: 100.0, 2: 101.0}, "far": {1: 20.0, 2: 21.0}}
+    assert list(find_slow(speeds, rounds=6, unsteady={("far", 1), ("far", 2)})) == ["far"]
 
 
 def test_what_is_a_little_slower_goes_once_the_rounds_agree():
@@ -90,6 +99,20 @@ def test_a_setting_that_came_later_joins_the_next_round_beside_what_is_left():
     assert sorted(names) == ["a", "new"]
     number, names = plan_round(speeds | {"a": {1: 99.0, 2: 99.0, 3: 99.0}, "new": {3: 100.0}}, 2)
     assert number == 4
+
+
+@pytest.mark.parametrize(
+    ("speeds", "due"),
+    [
+        ({"a": {}, "b": {}}, 4),
+        ({"a": {1: 99.0}, "b": {}}, 3),
+        ({"a": {1: 99.0}, "far": {1: 10.0}}, 1),
+        ({"a": {1: 99.0, 2: 99.0}, "new": {}}, 4),
+        ({"a": {1: 99.0, 2: 99.0}, "b": {1: 98.0, 2: 98.0}}, 0),
+    ],
+)
+def test_what_is_due_at_most(speeds, due):
+    assert count_due(speeds, rounds=2) == due
 
 
 def test_nothing_is_due_when_all_that_is_left_has_its_runs():

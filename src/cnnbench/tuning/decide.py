@@ -8,13 +8,14 @@ The rule: a setting's speed over the fastest one's is the median of its logarith
 one-sided confidence bound is Student's with a scale pooled over all settings, as a few rounds of one setting tell
 little of the noise. The pooled scale begins with a prior, PRIOR_SCATTER as if from PRIOR_WEIGHT observations (Smyth,
 Statistical Applications in Genetics 3:3, 2004), so that a single round can drop what is far behind, and rounds that
-agree by chance drop nothing that is close. A setting whose bound lies below 1 is dropped. RISK is shared out among all
+agree by chance drop nothing that is close. The prior is what steady runs scatter, so an unsteady one drops nothing
+alone: its setting has a second round. A setting whose bound lies below 1 is dropped. RISK is shared out among all
 comparisons of a sweep (Bonferroni), so that it bounds the chance to drop the truly fastest in any of them.
 """
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ from cnnbench.stats import CONFIDENCE, median_interval
 
 Speeds = Mapping[str, Mapping[int, float]]
 """What was measured: setting to round to speed, of which more is better."""
+Unsteady = Collection[tuple[str, int]]
+"""The settings and rounds of the runs that were measured, but were not steady."""
 
 RISK = 0.05
 PRIOR_SCATTER = 0.1
@@ -61,21 +64,31 @@ class Median:
     confidence: float
 
 
-def plan_round(speeds: Speeds, rounds: int) -> tuple[int, list[str]]:
+def plan_round(speeds: Speeds, rounds: int, unsteady: Unsteady = ()) -> tuple[int, list[str]]:
     """Return the number of the round to run and its settings, in their order; no settings when all is measured.
 
     `speeds` has every setting, those without a run too, but none that has failed. A round that was interrupted goes on
     with what it lacks; settings that came later join the round after it, beside all others that are left.
     """
     last = _last_round(speeds)
-    left = remaining(speeds, rounds, last - 1)
+    left = remaining(speeds, rounds, last - 1, unsteady)
     lacking = [name for name in left if last not in speeds[name] and (speeds[name] or last == 1)]
     if last and lacking:
         return last, _shuffle(lacking, last)
-    left = remaining(speeds, rounds, last)
+    left = remaining(speeds, rounds, last, unsteady)
     if any(len(speeds[name]) < rounds for name in left):
         return last + 1, _shuffle(left, last + 1)
     return last, []
+
+
+def count_due(speeds: Speeds, rounds: int, unsteady: Unsteady = ()) -> int:
+    """Return how many runs it takes to the end if no more settings are dropped."""
+    number, names = plan_round(speeds, rounds, unsteady)
+    if not names:
+        return 0
+    left = remaining(speeds, rounds, number - 1, unsteady)
+    lacking = max(rounds - len(speeds[name]) - (name in names) for name in left)
+    return len(names) + len(left) * max(lacking, 0)
 
 
 def _last_round(speeds: Speeds) -> int:
@@ -87,13 +100,13 @@ def _shuffle(names: Sequence[str], seed: int) -> list[str]:
     return random.Random(seed).sample(names, len(names))
 
 
-def remaining(speeds: Speeds, rounds: int, judged: int) -> list[str]:
+def remaining(speeds: Speeds, rounds: int, judged: int, unsteady: Unsteady = ()) -> list[str]:
     """Return the settings that are left after the rounds up to `judged`."""
-    dropped = find_slow(speeds, rounds, judged)
+    dropped = find_slow(speeds, rounds, judged, unsteady)
     return [name for name in speeds if name not in dropped]
 
 
-def find_slow(speeds: Speeds, rounds: int, judged: int | None = None) -> dict[str, Drop]:
+def find_slow(speeds: Speeds, rounds: int, judged: int | None = None, unsteady: Unsteady = ()) -> dict[str, Drop]:
     """Return the settings that were dropped after the rounds up to `judged`, all of them by default."""
     last = _last_round(speeds)
     level = RISK / (max(rounds, last) * len(speeds)) if speeds else RISK
@@ -105,11 +118,11 @@ def find_slow(speeds: Speeds, rounds: int, judged: int | None = None) -> dict[st
             if name not in dropped and min(runs, default=number + 1) <= number
         }
         if len(known) > 1:
-            dropped |= _judge(known, level, number)
+            dropped |= _judge(known, level, number, unsteady)
     return dropped
 
 
-def _judge(speeds: Speeds, level: float, number: int) -> dict[str, Drop]:
+def _judge(speeds: Speeds, level: float, number: int, unsteady: Unsteady) -> dict[str, Drop]:
     """Return the settings whose ratio to the fastest has an upper bound below 1."""
     leader = find_fastest(speeds)
     ratios = {
@@ -125,10 +138,18 @@ def _judge(speeds: Speeds, level: float, number: int) -> dict[str, Drop]:
     slow = {}
     for name, median in medians.items():
         count = len(ratios[name])
+        if count == 1 and _is_unsteady(speeds, name, leader, unsteady):
+            continue
         bound = median + quantile * scale * (MEDIAN_FACTOR if count > 2 else 1) / math.sqrt(count)
         if bound < 0:
             slow[name] = Drop(leader, number, math.exp(median), math.exp(bound))
     return slow
+
+
+def _is_unsteady(speeds: Speeds, name: str, leader: str, unsteady: Unsteady) -> bool:
+    """Say whether one of the two was not steady in a round they share."""
+    shared = set(speeds[name]) & set(speeds[leader])
+    return any((one, number) in unsteady for one in (name, leader) for number in shared)
 
 
 def find_fastest(speeds: Speeds) -> str:

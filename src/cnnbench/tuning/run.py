@@ -21,7 +21,7 @@ from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
 from cnnbench.result import Kpi, RunResult, find_runs, load_run
 from cnnbench.run import machine_facts
 from cnnbench.topology import format_cpu_list
-from cnnbench.tuning.decide import Speeds, find_fastest, find_slow, plan_round
+from cnnbench.tuning.decide import Drop, Speeds, count_due, find_fastest, find_slow, plan_round
 from cnnbench.tuning.space import TUNED, Space
 
 Measure = Callable[[Job], tuple[RunResult, Path]]
@@ -122,8 +122,7 @@ class CaseSweep:
     @property
     def due(self) -> int:
         """How many runs it takes at most to the end."""
-        slow = find_slow(self._speeds, self._rounds)
-        return sum(max(0, self._rounds - len(runs)) for name, runs in self._speeds.items() if name not in slow)
+        return count_due(self._speeds, self._rounds, self._unsteady)
 
     def run(self, measure: Measure, pace: Pace, due_later: int, say: Say) -> Outcome:
         """Measure what is due and return what was found; `due_later`: how many runs other cases will take at most."""
@@ -134,7 +133,7 @@ class CaseSweep:
             names = [name for name, one in self.space.refused.items() if str(one) == error]
             say(f"{label}: dropped {', '.join(names)}: {error}")
         while True:
-            number, names = plan_round(self._speeds, self._rounds)
+            number, names = plan_round(self._speeds, self._rounds, self._unsteady)
             self._announce(label, say)
             if not names:
                 return self._outcome()
@@ -178,8 +177,21 @@ class CaseSweep:
         }
 
     @property
+    def _unsteady(self) -> set[tuple[str, int]]:
+        return {
+            (name, number)
+            for name, runs in self._runs.items()
+            for number, run in runs.items()
+            if run.verdict == "unstable"
+        }
+
+    @property
+    def _slow(self) -> dict[str, Drop]:
+        return find_slow(self._speeds, self._rounds, unsteady=self._unsteady)
+
+    @property
     def _dropped(self) -> dict[str, str]:
-        slow = {name: str(drop) for name, drop in find_slow(self._speeds, self._rounds).items()}
+        slow = {name: str(drop) for name, drop in self._slow.items()}
         return {name: str(error) for name, error in self.space.refused.items()} | self._failed | slow
 
     def _announce(self, label: str, say: Say) -> None:
