@@ -85,7 +85,7 @@ def run_sweep(spaces: Sequence[Space], state: Path, rounds: int, measure: Measur
     """
     for space in spaces:
         if space.skipped:
-            say(f"skipped: {space.case.name}: {next(iter(space.refused.values()))}")
+            say(f"skipped: {space.case.name}: {'; '.join(space.obstacles)}")
     able = [space for space in spaces if not space.skipped]
     if not able:
         raise SkippedError("no case of the sweep can run here; the reasons are above")
@@ -129,9 +129,8 @@ class CaseSweep:
         label = f"{self.case.mode} {self.case.precision}"
         if found := sum(map(len, self._runs.values())):
             say(f"{label}: goes on from {found} runs in {self._state}")
-        for error in dict.fromkeys(map(str, self.space.refused.values())):
-            names = [name for name, one in self.space.refused.items() if str(one) == error]
-            say(f"{label}: dropped {', '.join(names)}: {error}")
+        for reason, names in self.space.obstacles.items():
+            say(f"{label}: dropped {', '.join(names)}: {reason}")
         while True:
             number, names = plan_round(self._speeds, self._rounds, self._unsteady)
             self._announce(label, say)

@@ -58,6 +58,12 @@ class Space:
     refused: dict[str, CnnbenchError]
 
     @property
+    def obstacles(self) -> dict[str, list[str]]:
+        """The settings that cannot run here, by the reason."""
+        texts = dict.fromkeys(map(str, self.refused.values()))
+        return {text: [name for name, error in self.refused.items() if str(error) == text] for text in texts}
+
+    @property
     def skipped(self) -> bool:
         """Say whether this machine cannot run the case, whatever the setting."""
         return not self.jobs and all(isinstance(error, SkippedError) for error in self.refused.values())
@@ -141,9 +147,12 @@ def describe_spaces(spaces: Sequence[Space]) -> list[str]:
     """Return the cases and their settings as lines of text: what `--dry-run` prints."""
     lines = []
     for space in spaces:
+        if space.skipped:
+            lines.append(f"{space.case.name}: skipped: {'; '.join(space.obstacles)}")
+            continue
         lines.append(f"{space.case.name}: {len(space.jobs)} settings")
         for name, job in space.jobs.items():
             plan = job.plan
             lines.append(f"  {name}: {len(plan.instances)} instances of {plan.cores_per_instance} cores")
-        lines += [f"  {name}: cannot run here: {error}" for name, error in space.refused.items()]
+        lines += [f"  {', '.join(names)}: cannot run here: {reason}" for reason, names in space.obstacles.items()]
     return lines
