@@ -5,7 +5,8 @@
 #   add_workload(CASES <mode>[_<case type>]...)
 #
 # Adds, for every precision of cmake/<PLATFORM>.cmake, the given cases in the given order, then their SGX twins where
-# that file lists the precision in SGX_PRECISIONS too. Makes ctest.sh and list-kpi.sh in the build directory.
+# that file lists the precision in SGX_PRECISIONS too. Makes ctest.sh, list-kpi.sh and sweep.sh in the build
+# directory.
 function(add_workload)
   cmake_parse_arguments(PARSE_ARGV 0 arg "" "" "CASES")
   if(NOT arg_CASES OR arg_UNPARSED_ARGUMENTS)
@@ -35,6 +36,7 @@ function(add_workload)
   endforeach()
   add_script(ctest.sh)
   add_script(list-kpi.sh)
+  add_script(sweep.sh)
   file(CREATE_LINK "${CMAKE_SOURCE_DIR}/kpi.sh" "${CMAKE_CURRENT_BINARY_DIR}/kpi.sh" SYMBOLIC)
 endfunction()
 

@@ -18,11 +18,12 @@ from cnnbench.container_run import DOCKER_OPTIONS_VARIABLE, ContainerOptions, Co
 from cnnbench.datasets import procedural
 from cnnbench.enclaves import TEMPLATE, render_first
 from cnnbench.environments import choose_variant, engine_python
-from cnnbench.errors import CnnbenchError, SkippedError, TimeUpInterrupt, UsageError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, TimeUpInterrupt, UsageError
 from cnnbench.host import read_cpuinfo
 from cnnbench.images import ImageOptions, bill_of_materials, build_image, image_labels, plan_images
 from cnnbench.job import (
     NOTHING_STAGED,
+    PLATFORM_VARIABLE,
     Job,
     PlannedCase,
     describe_case,
@@ -37,6 +38,7 @@ from cnnbench.launch.gramine import find_gramine
 from cnnbench.launch.trusted import check_manifest, count_trusted
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
+from cnnbench.report.best_known import ranking, settings_file, summary_table
 from cnnbench.report.kpi_log import kpi_lines, write_logs
 from cnnbench.report.layers import show_layers
 from cnnbench.report.table import list_kpis
@@ -49,7 +51,10 @@ from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, st
 from cnnbench.staging.manifest import find_artefact, load_artefacts
 from cnnbench.staging.stage import stage_artefact
 from cnnbench.topology import format_cpu_list, parse_cpu_list, read_topology
-from cnnbench.workload import load_workload
+from cnnbench.tuning.decide import DEFAULT_ROUNDS
+from cnnbench.tuning.run import run_sweep
+from cnnbench.tuning.space import DEFAULT_CASES, TUNED, SweepRequest, describe_spaces, plan_sweep
+from cnnbench.workload import declared_cases, load_workload
 
 EMBEDDED = ("procedural", "resnet50v1_5")
 
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif words[:1] == ["quickstart"]:
         own, rest = words[:1], words[1:]
     parsed, unknown = parser.parse_known_args(own)
-    if unknown and parsed.command not in ("run", "manifest"):
+    if unknown and parsed.command not in ("run", "sweep", "manifest"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     parsed.rest = rest or unknown
     try:
@@ -98,19 +103,42 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--backend", choices=["native", "docker"], default="native")
     command.add_argument("--config", type=Path, help="settings file: yaml, globs of case names to parameters")
     command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    command.add_argument(
-        "--hang-after",
-        type=float,
-        metavar="S",
-        help=f"seconds without a step that mean hung (default: {DEFAULT_HANG_S:g}, in an enclave {ENCLAVE_HANG_S:g})",
-    )
-    command.add_argument(
-        "--timeout", type=float, metavar="S", help="seconds until a run, staging included, is ended as invalid"
-    )
+    _add_limits(command)
     command.add_argument("--pull-timeout", type=float, metavar="S", help="seconds that pulling the image may take")
     command.add_argument("--docker-options", default="", help="more options of the engine's run command")
     _add_container_options(command)
     command.set_defaults(run=_run)
+
+    command = _add_workload_parser(commands, "sweep", "find the fastest settings of cases on this machine")
+    command.add_argument("--state", type=Path, required=True, help="where runs are kept, and gone on from")
+    command.add_argument(
+        "--case",
+        action="append",
+        metavar="GLOB",
+        help=f"cases to tune, each for itself; may be repeated (default: {DEFAULT_CASES})",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        dest="sets",
+        default=[],
+        metavar='"BATCH_SIZE=1 8/CORES_PER_INSTANCE=1 2"',
+        help=f"the settings to try, out of {', '.join(TUNED)}, as ctest.sh takes them (default: made for this machine)",
+    )
+    command.add_argument(
+        "--rounds",
+        type=int,
+        default=DEFAULT_ROUNDS,
+        metavar="N",
+        help="runs of a setting that stays in (default: %(default)s)",
+    )
+    command.add_argument("--config", type=Path, help="settings file for what is not tuned")
+    command.add_argument("--platform", help="whose cases to tune (default: detected)")
+    command.add_argument("--output", type=Path, metavar="FILE", help="default: bkm-<platform>.yaml in --state")
+    command.add_argument("--force", action="store_true", help="overwrite that file")
+    command.add_argument("--dry-run", action="store_true", help="print the settings and stop")
+    _add_limits(command)
+    command.set_defaults(run=_sweep)
 
     command = commands.add_parser("container", help="what an image runs: the case that the environment describes")
     command.set_defaults(run=lambda _: serve_case(os.environ))
@@ -179,12 +207,36 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _add_case_parser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     """Add a command that is about one case, whose parameters `main` leaves in `rest`."""
+    command = _add_workload_parser(commands, name, text)
+    command.add_argument("--case", required=True, help="the test case's name")
+    return command
+
+
+def _add_workload_parser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command about a workload's cases, whose parameters `main` leaves in `rest`."""
     command = commands.add_parser(
         name, help=text, epilog="Parameters are given as --batch_size=1; the workload's README has them."
     )
     command.add_argument("--workload", type=Path, required=True, help="the workload's directory")
-    command.add_argument("--case", required=True, help="the test case's name")
     return command
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--hang-after",
+        type=float,
+        metavar="S",
+        help=f"seconds without a step that mean hung (default: {DEFAULT_HANG_S:g}, in an enclave {ENCLAVE_HANG_S:g})",
+    )
+    command.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds until a run, staging included, is ended as invalid"
+    )
+
+
+def _check_limits(arguments: argparse.Namespace) -> None:
+    if arguments.hang_after is not None and not arguments.hang_after > 0:
+        raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
+    check_timeout("--timeout", arguments.timeout)
 
 
 def _add_container_options(command: argparse.ArgumentParser) -> None:
@@ -269,9 +321,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = arguments.config or os.environ.get(ctest.CONFIG_VARIABLE)
     words = json.loads(os.environ.get(ctest.OPTIONS_VARIABLE, "[]")) + arguments.rest
     dry_run = arguments.dry_run or os.environ.get(ctest.DRY_RUN_VARIABLE) == "1"
-    if arguments.hang_after is not None and not arguments.hang_after > 0:
-        raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
-    check_timeout("--timeout", arguments.timeout)
+    _check_limits(arguments)
     check_timeout("--pull-timeout", arguments.pull_timeout)
     try:
         planned = plan_case(
@@ -338,6 +388,48 @@ def _measure(job: Job, cache: Path, root: Path, arguments: argparse.Namespace) -
         result = Measurement(job, NOTHING_STAGED, logs, hang_s).reject(error, facts)
     write_logs(result, logs, result.exit_code)
     return result, logs
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    _check_limits(arguments)
+    platform = check_platform(
+        arguments.platform or os.environ.get(PLATFORM_VARIABLE) or detect_platform(read_cpuinfo())
+    )
+    output = arguments.output or arguments.state / f"bkm-{platform.lower()}.yaml"
+    if output.exists() and not arguments.force and not arguments.dry_run:
+        raise UsageError(f"{output}: is there already; --force overwrites it, --output names another")
+    request = SweepRequest(
+        workload=arguments.workload,
+        platform=platform,
+        globs=tuple(arguments.case or [DEFAULT_CASES]),
+        sets=tuple(arguments.sets),
+        rounds=arguments.rounds,
+        config=arguments.config,
+        words=tuple(arguments.rest),
+    )
+    cache, state = cache_root(os.environ), arguments.state.absolute()
+    spaces = plan_sweep(request, os.environ)
+    if arguments.dry_run:
+        print("\n".join(describe_spaces(spaces)))
+        return 0
+
+    def measure(job: Job) -> tuple[RunResult, Path]:
+        end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored
+        return _measure(job, cache, state, arguments)
+
+    outcomes = run_sweep(
+        spaces, state, arguments.rounds, measure, lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    found = [outcome for outcome in outcomes if outcome.best is not None]
+    for outcome in outcomes:
+        print(ranking(outcome), end="\n\n")
+    if not found:
+        raise InvalidMeasurementError("no setting of any case has a valid result; the reasons are above")
+    text = settings_file(found, declared_cases(arguments.workload, platform), platform, request.command)
+    with output.open("w" if arguments.force else "x", encoding="utf-8") as file:
+        file.write(text)
+    print(f"{summary_table(found, platform)}\n\nwrote {output}")
+    return 0 if len(found) == len(outcomes) else InvalidMeasurementError.exit_code
 
 
 def _manifest(arguments: argparse.Namespace) -> int:

@@ -9,16 +9,15 @@ from cnnbench.job import Inputs, Job
 from cnnbench.topology import format_cpu_list
 
 
-def host_facts(job: Job, load_before: float) -> dict[str, str]:
-    """Return the facts about this host; `load_before` is its load average from before the run."""
+def machine_facts() -> dict[str, str | None]:
+    """Return the facts that all runs on this machine share, by name; None for what cannot be known or is not there."""
     host = read_host()
     quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
-    facts = {
+    return {
         "CPU": host.cpu_model,
         "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
         "SMT": "on" if host.smt else "off",
-        "NUMA nodes": host.numa_nodes,
-        "CPUs used": format_cpu_list(job.plan.cpus),
+        "NUMA nodes": str(host.numa_nodes),
         "CPU quota": None if quota is None else f"{quota:.4g} CPU{'' if quota == 1 else 's'}",
         "governor": host.governor,
         "turbo": None if host.turbo is None else "on" if host.turbo else "off",
@@ -27,10 +26,17 @@ def host_facts(job: Job, load_before: float) -> dict[str, str]:
         "kernel": host.kernel,
         "memory": f"{host.memory_bytes / 2**30:.1f} GiB" if host.memory_bytes else None,
         "transparent hugepages": host.transparent_hugepages,
+    }
+
+
+def host_facts(job: Job, load_before: float) -> dict[str, str]:
+    """Return the facts about this host and this run on it; `load_before` is its load average from before the run."""
+    facts = machine_facts() | {
+        "CPUs used": format_cpu_list(job.plan.cpus),
         "load average before": f"{load_before:.2f}",
         "LD_LIBRARY_PATH": job.environment.get("LD_LIBRARY_PATH"),
     }
-    return {name: str(value) for name, value in facts.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def software_facts(results: list[dict[str, Any]], trace: Path, inputs: Inputs) -> dict[str, str]:

@@ -14,6 +14,9 @@ WORKER = "worker-0"
 """The directory inside `logs-<case>/itr-N` that holds a run's files."""
 KILLED = "Some instances were killed during execution! See README.md for more."
 """The reason that the reference document gives when an instance has not produced a result."""
+SEEN = "what was seen"
+"""The fact that says how a run without a result ended."""
+INTERRUPTED_RUN = "the run was interrupted"
 
 Verdict = Literal["valid", "unstable", "invalid"]
 
@@ -85,6 +88,11 @@ class RunResult(_Model):
     def verdict(self) -> Verdict:
         """Say valid, unstable (measured, but not steady) or invalid."""
         return self.failures[0].severity if self.failures else "valid"
+
+    @property
+    def interrupted(self) -> bool:
+        """Say whether it was ended from outside, so that it tells nothing of what was to be measured."""
+        return self.facts.get(SEEN) == INTERRUPTED_RUN
 
     @property
     def exit_code(self) -> int:

@@ -33,7 +33,7 @@ from cnnbench.launch.local import (
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.proof import judge_trace
-from cnnbench.result import WORKER, Criterion, Kpi, RunResult, find_iterations
+from cnnbench.result import INTERRUPTED_RUN, SEEN, WORKER, Criterion, Kpi, RunResult, find_iterations
 from cnnbench.trace import TRACE_ENVIRONMENT, read_steps
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
@@ -363,10 +363,10 @@ class Measurement:
         if isinstance(error, KilledError):
             detail, found = error.detail, str(error)
         elif isinstance(error, KeyboardInterrupt):
-            detail, found = "the run was interrupted", str(KilledError(""))
+            detail, found = INTERRUPTED_RUN, str(KilledError(""))
         else:
             detail, found = "", str(error)
-        facts = {"what was seen": detail} if detail else {}
+        facts = {SEEN: detail} if detail else {}
         return self._result([], [], [Criterion(name="instances", passed=False, found=found, needed="")], facts)
 
     def reject(self, error: TimeUpInterrupt, facts: dict[str, str]) -> RunResult:

@@ -1,5 +1,6 @@
 """Read what a workload declares about itself and settings files in the same form; put a case's settings together."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,30 @@ def load_workload(directory: Path) -> Workload:
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def declared_cases(directory: Path, platform: str) -> list[TestCase]:
+    """Return the cases that cmake makes of a workload's declarations for a platform, SGX twins left out."""
+    slug = load_workload(directory).slug
+    declaration = directory / "cmake" / f"{platform}.cmake"
+    if not declaration.is_file():
+        known = ", ".join(sorted(path.stem for path in declaration.parent.glob("*.cmake"))) or "none"
+        raise UsageError(f"PLATFORM={platform}: {directory.name} is not available on it; it is on {known}")
+    precisions = _read_words(declaration, "set(PRECISIONS")
+    kinds = _read_words(directory / "CMakeLists.txt", "add_workload(CASES")
+    return [
+        TestCase.parse(f"test_{slug}_inference_{mode}_{precision}{'_' if kind else ''}{kind}", slug)
+        for precision in precisions
+        for mode, _, kind in (words.partition("_") for words in kinds)
+    ]
+
+
+def _read_words(path: Path, beginning: str) -> list[str]:
+    """Return the words of the one line of a cmake file that begins so and ends with a bracket."""
+    found = re.findall(rf"^{re.escape(beginning)} ([a-z0-9_ ]+)\)$", path.read_text(), re.MULTILINE)
+    if len(found) != 1:
+        raise UsageError(f"{path}: {len(found)} lines `{beginning} ...)`, needed one")
+    return found[0].split()
 
 
 def load_sections(path: Path) -> Sections:
