@@ -15,3 +15,6 @@ lock test "$@"
 lock cmake "$@"
 lock tensorflow-stock "$@"
 lock tensorflow-itex --override tensorflow-itex.override "$@"
+lock peers-openvino "$@"
+lock peers-onnxruntime "$@"
+lock peers-pytorch "$@" # needs UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; see the file
