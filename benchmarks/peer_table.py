@@ -34,9 +34,8 @@ class Row:
 
 def _images_per_s(block: Block, batch_size: int) -> float:
     """Return the throughput over the common window, as the product computes it."""
-    steps = [rows for rows in block.steps if len(rows)]
-    images = [np.full(len(rows), batch_size) for rows in steps]
-    return stats.estimate_throughput(steps, images, stats.common_window(steps)).mean
+    images = [np.full(len(rows), batch_size) for rows in block.steps]
+    return stats.estimate_throughput(block.steps, images, stats.common_window(block.steps)).mean
 
 
 def _times_ms(block: Block) -> np.ndarray:

@@ -117,14 +117,14 @@ def fill_batch(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def measure_calls(peer: Peer, batch: np.ndarray, begin_ns: int, end_ns: int) -> list[Steps]:
-    """Run steps, and record those from `begin_ns` on, until `end_ns`; the last one may end after it."""
+    """Run steps, and record those from `begin_ns` on, until `end_ns` and at least one; the last one may end later."""
     clock, infer = time.monotonic_ns, peer.infer
     now = clock()
     while now < begin_ns:
         infer(batch)
         now = clock()
     steps: Steps = []
-    while now < end_ns:
+    while now < end_ns or not steps:
         infer(batch)
         done = clock()
         steps.append([now, now, done])
