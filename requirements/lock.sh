@@ -17,3 +17,6 @@ lock tensorflow-stock "$@"
 lock tensorflow-itex --override tensorflow-itex.override "$@"
 lock tensorflow-zentf --override tensorflow-zentf.override "$@"
 lock tensorflow-quantizer --override tensorflow-itex.override --only-binary :all: "$@"
+lock peers-openvino "$@"
+lock peers-onnxruntime "$@"
+lock peers-pytorch "$@" # needs UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; see the file

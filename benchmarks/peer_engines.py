@@ -1,0 +1,126 @@
+"""Know the peer engines: where each one's parts are, what it cannot do, and what it is measured with."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from cnnbench.backends import ENGINES
+from cnnbench.environments import engine_python, lock_file
+from cnnbench.errors import CnnbenchError
+from cnnbench.launch.local import split_environment
+from cnnbench.staging.cache import digest_file, install_directory
+from cnnbench.staging.inputs import PreparedModel, find_check_set, prepare_model, stage_embedded_model, stage_procedural
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parent / "src"
+PRODUCT = "cnnbench"
+
+
+@dataclass(frozen=True)
+class PeerEngine:
+    """One engine to compare with.
+
+    `environment`: engine and variant, as in the names of the lock files. `converts`: whether its module makes files of
+    its own from the exported network, when run. `per_core`: whether throughput is measured with one process of one
+    thread on each core; else one process has all cores and divides them itself. `refused`: why it has no such data
+    type. `hint`: what to do when its environment cannot be made.
+    """
+
+    title: str
+    module: str
+    environment: tuple[str, str]
+    converts: bool
+    per_core: bool
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    hint: str = ""
+
+    def python(self, cache: Path) -> Path:
+        """Return its Python, making the environment on first use."""
+        try:
+            return engine_python(*self.environment, cache)
+        except CnnbenchError as error:
+            raise CnnbenchError(f"{error}\n{self.hint}".strip()) from error
+
+
+PEERS = {
+    "openvino": PeerEngine(
+        title="OpenVINO",
+        module="peer_openvino",
+        environment=("peers", "openvino"),
+        converts=True,
+        per_core=False,
+        batch_sizes=(1, 32),
+    ),
+    "onnxruntime": PeerEngine(
+        title="ONNX Runtime",
+        module="peer_onnxruntime",
+        environment=("peers", "onnxruntime"),
+        converts=True,
+        per_core=True,
+        refused={"bfloat16": "its CPU execution provider has no bfloat16 convolution"},
+    ),
+    "inductor": PeerEngine(
+        title="PyTorch Inductor, freezing",
+        module="peer_pytorch",
+        environment=("peers", "pytorch"),
+        converts=False,
+        per_core=True,
+        hint="PyTorch's CPU build is in its own index: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu",
+    ),
+    "tensorflow": PeerEngine(
+        title="TensorFlow as shipped",
+        module="peer_tensorflow",
+        environment=("tensorflow", "stock"),
+        converts=False,
+        per_core=True,
+        refused={"int8": "TensorFlow as shipped has no quantiser that makes an int8 graph for CPUs"},
+    ),
+}
+
+
+def stage_network(cache: Path) -> tuple[PreparedModel, Path]:
+    """Return the embedded network with its reference answers, and the directory of what the peers are made from."""
+    tensorflow = PEERS["tensorflow"]
+    python, preparer = tensorflow.python(cache), ENGINES["tensorflow"].preparer
+    model = stage_embedded_model(python, preparer, cache)
+    calibration = stage_procedural("calibration", cache)
+    prepared = prepare_model(model, find_check_set(cache), python, preparer, cache)
+    key = f"{prepared.source_sha256} {calibration.sha256}"
+    return prepared, _make(tensorflow, "exported", key, cache, model, calibration.root)
+
+
+def stage_peer(engine: PeerEngine, exported: Path, cache: Path) -> Path:
+    """Return the directory of what an engine reads, converting and quantising the network on first use."""
+    if not engine.converts:
+        return exported
+    inputs = (exported / "model.pb", exported / "calibration.npy")
+    return _make(engine, engine.module.removeprefix("peer_"), exported.name, cache, *inputs)
+
+
+def _make(engine: PeerEngine, name: str, key: str, cache: Path, *inputs: Path) -> Path:
+    """Have an engine's module fill a directory whose name tells from what, by which source and which versions."""
+    script, lock = HERE / f"{engine.module}.py", lock_file(*engine.environment)
+    digest = hashlib.sha256(f"{key} {digest_file(script)} {digest_file(lock)}".encode()).hexdigest()[:16]
+    command = [str(engine.python(cache)), str(script), *(str(path) for path in inputs)]
+    return install_directory(partial(_run, command), cache / "peers" / f"{name}-{digest}")
+
+
+def _run(command: list[str], destination: Path) -> None:
+    log = destination / "log.txt"
+    with log.open("w") as output:
+        words = [*command, str(destination)]
+        done = subprocess.run(words, env=peer_environment(), stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+        raise CnnbenchError(f"`{' '.join(words)}` failed with exit code {done.returncode}:\n{last}")
+
+
+def peer_environment() -> dict[str, str]:
+    """Return the caller's environment without what would change the measurement, and where our own modules are."""
+    environment, _ = split_environment(os.environ)
+    return environment | {"PYTHONPATH": str(SOURCES), "PYTHONNOUSERSITE": "1"}

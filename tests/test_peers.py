@@ -1,0 +1,160 @@
+"""The comparison with other engines: its settings, its table, and processes that rest between their turns."""
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnbench.errors import CnnbenchError, UsageError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+FAKE = """
+import threading, time
+import numpy as np
+
+def spin():
+    while True:
+        pass
+
+class Fake:
+    def infer(self, batch):
+        time.sleep(0.005)
+        return np.zeros((len(batch), 1001), np.float32)
+
+    def executed(self):
+        return {"nothing": 1.0}
+
+    def versions(self):
+        return "Fake 1"
+
+def load(spec):
+    if spec.data_type == "int8":
+        raise ValueError("no int8 here")
+    threading.Thread(target=spin, daemon=True).start()
+    return Fake()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def module(name):
+    return importlib.import_module(name)
+
+
+def fake_python(tmp_path):
+    """Return a Python that finds an engine module which only sleeps, with a thread that never rests."""
+    (tmp_path / "fake_peer.py").write_text(FAKE)
+    np.save(tmp_path / "images.npy", np.zeros((4, 2, 2, 3), np.float32))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def spec_of(tmp_path, data_type="fp32", amx=True):
+    return module("peer_worker").PeerSpec(
+        module="fake_peer",
+        artefacts=str(tmp_path),
+        data_type=data_type,
+        amx=amx,
+        mode="throughput",
+        batch_size=2,
+        cpus=sorted(os.sched_getaffinity(0))[:1],
+        check_images=str(tmp_path / "images.npy"),
+        outputs=str(tmp_path / "outputs.npy"),
+    )
+
+
+def cpu_ticks(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_a_block_has_the_steps_of_its_time_and_idle_processes_take_no_cpu(tmp_path):
+    with module("peer_process").Peer(fake_python(tmp_path), [spec_of(tmp_path)], tmp_path / "run") as peer:
+        (steps,) = peer.block(0.3).steps
+        assert len(steps) > 1
+        assert (np.diff(steps[:, 2]) > 0).all()
+        assert np.load(tmp_path / "outputs.npy").shape == (4, 1001)
+        (process,) = peer._processes
+        before = cpu_ticks(process.pid)
+        time.sleep(0.5)
+        assert cpu_ticks(process.pid) == before
+        assert len(peer.block(0.1).steps[0])
+    assert not Path(f"/proc/{process.pid}").exists()
+
+
+def test_an_engine_that_fails_says_why(tmp_path):
+    with pytest.raises(CnnbenchError, match="no int8 here"):
+        module("peer_process").Peer(fake_python(tmp_path), [spec_of(tmp_path, "int8")], tmp_path / "run")
+
+
+@pytest.mark.skipif("amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="this CPU has no AMX")
+@pytest.mark.parametrize(("refuse", "answer"), [("", "0 True"), ("peer_worker.refuse_amx();", "-1 False")])
+def test_amx_is_refused_by_the_kernel(refuse, answer):
+    code = (
+        f"import ctypes, peer_worker; {refuse} "
+        "print(ctypes.CDLL(None).syscall(158, 0x1023, 18), peer_worker.amx_permitted())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == answer
+
+
+@pytest.mark.parametrize("word", ["BATCH_SIZE", "avx_fp64:BATCH_SIZE=1", "SIZE=1"])
+def test_a_setting_that_is_none_is_refused(word):
+    with pytest.raises(UsageError, match=word.rpartition(":")[2].partition("=")[0]):
+        module("peers").read_settings([word])
+
+
+def test_settings_are_for_all_precisions_or_one():
+    found = module("peers").read_settings(["STEPS=5", "amx_int8:CUSTOMER_ENV=A=1"])
+    assert found == {"": {"STEPS": "5"}, "amx_int8": {"CUSTOMER_ENV": "A=1"}}
+
+
+def test_too_few_rounds_are_refused():
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), "--rounds", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--rounds 5" in done.stderr
+
+
+def blocks(step_ms, rounds=6):
+    ends = np.arange(1, 801, dtype=np.int64) * int(step_ms * 1e6)
+    starts = ends - int(step_ms * 1e6)
+    steps = np.column_stack([starts, starts, ends])
+    return [module("peer_process").Block([steps], 0.01) for _ in range(rounds)]
+
+
+def rows_of(**fields):
+    row = module("peer_table").Row
+    return [
+        row("avx_fp32", "cnnbench", "TF", 1, 2, "brgconv", blocks(10)),
+        row("avx_fp32", "openvino", "OV", 1, 4, "brgconv", blocks(25)),
+        row("avx_fp32", "inductor", **fields),
+    ]
+
+
+def test_the_table_pairs_ratios_and_says_what_was_not_measured():
+    rows = rows_of(reason="no torch")
+    text = "\n".join([*module("peer_table").table(rows, "throughput", "cnnbench"), *module("peer_table").notes(rows)])
+    assert "| avx_fp32 | cnnbench | TF | 1 x 2 | 200.00 [200.00, 200.00] | 1 |" in text
+    assert "| avx_fp32 | openvino | OV | 1 x 4 | 160.00 [160.00, 160.00] | 1.250 [1.250, 1.250] |" in text
+    assert "| avx_fp32 | inductor | - | - | NOT MEASURED | - |" in text
+    assert "- avx_fp32, inductor: no torch" in text
+
+
+def test_p99_needs_samples_enough():
+    rows = rows_of(reason="no torch")
+    rows[1].blocks = [module("peer_process").Block([block.steps[0][:100]], None) for block in rows[1].blocks]
+    text = "\n".join(module("peer_table").table(rows, "latency", "cnnbench"))
+    assert "10.00 [10.00, 10.00] | 10.00 (of 4800) | 1 |" in text
+    assert "25.00 [25.00, 25.00] | too few samples: 600 of 662 | 0.400 [0.400, 0.400] |" in text
