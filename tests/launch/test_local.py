@@ -86,7 +86,7 @@ ONE_CORE = Plan((InstancePlan(0, 0, (0,), sockets=(0,), nodes=(0,), memory_node=
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
-    environment = engine_environment(ONE_CORE, PRECISIONS[name], False, {})
+    environment = engine_environment(ONE_CORE, PRECISIONS[name], "itex", False, {})
     modes = {key: environment.get(key) for key in ("ONEDNN_DEFAULT_FPMATH_MODE", "ITEX_FP32_MATH_MODE")}
     expected = ("BF16", "BF32") if name.endswith("bfloat32") else (None, None)
     assert tuple(modes.values()) == expected
@@ -96,5 +96,5 @@ def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
 
 
 def test_a_customers_variable_has_the_last_word():
-    environment = engine_environment(ONE_CORE, PRECISIONS["avx_fp32"], False, {"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    environment = engine_environment(ONE_CORE, PRECISIONS["avx_fp32"], "itex", False, {"ONEDNN_MAX_CPU_ISA": "AVX2"})
     assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX2"
