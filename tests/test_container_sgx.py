@@ -81,7 +81,7 @@ def test_what_the_precision_lacks_is_told_too(engine, cpu_flags):
     reason = engine.skip(case=case)
     assert "amx_bfloat16: this CPU lacks amx_bf16 and amx_tile" in reason
     assert "sgx_enclave: not there" in reason
-    with pytest.raises(CnnbenchError, match="amx_bfloat16: this CPU lacks .*; FORCE=True") as forced:
+    with pytest.raises(CnnbenchError, match=r"amx_bfloat16: this CPU lacks .*; FORCE=True") as forced:
         engine.run(case=case, FORCE="True")
     assert forced.value.exit_code == 1
 
