@@ -218,7 +218,7 @@ def test_a_cpu_that_has_what_a_precision_needs_runs_it(precision, flags):
         ("avx_fp32", frozenset(), "avx_fp32: this CPU lacks avx2 and fma"),
         ("avx_fp32", frozenset({"avx2"}), "avx_fp32: this CPU lacks fma"),
         ("avx_bfloat16", ICE_LAKE, "avx_bfloat16: this CPU lacks avx512_bf16"),
-        ("amx_int8", SAPPHIRE_RAPIDS, "amx_int8: cnnbench cannot run this precision yet"),
+        ("amx_int8", ICE_LAKE, "amx_int8: this CPU lacks amx_int8 and amx_tile"),
     ],
 )
 def test_a_precision_that_cannot_run_is_skipped_with_its_reason(precision, flags, reason):
