@@ -37,6 +37,7 @@ def test_a_cpu_that_has_what_a_precision_needs_runs_it(precision, flags):
         ("amx_bfloat16", ZEN4, "amx_bfloat16: this CPU lacks amx_bf16 and amx_tile"),
         ("amx_bfloat32", ZEN4, "amx_bfloat32: this CPU lacks amx_bf16 and amx_tile"),
         ("amx_bfloat32", SAPPHIRE_RAPIDS - {"amx_bf16"}, "amx_bfloat32: this CPU lacks amx_bf16"),
+        ("amx_int8", ICE_LAKE, "amx_int8: this CPU lacks amx_int8 and amx_tile"),
     ],
 )
 def test_a_precision_that_cannot_run_is_skipped_with_its_reason_or_forced_an_error(precision, flags, reason):
