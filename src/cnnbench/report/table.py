@@ -129,7 +129,7 @@ def kpi_table(runs: Sequence[RunResult]) -> str:
         kpi = _choose_kpis(run, all_kpis=False)[0]
         spread = _describe_spread(run, kpi) if kpi else ""
         cells.append([run.case.removeprefix(prefix), *_describe_kpi(kpi), spread, _describe_verdict(run)])
-    return _align(["case", "KPI", "value", "spread", "verdict"], cells) if cells else ""
+    return align(["case", "KPI", "value", "spread", "verdict"], cells) if cells else ""
 
 
 def _name_runs(workers: Sequence[Path]) -> list[str]:
@@ -294,7 +294,7 @@ def _format_tables(
         [*name, *_pick(row, columns, facts), *_describe_kpi(row.kpi), _describe_verdict(row.run)]
         for name, row in zip(names, rows, strict=True)
     ]
-    parts = [_align(header, cells)]
+    parts = [align(header, cells)]
     if cut:
         parts[0] += f"\n(the names of the logs directories begin with logs-{prefix})"
     if summaries:
@@ -310,7 +310,7 @@ def _format_tables(
             ]
             for summary in summaries
         ]
-        parts.append(_align(header, cells))
+        parts.append(align(header, cells))
     if params:
         texts = {row.logs: f"{name[0]}: {_join(row.parameters)}" for name, row in zip(names, rows, strict=True)}
         wrapped = (textwrap.fill(text, WIDTH, subsequent_indent="    ") for text in texts.values())
@@ -342,7 +342,7 @@ def _common_prefix(cases: Sequence[str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _align(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def align(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Return aligned text: numbers to the right, names broken at `_` and spaces, the last column wrapped."""
     columns = list(zip(*cells, strict=True))
     heads = [_break_name(head, column) for head, column in zip(header, columns, strict=True)]
