@@ -284,12 +284,6 @@ def test_what_the_name_fixes_may_be_repeated():
     assert (parameters.mode, parameters.precision, parameters.case_type) == ("throughput", "avx_fp32", "gated")
 
 
-@pytest.mark.parametrize("precision", ["avx_int8", "amx_int8"])
-def test_a_build_without_int8_convolutions_is_refused_for_int8(precision):
-    with pytest.raises(UsageError, match=r"^VARIANT=zentf \(environment\): has no int8 convolutions"):
-        resolve_environment({"VARIANT": "zentf"}, TestCase(SLUG, "throughput", precision))
-
-
 @pytest.mark.parametrize("precision", ["avx_fp32", "amx_bfloat32"])
 def test_weight_sharing_is_refused_where_it_is_not_supported(precision):
     with pytest.raises(UsageError, match=f"^WEIGHT_SHARING=True .environment.: not supported for {precision};"):

@@ -1,6 +1,8 @@
 """run.sh: the quick start on the null engine in a real process, and the set-up before it."""
 
+import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,15 +13,19 @@ import pytest
 
 from checkout import WORKLOAD
 from cmake_build import run_cmake
-from cnnbench.errors import CnnbenchError
-from cnnbench.host import read_cpuinfo
+from cnnbench.backends.null import STEP_TIME
+from cnnbench.case import TestCase
+from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.host import CpuInfo, read_cpuinfo
+from cnnbench.isa import PRECISIONS, missing_for_precision
 from cnnbench.platforms import detect_platform
-from cnnbench.quickstart import DEFAULTS, _tool
+from cnnbench.quickstart import DEFAULTS, _split_precisions, _tool
 from cnnbench.result import load_run
 from cnnbench.workload import load_sections
 from null_workload import (
     PATIENCE_S,
     ROOT,
+    SLUG,
     THROUGHPUT,
     clean_environment,
     find_workers,
@@ -48,9 +54,19 @@ def checkout(tmp_path):
     return checkout
 
 
-def start(checkout, *arguments, **environment):
+@pytest.fixture
+def every_precision(checkout):
+    """The checkout with the cases that the quick start knows, at every precision."""
+    workload = checkout / "workload" / "Harness"
+    (workload / "CMakeLists.txt").write_text("add_workload(CASES throughput latency throughput_pkm)\n")
+    for declaration in (workload / "cmake").iterdir():
+        declaration.write_text(f"set(PRECISIONS {' '.join(PRECISIONS)})\n")
+    return checkout
+
+
+def start(checkout, *arguments, choice=("-R", f"{THROUGHPUT}$"), **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, checkout, "-R", THROUGHPUT, *arguments],
+        [sys.executable, "-c", PROGRAM, checkout, *choice, *arguments],
         env=clean_environment(CNNBENCH_CACHE=str(checkout / "cache"), **environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -74,6 +90,7 @@ def test_a_run_ends_with_a_table_of_its_logs_and_uses_the_quick_settings(checkou
     code, output, result = run(checkout, "--options", f"--steps=20 {step_of(2)}")
     assert code == 0, output
     assert output.index("Throughput") < output.index("logs:")
+    assert "precision" not in output[output.index("Throughput") :]
     quick = load_sections(WORKLOAD / DEFAULTS)["*"]
     assert {name: result.effective[name] for name in quick} == quick
 
@@ -85,6 +102,70 @@ def test_what_a_user_sets_is_stronger_than_the_quick_settings(checkout, tmp_path
     assert code == 0, output
     found = {name: result.effective[name] for name in ("DATA_TYPE", "STEPS", "MIN_TIME", "MAX_TIME")}
     assert found == {"DATA_TYPE": "dummy", "STEPS": "20", "MIN_TIME": "3", "MAX_TIME": "3"}
+
+
+def quick(checkout, *arguments, **environment):
+    with start(checkout, *arguments, choice=(), MIN_TIME="0.2", MAX_TIME="0.4", **environment) as process:
+        output, _ = process.communicate(timeout=4 * PATIENCE_S)
+    return process.returncode, output
+
+
+def measured(checkout):
+    return {
+        path.parts[-3].removeprefix("logs-") for path in checkout.glob("build/workload/Harness/logs-*/itr-1/worker-0")
+    }
+
+
+HERE = [name for name, one in PRECISIONS.items() if not missing_for_precision(one, read_cpuinfo().flags)]
+
+
+def test_every_precision_that_can_run_has_a_row_and_every_other_a_reason(every_precision, tmp_path):
+    fastest = HERE[-1]
+    config = tmp_path / "my.yaml"
+    config.write_text(f"'*': {{CUSTOMER_ENV: {STEP_TIME}=20}}\n'*_{fastest}*': {{CUSTOMER_ENV: {STEP_TIME}=2}}\n")
+    code, output = quick(every_precision, "--config", str(config))
+    assert code == 0, output
+    throughput = {f"test_{SLUG}_inference_throughput_{precision}_pkm" for precision in HERE}
+    assert measured(every_precision) == throughput | {f"test_{SLUG}_inference_latency_{fastest}"}
+    table, _, rest = output[output.rindex("\nprecision  ") :].partition("\nlogs:")
+    assert [found for found in re.findall(r"^(\w+)  ", table, re.MULTILINE) if found in PRECISIONS] == HERE
+    for name, one in PRECISIONS.items():
+        reasons = missing_for_precision(one, read_cpuinfo().flags)
+        assert [f"not run: {reason}" for reason in reasons] == [
+            line for line in rest.splitlines() if line.startswith(f"not run: {name}:")
+        ]
+
+
+def test_a_sweep_lists_each_run(every_precision):
+    code, output = quick(every_precision, "--set", "BATCH_SIZE=1 2", "--options", step_of(2))
+    assert code == 0, output
+    assert "\nprecision  " not in output
+    for precision in HERE:
+        assert len(re.findall(rf"^inference_throughput_{precision}_pkm +Throughput", output, re.MULTILINE)) == 2
+
+
+def test_a_case_that_fails_leaves_the_others_rows(every_precision, tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text(f"'*_{HERE[0]}_pkm': {{CORES_PER_INSTANCE: 4096}}")
+    code, output = quick(every_precision, "--config", str(config), "--options", step_of(2))
+    assert code == 8, output
+    assert "CORES_PER_INSTANCE=4096" in output
+    table = output[output.rindex("\nprecision  ") :].partition("\nlogs:")[0] if HERE[1:] else ""
+    assert [found for found in re.findall(r"^(\w+)  ", table, re.MULTILINE) if found in PRECISIONS] == HERE[1:]
+
+
+def test_precisions_are_split_by_what_a_cpu_has():
+    cases = itertools.product(("throughput", "latency"), ("avx_fp32", "amx_bfloat16"))
+    declared = [TestCase(SLUG, mode, name) for mode, name in cases]
+    runnable, lacking = _split_precisions(declared, CpuInfo(vendor=None, flags=frozenset({"avx2", "fma"})))
+    assert runnable == ["avx_fp32"]
+    assert len(lacking) == 1
+    assert lacking[0].startswith("amx_bfloat16: ")
+
+
+def test_a_cpu_without_any_precision_is_told_what_it_lacks():
+    with pytest.raises(SkippedError, match=r"(?s)no precision of this platform can run here:.*lacks avx2 and fma"):
+        _split_precisions([TestCase(SLUG, "throughput", "avx_fp32")], CpuInfo(vendor=None, flags=frozenset({"avx"})))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

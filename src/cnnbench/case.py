@@ -294,11 +294,6 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str], sgx
             f"WEIGHT_SHARING=True ({origins['WEIGHT_SHARING']}): not supported for {parameters.precision}; "
             "choose a case of another precision or leave it out"
         )
-    if parameters.variant == "zentf" and parameters.precision.endswith("int8"):
-        raise UsageError(
-            f"VARIANT=zentf ({origins['VARIANT']}): has no int8 convolutions, only float32 and bfloat16 ones, so it "
-            f"cannot run {parameters.precision}; choose stock, itex or auto"
-        )
 
 
 def _reconcile_times(parameters: Parameters, origins: Mapping[str, str], asked: Mapping[str, Settings]) -> Parameters:

@@ -126,7 +126,7 @@ def main(
     common = _common_settings(options, defaults)
     command = [ctest, *options.rest]
     if name := options.values.get("--testcase"):
-        _check_case(name, _list_cases(build_dir, [ctest]))
+        _check_case(name, list_cases(build_dir, [ctest]))
         command += ["-R", f"^{name}$"]
     if options.is_plain or any(word.partition("=")[0] in _LISTING for word in options.rest):
         return _run_ctest(command, build_dir, {**os.environ, **common})
@@ -188,7 +188,7 @@ def _common_settings(options: _Options, defaults: Path | None) -> dict[str, str]
     return settings
 
 
-def _list_cases(build_dir: Path, command: Sequence[str]) -> list[str]:
+def list_cases(build_dir: Path, command: Sequence[str]) -> list[str]:
     """Return the names of the cases that a ctest command would run."""
     listing = subprocess.run([*command, "--show-only=json-v1"], cwd=build_dir, capture_output=True, text=True)
     try:
@@ -213,12 +213,12 @@ def _check_settings(
     common: Settings,
 ) -> None:
     """Resolve every selected case with every combination, as each run will, so that a bad value stops them all."""
-    cases = [TestCase.parse(name, workload.slug) for name in _list_cases(build_dir, command)]
+    cases = [TestCase.parse(name, workload.slug) for name in list_cases(build_dir, command)]
     if not cases:
         raise UsageError(f"{shlex.join(command[1:])}: selects no case; -N lists what there is")
     config = common.get(CONFIG_VARIABLE)
     sources = Sources.read(workload, {**os.environ, **common}, Path(config) if config else None)
-    every_case = _list_cases(build_dir, command[:1]) if config else []
+    every_case = list_cases(build_dir, command[:1]) if config else []
     for glob in itertools.chain(*sources.config.values()):
         if not any(fnmatch.fnmatchcase(name, glob) for name in every_case):
             raise UsageError(f"{config}, section {glob}: matches no case of {workload.name} here; -N lists them")

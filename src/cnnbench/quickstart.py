@@ -5,18 +5,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnnbench import ctest
 from cnnbench.case import PrecisionName, TestCase
-from cnnbench.errors import CnnbenchError
-from cnnbench.host import read_cpuinfo
-from cnnbench.isa import best_precision
+from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.host import CpuInfo, read_cpuinfo
+from cnnbench.isa import PRECISIONS, missing_for_precision
 from cnnbench.job import stage_engine
 from cnnbench.platforms import detect_platform
+from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
-from cnnbench.result import RUN_FILE, WORKER, load_run
+from cnnbench.result import RUN_FILE, WORKER, RunResult, load_run
 from cnnbench.workload import load_workload
 
 ROOT = Path(__file__).parents[2]
@@ -37,16 +38,70 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
     stage_engine(workload.engine, cpu, cache)  # before the first of the quick cases is timed by ctest
     _configure(root, build, detect_platform(cpu))
 
-    directory = build / "workload" / name
+    directory, tool = build / "workload" / name, _tool("ctest")
     before = _runs(directory)
-    words = [*_choose_cases(workload.slug, best_precision(cpu), arguments), *arguments]
-    code = ctest.main(directory, _tool("ctest"), source, words, source / DEFAULTS)
-    logs = sorted(_runs(directory) - before, key=lambda path: (path / RUN_FILE).stat().st_mtime)
-    if logs:
-        print("\n" + kpi_table([load_run(path) for path in logs]))
+
+    def run(choice: Sequence[str]) -> int:
+        return ctest.main(directory, tool, source, [*choice, *arguments], source / DEFAULTS)
+
+    def new_runs() -> dict[Path, RunResult]:
+        logs = sorted(_runs(directory) - before, key=lambda path: (path / RUN_FILE).stat().st_mtime)
+        return {path: load_run(path) for path in logs}
+
+    choosing = any(word.split("=")[0] in CHOOSING for word in arguments)
+    lacking: list[str] = []
+    if choosing:
+        code = run([])
+    else:
+        declared = [TestCase.parse(case, workload.slug) for case in ctest.list_cases(directory, [tool])]
+        precisions, lacking = _split_precisions(declared, cpu)
+        code = run(_choose(_first_cases(workload.slug, precisions)))
+        if code < 128:  # else it was interrupted
+            fastest = TestCase(workload.slug, "latency", _fastest(precisions, new_runs().values()))
+            code = run(_choose([fastest])) or code
+    if runs := new_runs():
+        several = len(runs) > len({one.case for one in runs.values()})  # of a sweep
+        print("\n" + (kpi_table if choosing or several else precision_table)(list(runs.values())))
         print("\nlogs:")
-        print("\n".join(f"  {path}" for path in logs))
+        print("\n".join(f"  {path}" for path in runs))
+    for reason in lacking:
+        print(f"not run: {reason}")
     return code
+
+
+def _split_precisions(declared: Iterable[TestCase], cpu: CpuInfo) -> tuple[list[PrecisionName], list[str]]:
+    """Return the platform's precisions that can run here, in its order, and why the others cannot."""
+    missing = {case.precision: missing_for_precision(PRECISIONS[case.precision], cpu.flags) for case in declared}
+    runnable = [precision for precision, reasons in missing.items() if not reasons]
+    lacking = [reason for reasons in missing.values() for reason in reasons]
+    if not runnable:
+        raise SkippedError("\n".join(["no precision of this platform can run here:", *lacking]))
+    return runnable, lacking
+
+
+def _first_cases(slug: str, precisions: Iterable[PrecisionName]) -> list[TestCase]:
+    """Return the cases that every precision has its row of the table from."""
+    return [
+        case
+        for precision in precisions
+        for case in (TestCase(slug, "throughput", precision, "pkm"), TestCase(slug, "accuracy", precision))
+    ]
+
+
+def _choose(cases: Iterable[TestCase]) -> list[str]:
+    """Return ctest's choice of these cases."""
+    return ["-R", "|".join(f"^{case.name}$" for case in cases)]
+
+
+def _fastest(precisions: Sequence[PrecisionName], runs: Iterable[RunResult]) -> PrecisionName:
+    """Return the precision of the highest throughput measured, the first one when there is none."""
+    rates = {
+        run.requested["PRECISION"]: kpi.value
+        for run in runs
+        for kpi in run.kpis
+        if kpi.primary and kpi.key == "Throughput" and run.verdict != "invalid"
+    }
+    return max(precisions, key=lambda precision: rates.get(precision, 0.0))
 
 
 def _configure(root: Path, build: Path, platform: str) -> None:
@@ -57,18 +112,6 @@ def _configure(root: Path, build: Path, platform: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CnnbenchError(f"cmake failed:\n{done.stdout}{done.stderr}")
-
-
-def _choose_cases(slug: str, precision: PrecisionName, arguments: Sequence[str]) -> list[str]:
-    """Return ctest's choice of the three quick cases, unless the caller chooses."""
-    if any(word.split("=")[0] in CHOOSING for word in arguments):
-        return []
-    cases = (
-        TestCase(slug, "throughput", precision, "gated"),
-        TestCase(slug, "latency", precision),
-        TestCase(slug, "accuracy", precision),
-    )
-    return ["-R", "|".join(f"^{case.name}$" for case in cases)]
 
 
 def _tool(name: str) -> str:

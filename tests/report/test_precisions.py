@@ -1,0 +1,86 @@
+"""The table of precisions, over results as runs leave them."""
+
+import pytest
+
+from cnnbench.report.precisions import precision_table
+from cnnbench.result import Criterion, Kpi, RunResult
+
+KILLED = Criterion(name="instances", passed=False, found="an instance was killed", needed="")
+UNSTEADY = Criterion(name="spread", passed=False, found="12.0 %", needed="at most 5 %", severity="unstable")
+PRIMARY = {
+    "throughput": ("Throughput", "img/s"),
+    "latency": ("Latency mean", "ms"),
+    "accuracy": ("Accuracy top-1", "%"),
+}
+
+
+def make_run(mode, precision, value, half=None, *, criteria=(), **more):
+    key, unit = PRIMARY[mode]
+    kpis = [Kpi(key=key, unit=unit, value=value, primary=True)]
+    if half is not None:
+        kpis += [
+            Kpi(key=f"{key} 95 % {end}", unit=unit, value=value + by) for end, by in (("low", -half), ("high", half))
+        ]
+    kpis += [Kpi(key=key, unit="%", value=value) for key, value in more.items()]
+    return RunResult(
+        run_id="1",
+        started="2025-01-01T00:00:00Z",
+        workload="ResNet50",
+        case=f"test_x_inference_{mode}_{precision}",
+        requested={"MODE": mode, "PRECISION": precision},
+        effective={},
+        facts={},
+        plan={},
+        instances=[],
+        kpis=kpis,
+        criteria=list(criteria),
+        notes=[],
+    )
+
+
+def test_a_row_has_the_figures_of_all_modes():
+    runs = [
+        make_run("throughput", "avx_int8", 12345.6, 100, **{"ISA share": 99.95, "Compute utilization": 91.25}),
+        make_run("latency", "avx_int8", 4.25, 0.5),
+        make_run("accuracy", "avx_int8", 87.2, 2, **{"Top-1 loss": -0.1}),
+    ]
+    lines = precision_table(runs).splitlines()
+    assert " ".join(lines[-1].split()) == (
+        "avx_int8 12346 (12246 to 12446) 4.250 (3.750 to 4.750) 87.20 (85.20 to 89.20) -0.1000 99.95 91.25 valid"
+    )
+    for word in ("precision", "throughput", "latency", "top-1", "loss", "ISA", "utilization", "verdict"):
+        assert any(word in line for line in lines[:-1])
+    assert max(map(len, lines)) <= 120
+
+
+def test_what_was_not_measured_is_blank():
+    runs = [make_run("throughput", "avx_fp32", 45.5), make_run("accuracy", "avx_bfloat16", 87.25)]
+    lines = precision_table(runs).splitlines()
+    assert [line.split() for line in lines[-2:]] == [["avx_fp32", "45.50", "valid"], ["avx_bfloat16", "87.25", "valid"]]
+    assert lines[-1].index("87.25") > lines[-2].index("45.50")
+
+
+def test_precisions_are_in_the_order_of_their_runs():
+    names = ["avx_fp32", "amx_int8", "avx_int8"]
+    runs = [make_run("throughput", name, 1) for name in names] + [make_run("latency", "avx_int8", 1)]
+    assert [line.split()[0] for line in precision_table(runs).splitlines()[-3:]] == names
+
+
+@pytest.mark.parametrize("mode", PRIMARY)
+def test_an_invalid_run_shows_its_reason_below_and_never_a_number(mode):
+    invalid = make_run(mode, "avx_int8", 77777, 1, criteria=[KILLED], **{"ISA share": 77777, "Top-1 loss": 77777})
+    others = [make_run(other, "avx_int8", 5, criteria=[UNSTEADY]) for other in PRIMARY if other != mode]
+    table = precision_table([invalid, *others])
+    assert "77777" not in table
+    (row,) = (line for line in table.splitlines() if line.startswith("avx_int8  "))
+    assert row.split()[-1] == "INVALID"
+    assert "INVALID" in row.removesuffix("INVALID")
+    assert f"avx_int8 {mode}: INVALID: an instance was killed" in table
+    for other in others:
+        assert f"avx_int8 {other.requested['MODE']}: unstable: spread: 12.0 %, needed at most 5 %" in table
+
+
+def test_an_unstable_run_keeps_its_number():
+    lines = precision_table([make_run("throughput", "avx_fp32", 45.5, criteria=[UNSTEADY])]).splitlines()
+    assert lines[-2].split() == ["avx_fp32", "45.50", "unstable"]
+    assert lines[-1].startswith("avx_fp32 throughput: unstable: spread")
