@@ -48,9 +48,9 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
         logs = sorted(_runs(directory) - before, key=lambda path: (path / RUN_FILE).stat().st_mtime)
         return {path: load_run(path) for path in logs}
 
-    choosing = any(word.split("=")[0] in CHOOSING for word in arguments)
+    precisions: list[PrecisionName] = []
     lacking: list[str] = []
-    if choosing:
+    if any(word.split("=")[0] in CHOOSING for word in arguments):
         code = run([])
     else:
         declared = [TestCase.parse(case, workload.slug) for case in ctest.list_cases(directory, [tool])]
@@ -60,8 +60,9 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
             fastest = TestCase(workload.slug, "latency", _fastest(precisions, new_runs().values()))
             code = run(_choose([fastest])) or code
     if runs := new_runs():
-        several = len(runs) > len({one.case for one in runs.values()})  # of a sweep
-        print("\n" + (kpi_table if choosing or several else precision_table)(list(runs.values())))
+        results = list(runs.values())
+        repeated = len(results) > len({result.case for result in results})  # by --set or --loop
+        print("\n" + (precision_table(results, precisions) if precisions and not repeated else kpi_table(results)))
         print("\nlogs:")
         print("\n".join(f"  {path}" for path in runs))
     for reason in lacking:

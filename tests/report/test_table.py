@@ -177,7 +177,7 @@ def test_runs_of_another_machine_engine_model_or_data_set_are_no_repetitions(sav
     records = json.loads(list_kpis(runs, output_format="json").text)
     assert [(one["facts"], one["mean"]) for one in records[4:]] == [({name: HOST[name]}, 101), ({name: other}, 202)]
     rows = list(csv.DictReader(io.StringIO(list_kpis(runs, output_format="csv").text)))
-    assert other in rows[-1]["facts"]
+    assert [row[name] for row in rows] == [HOST[name]] * 2 + [other] * 2 + [HOST[name], other]
 
 
 def test_conditions_that_vary_by_the_run_are_no_other_machine(save):
@@ -261,6 +261,29 @@ def test_csv_has_the_same_columns_always(repeated, count):
     assert float(rows[0]["value"]) == 150
     assert rows[0]["n"] == ""
     assert [row["n"] for row in rows if row["record"] == "repeated"] == ["3"] * (count == 3)
+
+
+def test_csv_has_a_column_for_each_parameter_and_the_ends_of_intervals(save):
+    interval = [
+        Kpi(key=f"Throughput 95 % {end}", unit="img/s", value=value) for end, value in (("low", 99), ("high", 103))
+    ]
+    runs = [
+        save(make_run(value=100, BATCH_SIZE="8", extra=interval), "logs-a"),
+        save(make_run(value=110, CUSTOMER_ENV="A=1 B='two words, one comma'"), "logs-b"),
+        save(make_run(criteria=[KILLED_INSTANCE]), "logs-c"),
+    ]
+    rows = list(csv.DictReader(io.StringIO(list_kpis(runs, params=True, output_format="csv").text)))
+    assert tuple(rows[0]) == (*CSV_COLUMNS, "BATCH_SIZE", "CORES_PER_INSTANCE", "CUSTOMER_ENV")
+    assert [row["BATCH_SIZE"] for row in rows] == ["8", "1", "1"]
+    assert [row["CUSTOMER_ENV"] for row in rows] == ["", "A=1 B='two words, one comma'", ""]
+    assert [(row["value"], row["low"], row["high"]) for row in rows] == [
+        ("100.0", "99.0", "103.0"),
+        ("110.0", "", ""),
+        ("", "", ""),
+    ]
+    first, second, _ = json.loads(list_kpis(runs, params=True, output_format="json").text)
+    assert (first["low"], first["high"]) == (99, 103)
+    assert "low" not in second
 
 
 def test_a_directory_without_a_result_is_a_failure_beside_the_rest(repeated, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cnnbench.report.kpi_log import format_number
-from cnnbench.report.table import WIDTH, align
+from cnnbench.report.table import WIDTH, align, find_interval
 from cnnbench.result import RunResult, Verdict
 
 
@@ -31,14 +31,14 @@ _WORDS: dict[Verdict, str] = {"valid": "valid", "unstable": "unstable", "invalid
 """The verdicts as they are shown, from good to bad."""
 
 
-def precision_table(runs: Sequence[RunResult]) -> str:
-    """Tabulate runs, of which there is one for each precision and mode, by precision in the order of the runs.
+def precision_table(runs: Sequence[RunResult], precisions: Sequence[str]) -> str:
+    """Tabulate runs, of which there is one for each precision and mode; the rows are in the order of `precisions`.
 
     What was not measured is left blank, and an invalid run shows no number. The verdict is the worst of the row's runs;
     below the table is why a run is not valid.
     """
     found: dict[str, dict[str, RunResult]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: precisions.index(run.requested["PRECISION"])):
         found.setdefault(run.requested["PRECISION"], {})[run.requested["MODE"]] = run
     cells = [
         [precision, *(_figure(modes.get(column.mode), column) for column in COLUMNS), _worst(modes.values())]
@@ -60,10 +60,9 @@ def _figure(run: RunResult | None, column: _Column) -> str:
         return ""
     if run.verdict == "invalid":
         return _WORDS["invalid"]
-    values = {kpi.key: format_number(kpi.value) for kpi in run.kpis}
-    figure = values.get(column.key, "")
-    low, high = values.get(f"{column.key} 95 % low"), values.get(f"{column.key} 95 % high")
-    return f"{figure} ({low} to {high})" if column.interval and low and high else figure
+    figure = {kpi.key: format_number(kpi.value) for kpi in run.kpis}.get(column.key, "")
+    interval = find_interval(run, column.key) if column.interval else None
+    return f"{figure} ({' to '.join(map(format_number, interval))})" if interval else figure
 
 
 def _worst(runs: Iterable[RunResult]) -> str:

@@ -21,9 +21,10 @@ Format = Literal["table", "csv", "json"]
 
 WIDTH = 120
 CSV_COLUMNS = (
-    "record", "logs", "case", "parameters", "facts", "kpi", "unit", "value", "verdict", "reason",
+    "record", "logs", "case", "kpi", "unit", "value", "low", "high", "verdict", "reason",
     "mean", "standard_deviation", "median", "n", "unstable",
 )  # fmt: skip
+"""The columns that a CSV has always; one for each parameter and fact shown follows."""
 CPUS_USED = "CPUs used"
 DEFINING_FACTS = (
     "CPU", "sockets, cores, threads", "SMT", "NUMA nodes", CPUS_USED, "governor", "turbo", "microcode", "hypervisor",
@@ -235,11 +236,17 @@ def _describe_verdict(run: RunResult) -> str:
     return f"{'INVALID' if run.verdict == 'invalid' else run.verdict}: {run.reason}"
 
 
+def find_interval(run: RunResult, key: str) -> tuple[float, float] | None:
+    """Return the ends of a KPI's 95 % confidence interval; None when it has none."""
+    values = {kpi.key: kpi.value for kpi in run.kpis}
+    low, high = values.get(f"{key} 95 % low"), values.get(f"{key} 95 % high")
+    return None if low is None or high is None else (low, high)
+
+
 def _describe_spread(run: RunResult, kpi: Kpi) -> str:
+    if interval := find_interval(run, kpi.key):
+        return f"{' to '.join(map(format_number, interval))} (95 %)"
     values = {other.key: format_number(other.value) for other in run.kpis}
-    low, high = values.get(f"{kpi.key} 95 % low"), values.get(f"{kpi.key} 95 % high")
-    if low and high:
-        return f"{low} to {high} (95 %)"
     prefix = f"{kpi.key} p"
     return ", ".join(
         f"{key.removeprefix(f'{kpi.key} ')} {value}" for key, value in values.items() if key.startswith(prefix)
@@ -256,6 +263,8 @@ def _run_record(row: _Row) -> dict[str, Any]:
     }
     if row.kpi:
         record |= {"kpi": row.kpi.key, "unit": row.kpi.unit, "value": row.kpi.value}
+        if interval := find_interval(row.run, row.kpi.key):
+            record |= {"low": interval[0], "high": interval[1]}
     record["verdict"] = row.run.verdict
     return record | ({"reason": row.run.reason} if row.run.reason else {})
 
@@ -265,10 +274,12 @@ def _summary_record(summary: _Summary) -> dict[str, Any]:
 
 
 def _format_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    texts = [{**record, **{name: _join(record[name]) for name in ("parameters", "facts")}} for record in records]
+    settings = [{**record["parameters"], **record["facts"]} for record in records]
+    columns = dict.fromkeys([*CSV_COLUMNS, *(name for one in settings for name in one)])
+    flat = [{**record, **setting} for record, setting in zip(records, settings, strict=True)]
     stream = io.StringIO()
     # "Int64" keeps counts whole numbers although most rows have none.
-    frame = pandas.DataFrame(texts, columns=list(CSV_COLUMNS)).astype({"n": "Int64", "unstable": "Int64"})
+    frame = pandas.DataFrame(flat, columns=list(columns)).astype({"n": "Int64", "unstable": "Int64"})
     frame.to_csv(stream, index=False, lineterminator="\n")
     return stream.getvalue().rstrip("\n")
 
