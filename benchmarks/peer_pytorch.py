@@ -1,5 +1,6 @@
 """PyTorch's Inductor with freezing: fp32, bfloat16 weights, and int8 by PT2E with the x86 quantiser of torchao."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ class Inductor:
         inductor.freezing = True
         inductor.compile_threads = 1  # no helper processes that outlive the compilation
         artefacts = Path(spec.artefacts)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(artefacts.parent / "inductor")  # compiled once, not once a boot
         with np.load(artefacts / "weights.npz") as weights:
             network = ResNet50(dict(weights)).eval().to(memory_format=torch.channels_last)
         self._type = torch.bfloat16 if spec.data_type == "bfloat16" else torch.float32
