@@ -22,7 +22,7 @@ from peer_worker import TRACE_MARK, PeerSpec
 
 from cnnbench.contention import compare_samples, sample_cpu_time, with_siblings
 from cnnbench.errors import CnnbenchError
-from cnnbench.isa import Primitive, parse_verbose
+from cnnbench.trace import STEP_MARK, TracedStep, read_steps
 
 LOAD_S = 1800
 """How long loading may take: Inductor compiles."""
@@ -74,10 +74,10 @@ class PeerProcess:
             raise CnnbenchError(f"its process {found}: {' | '.join(last)}")
         return json.loads(line)
 
-    def traced(self) -> list[Primitive]:
-        """Return the primitives of the traced step."""
+    def traced(self) -> TracedStep:
+        """Return what the traced step ran."""
         _, _, step = self._log.read_text(errors="replace").partition(TRACE_MARK)
-        return parse_verbose(step.splitlines())
+        return read_steps([STEP_MARK, *step.splitlines()])
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -137,7 +137,7 @@ class Peer:
         return Block(steps, contention.others if contention else None)
 
 
-def trace_step(python: Path, spec: PeerSpec, directory: Path) -> list[Primitive]:
+def trace_step(python: Path, spec: PeerSpec, directory: Path) -> TracedStep:
     """Run one step in a process of its own with oneDNN's trace on; return what it shows."""
     process = PeerProcess(python, replace(spec, trace=True), directory)
     try:

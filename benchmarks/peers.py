@@ -30,8 +30,9 @@ from peer_worker import PeerSpec
 from cnnbench.case import check_name
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.host import read_cpuinfo, read_host
-from cnnbench.isa import PRECISIONS, judge_trace, require
+from cnnbench.isa import PRECISIONS, require
 from cnnbench.launch.plan import PlanRequest, plan_instances
+from cnnbench.proof import judge_trace
 from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import PreparedModel
 from cnnbench.topology import format_cpu_list, read_topology
@@ -134,8 +135,8 @@ def describe_peer(run: Comparison, name: str, precision: str, peer: Peer, cpus: 
     if not found:
         spec = run.specs(PEERS[name], precision, peer.batch_size, cpus[:1])[0]
         directory = Path(tempfile.mkdtemp(dir=run.scratch)) / "trace"
-        primitives = trace_step(PEERS[name].python(run.cache), spec, directory)
-        proof = judge_trace(PRECISIONS[precision], primitives, run.model.macs_per_image * peer.batch_size)
+        step = trace_step(PEERS[name].python(run.cache), spec, directory)
+        proof = judge_trace(PRECISIONS[precision], step, run.model.macs_per_image * peer.batch_size)
         found, share = proof.implementations, f"; {proof.share:.1%} of the multiply-accumulates as {precision}"
     names = ", ".join(f"{implementation} {part:.0%}" for implementation, part in found.items())
     return f"{names or 'no trace'}{share}; {amx}"
