@@ -81,3 +81,14 @@ def test_an_enclave_gets_the_engines_environment_and_nothing_of_the_callers():
 def test_an_sgx_case_needs_the_container_backend():
     with pytest.raises(SkippedError, match="BACKEND=native has not"):
         prepare_job(plan_case(WORKLOAD, SGX, {}, {}), {})
+
+
+@pytest.mark.parametrize(
+    ("variant", "customer", "onednn", "zendnn"),
+    [("stock", "", "1", None), ("zentf", "", "0", "1"), ("zentf", "TF_ENABLE_ZENDNN_OPTS=0", "0", "0")],
+)
+def test_each_build_has_its_own_kernels_on(variant, customer, onednn, zendnn):
+    planned = plan_case(WORKLOAD, ACCURACY, {"VARIANT": variant, "CUSTOMER_ENV": customer}, {})
+    environment = prepare_job(planned, {"TF_ENABLE_ONEDNN_OPTS": "x", "TF_ENABLE_ZENDNN_OPTS": "x"}).environment
+    assert environment["TF_ENABLE_ONEDNN_OPTS"] == onednn
+    assert environment.get("TF_ENABLE_ZENDNN_OPTS") == zendnn

@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 
+from checkout import WORKLOAD
 from cnnbench.errors import UsageError
 from cnnbench.serve import GRAMINE_VARIABLE, _case_of
 from cnnbench.workload import load_workload
@@ -81,6 +82,12 @@ def test_a_wrong_value_comes_out_as_an_error(workload, tmp_path):
     logs = serve(workload, tmp_path, BATCH_SIZE="0")
     assert (logs / "status").read_text() == "2\n"
     assert "BATCH_SIZE=0 (environment): must be 1 to 4096" in (logs / "error").read_text()
+
+
+def test_a_build_that_the_image_lacks_comes_out_as_a_skip_that_names_it(workload, tmp_path):
+    logs = serve(workload, tmp_path, CNNBENCH_WORKLOAD=str(WORKLOAD), VARIANT="zentf")
+    assert (logs / "status").read_text() == "77\n"
+    assert "VARIANT=zentf: this image was made without it and has none" in (logs / "error").read_text()
 
 
 def test_it_ends_with_who_attends_to_it(workload, tmp_path):
