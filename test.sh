@@ -41,6 +41,6 @@ if [[ $no_engine ]]; then
     echo "$no_engine"
 else
     cd build-container/workload/ResNet50-TensorFlow-Xeon-Public
-    ./ctest.sh -R throughput_avx_fp32_gated --set "DATA_TYPE=dummy real"
+    ./ctest.sh -R "throughput_avx_(fp32|int8)_gated" --set "DATA_TYPE=dummy real"
     ./list-kpi.sh logs-*
 fi
