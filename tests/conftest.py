@@ -36,3 +36,9 @@ def cpu_flags(monkeypatch, tmp_path):
 def tensorflow_python(engine_cache: Path) -> Path:
     """A Python with TensorFlow, cnnbench not yet on its path."""
     return engine_python("tensorflow", choose_variant("tensorflow", "auto", read_cpuinfo()), engine_cache)
+
+
+@pytest.fixture
+def unsupported_python(monkeypatch):
+    """Have this Python be one that no model can be quantised with, as 3.12 and 3.13 are."""
+    monkeypatch.setattr("cnnbench.environments.ITEX_PYTHONS", ((3, 9),))

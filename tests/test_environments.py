@@ -17,6 +17,7 @@ from cnnbench.environments import (
     engine_python,
     environment_path,
     lock_file,
+    quantizer_obstacle,
     quantizer_python,
     require_environment,
 )
@@ -117,9 +118,14 @@ def test_int8_takes_a_build_that_has_its_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("python", [(3, 12), (3, 13)])
-def test_no_model_is_quantised_where_the_quantiser_has_no_wheels(tmp_path, python):
-    with pytest.raises(SkippedError, match=rf"for Python 3\.10 and 3\.11 only, and this is 3\.{python[1]}; run with"):
-        quantizer_python("tensorflow", tmp_path, python)
+def test_no_model_is_quantised_where_the_quantiser_has_no_wheels(python):
+    assert f"for Python 3.10 and 3.11 only, and this is 3.{python[1]}; run with" in quantizer_obstacle(python)
+
+
+def test_an_unsupported_python_makes_no_quantising_environment(tmp_path, unsupported_python):
+    with pytest.raises(SkippedError, match=r"quantising a model to int8 needs TensorFlow 2\.15"):
+        quantizer_python("tensorflow", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_without_builds_has_none_to_choose(tmp_path):

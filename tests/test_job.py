@@ -78,6 +78,17 @@ def test_an_enclave_gets_the_engines_environment_and_nothing_of_the_callers():
     assert not [note for note in job.notes if "not passed on" in note]
 
 
+INT8 = ACCURACY.replace("avx_fp32", "avx_int8")
+
+
+def test_int8_is_skipped_with_a_python_that_cannot_quantise(cpu_flags, unsupported_python):
+    cpu_flags("avx2 fma avx_vnni")
+    with pytest.raises(SkippedError, match=r"^avx_int8: quantising a model to int8 needs TensorFlow 2\.15"):
+        prepare_job(plan_case(WORKLOAD, INT8, {}, {}), {})
+    prepare_job(plan_case(WORKLOAD, INT8, {"MODEL": __file__}, {}), {})  # it may be int8 already
+    prepare_job(plan_case(WORKLOAD, ACCURACY, {}, {}), {})
+
+
 def test_an_sgx_case_needs_the_container_backend():
     with pytest.raises(SkippedError, match="BACKEND=native has not"):
         prepare_job(plan_case(WORKLOAD, SGX, {}, {}), {})

@@ -13,6 +13,7 @@ import pytest
 
 from checkout import WORKLOAD
 from cmake_build import run_cmake
+from cnnbench.backends import find_engine
 from cnnbench.backends.null import STEP_TIME
 from cnnbench.case import TestCase
 from cnnbench.errors import CnnbenchError, SkippedError
@@ -116,6 +117,7 @@ def measured(checkout):
     }
 
 
+TENSORFLOW = find_engine("tensorflow")
 HERE = [name for name, one in PRECISIONS.items() if not missing_for_precision(one, read_cpuinfo().flags)]
 
 
@@ -157,15 +159,26 @@ def test_a_case_that_fails_leaves_the_others_rows(every_precision, tmp_path):
 def test_precisions_are_split_by_what_a_cpu_has():
     cases = itertools.product(("throughput", "latency"), ("avx_fp32", "amx_bfloat16"))
     declared = [TestCase(SLUG, mode, name) for mode, name in cases]
-    runnable, lacking = _split_precisions(declared, CpuInfo(vendor=None, flags=frozenset({"avx2", "fma"})))
+    runnable, lacking = _split_precisions(declared, CpuInfo(vendor=None, flags=frozenset({"avx2", "fma"})), TENSORFLOW)
     assert runnable == ["avx_fp32"]
     assert len(lacking) == 1
     assert lacking[0].startswith("amx_bfloat16: ")
 
 
 def test_a_cpu_without_any_precision_is_told_what_it_lacks():
+    cpu = CpuInfo(vendor=None, flags=frozenset({"avx"}))
     with pytest.raises(SkippedError, match=r"(?s)no precision of this platform can run here:.*lacks avx2 and fma"):
-        _split_precisions([TestCase(SLUG, "throughput", "avx_fp32")], CpuInfo(vendor=None, flags=frozenset({"avx"})))
+        _split_precisions([TestCase(SLUG, "throughput", "avx_fp32")], cpu, TENSORFLOW)
+
+
+def test_int8_is_not_run_with_a_python_that_cannot_quantise(unsupported_python):
+    declared = [TestCase(SLUG, "throughput", name) for name in ("avx_int8", "avx_fp32")]
+    cpu = CpuInfo(vendor=None, flags=frozenset({"avx2", "fma", "avx_vnni"}))
+    runnable, (reason,) = _split_precisions(declared, cpu, TENSORFLOW)
+    assert runnable == ["avx_fp32"]
+    assert reason.startswith("avx_int8: quantising a model to int8 needs TensorFlow 2.15")
+    runnable, lacking = _split_precisions(declared, cpu, find_engine("null"))
+    assert (runnable, lacking) == (["avx_int8", "avx_fp32"], [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

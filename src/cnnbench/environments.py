@@ -109,13 +109,20 @@ def engine_python(engine: str, variant: str, cache: Path) -> Path:
     return python
 
 
-def quantizer_python(engine: str, cache: Path, python: tuple[int, int] = sys.version_info[:2]) -> Path:
+def quantizer_obstacle(python: tuple[int, int] = sys.version_info[:2]) -> str:
+    """Say why no model can be quantised to int8 with this Python; empty when one can."""
+    if python in ITEX_PYTHONS:
+        return ""
+    return (
+        f"quantising a model to int8 needs TensorFlow 2.15, which has wheels for Python 3.10 and 3.11 only, and this "
+        f"is {python[0]}.{python[1]}; run with one of those, or give a graph that is int8 already by MODEL"
+    )
+
+
+def quantizer_python(engine: str, cache: Path) -> Path:
     """Return the Python that quantises an engine's models; raise SkippedError where its packages have no wheels."""
-    if python not in ITEX_PYTHONS:
-        raise SkippedError(
-            f"int8: quantising a model needs TensorFlow 2.15, which has wheels for Python 3.10 and 3.11 only, and this "
-            f"is {python[0]}.{python[1]}; run with one of those, or give a graph that is int8 already by MODEL"
-        )
+    if obstacle := quantizer_obstacle():
+        raise SkippedError(obstacle)
     return engine_python(engine, QUANTIZER, cache)
 
 

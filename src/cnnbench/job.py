@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from cnnbench.backends import Engine, find_engine
 from cnnbench.case import FIELDS, Parameters, TestCase, settle
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.datasets.index import ImageSet
-from cnnbench.environments import choose_variant, engine_python, environment_path
+from cnnbench.environments import choose_variant, engine_python, environment_path, quantizer_obstacle
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, fit_to_cpu, require
@@ -144,6 +145,10 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     if planned.case.sgx and not enclaves:
         raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     int8 = planned.precision.is_int8
+    if int8 and planned.engine.quantizer and not p.model and (obstacle := quantizer_obstacle()):
+        raise SkippedError(
+            f"{planned.precision.name}: {obstacle}"
+        )  # a MODEL may be int8 already, which staging finds out
     variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing, int8)
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | engine_environment(
@@ -235,18 +240,22 @@ def stage_inputs(job: Job, cache: Path) -> Inputs:
     return Inputs(python, images, model)
 
 
-def stage_engine(name: str, cpu: CpuInfo, cache: Path) -> None:
+def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> None:
     """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged.
 
-    They are quantised for each build that can run here and is installed. What the float32 model answers to the drawn
-    images is recorded too; to ImageNet's only when it is needed, as that takes long.
+    With `int8` they are quantised for each build that is installed, whatever this CPU has, as an image may run on
+    another; where this Python cannot, a line says so. What the float32 model answers to the drawn images is recorded
+    too; to ImageNet's only when it is needed, as that takes long.
     """
     engine = find_engine(name)
     if not engine.preparer:
         return
     chosen = choose_variant(name, "auto", cpu)
     python = engine_python(name, chosen, cache)
-    installed = [one for one in engine.int8_variants if environment_path(name, one, cache).is_dir()]
+    builds = [one for one in engine.int8_variants if int8 and environment_path(name, one, cache).is_dir()]
+    if builds and (obstacle := quantizer_obstacle()):
+        print(f"no int8 graph is made: {obstacle}", file=sys.stderr, flush=True)
+        builds = []
     artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
     models = [
         stage_embedded_model(python, engine.preparer, cache),
@@ -258,7 +267,7 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path) -> None:
             prepared = prepare_model(model, check_set, python, engine.preparer, cache)
             if prepared.quantized:
                 continue
-            for variant in installed:
+            for variant in builds:
                 quantize_model(prepared, name, engine.quantizer, variant, cache)
             if check_set == drawn:
                 predict_images(prepared, check_set, python, engine.preparer, cache)

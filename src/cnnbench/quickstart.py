@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnnbench import ctest
+from cnnbench.backends import Engine, find_engine
 from cnnbench.case import PrecisionName, TestCase
+from cnnbench.environments import quantizer_obstacle
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo, read_cpuinfo
-from cnnbench.isa import PRECISIONS, missing_for_precision
+from cnnbench.isa import PRECISIONS, Precision, missing_for_precision
 from cnnbench.job import stage_engine
 from cnnbench.platforms import detect_platform
 from cnnbench.report.precisions import precision_table
@@ -35,7 +37,8 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what stages or configures is ended with us
     source, build = root / "workload" / name, root / "build"
     workload, cpu = load_workload(source), read_cpuinfo()
-    stage_engine(workload.engine, cpu, cache)  # before the first of the quick cases is timed by ctest
+    int8 = any(one.is_int8 and not missing_for_precision(one, cpu.flags) for one in PRECISIONS.values())
+    stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
     _configure(root, build, detect_platform(cpu))
 
     directory, tool = build / "workload" / name, _tool("ctest")
@@ -54,7 +57,7 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
         code = run([])
     else:
         declared = [TestCase.parse(case, workload.slug) for case in ctest.list_cases(directory, [tool])]
-        precisions, lacking = _split_precisions(declared, cpu)
+        precisions, lacking = _split_precisions(declared, cpu, find_engine(workload.engine))
         code = run(_choose(_first_cases(workload.slug, precisions)))
         if code < 128:  # else it was interrupted
             fastest = TestCase(workload.slug, "latency", _fastest(precisions, new_runs().values()))
@@ -70,14 +73,24 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
     return code
 
 
-def _split_precisions(declared: Iterable[TestCase], cpu: CpuInfo) -> tuple[list[PrecisionName], list[str]]:
+def _split_precisions(
+    declared: Iterable[TestCase], cpu: CpuInfo, engine: Engine
+) -> tuple[list[PrecisionName], list[str]]:
     """Return the platform's precisions that can run here, in its order, and why the others cannot."""
-    missing = {case.precision: missing_for_precision(PRECISIONS[case.precision], cpu.flags) for case in declared}
+    missing = {case.precision: _obstacles(PRECISIONS[case.precision], cpu, engine) for case in declared}
     runnable = [precision for precision, reasons in missing.items() if not reasons]
     lacking = [reason for reasons in missing.values() for reason in reasons]
     if not runnable:
         raise SkippedError("\n".join(["no precision of this platform can run here:", *lacking]))
     return runnable, lacking
+
+
+def _obstacles(precision: Precision, cpu: CpuInfo, engine: Engine) -> list[str]:
+    """Return why a precision's cases would be skipped here; empty when they can run."""
+    missing = missing_for_precision(precision, cpu.flags)
+    if not missing and precision.is_int8 and engine.quantizer and (obstacle := quantizer_obstacle()):
+        return [f"{precision.name}: {obstacle}"]
+    return missing
 
 
 def _first_cases(slug: str, precisions: Iterable[PrecisionName]) -> list[TestCase]:

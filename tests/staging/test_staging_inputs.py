@@ -8,7 +8,10 @@ import pytest
 from cnnbench.cli import main
 from cnnbench.datasets import procedural
 from cnnbench.datasets.index import write_image_set
+from cnnbench.environments import QUANTIZER, environment_path
 from cnnbench.errors import CnnbenchError
+from cnnbench.host import CpuInfo
+from cnnbench.job import stage_engine
 from cnnbench.staging import inputs
 from cnnbench.staging.inputs import (
     EMBEDDED_BY,
@@ -25,6 +28,7 @@ from cnnbench.staging.inputs import (
     stage_procedural,
 )
 
+CPU = CpuInfo(vendor=None, flags=frozenset({"avx2", "fma"}))  # without any int8 instructions
 PREPARER = f"""#!{sys.executable}
 import hashlib, json, os, sys
 from pathlib import Path
@@ -35,7 +39,7 @@ if step == "embedded":
     (destination / "model.json").write_text(json.dumps(facts))
 elif step == "predict":
     (destination / "predictions.npy").write_text(sys.argv[4])
-elif sys.argv[2] == "quantizer":
+elif "quantize" in sys.argv[2]:
     (destination / "int8.pb").write_text(f"{{step}} {{os.environ['PYTHONHASHSEED']}}")
     (destination / "int8.json").write_text(json.dumps({{"calibration": Path(sys.argv[5]).name}}))
 else:
@@ -132,6 +136,32 @@ def test_another_quantiser_quantises_anew(cache, prepared, tmp_path, monkeypatch
     lock.write_text("neural-compressor==2.7")
     monkeypatch.setattr(inputs, "lock_file", lambda engine, variant: lock)
     assert quantize_model(prepared, "tensorflow", "quantizer", "itex", cache).graph != before
+
+
+@pytest.fixture
+def installed(cache, python):
+    """Each build's environment and the quantising one, all of whose Pythons are the script."""
+    for variant in ("itex", "stock", QUANTIZER):
+        path = environment_path("tensorflow", variant, cache) / "bin" / "python"
+        path.parent.mkdir(parents=True)
+        path.symlink_to(python)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("int8", [True, False])
+def test_an_engine_is_staged_with_int8_graphs_where_they_are_wanted_whatever_the_cpu(cache, monkeypatch, int8):
+    monkeypatch.setattr("cnnbench.environments.ITEX_PYTHONS", (sys.version_info[:2],))
+    stage_engine("tensorflow", CPU, cache, int8=int8)
+    assert len(list(cache.glob("prepared/*-int8-*/int8.pb"))) == (2 if int8 else 0)
+    assert len(list(cache.glob("prepared/*-predictions-*/predictions.npy"))) == 1
+
+
+@pytest.mark.usefixtures("installed", "unsupported_python")
+def test_an_engine_is_staged_without_int8_graphs_by_a_python_that_cannot_quantise(cache, capsys):
+    stage_engine("tensorflow", CPU, cache)
+    assert "no int8 graph is made: quantising a model to int8 needs TensorFlow 2.15" in capsys.readouterr().err
+    assert not list(cache.glob("prepared/*-int8-*"))
+    assert len(list(cache.glob("prepared/*-predictions-*/predictions.npy"))) == 1
 
 
 def test_the_float_models_answers_are_recorded_for_each_set(cache, python, prepared):
