@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from cnnbench.backends import Engine, find_engine
 from cnnbench.case import FIELDS, Parameters, TestCase, settle
 from cnnbench.datasets.index import ImageSet
-from cnnbench.environments import choose_variant, engine_python, environment_path
+from cnnbench.environments import ITEX_PYTHONS, choose_variant, engine_python, environment_path
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, require
@@ -221,18 +222,19 @@ def stage_inputs(job: Job, cache: Path) -> Inputs:
     return Inputs(python, images, model)
 
 
-def stage_engine(name: str, cpu: CpuInfo, cache: Path) -> None:
+def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> None:
     """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged.
 
-    They are quantised for each build that can run here and is installed. What the float32 model answers to the drawn
-    images is recorded too; to ImageNet's only when it is needed, as that takes long.
+    `int8`: whether to quantise them too, for each build whose environment is there; where the Python cannot, only cases
+    that need it are skipped. What the float32 model answers to the drawn images is recorded as well; to ImageNet's only
+    when a case needs it, as that takes long.
     """
     engine = find_engine(name)
     if not engine.preparer:
         return
-    chosen = choose_variant(name, "auto", cpu)
-    python = engine_python(name, chosen, cache)
+    python = engine_python(name, choose_variant(name, "auto", cpu), cache)
     installed = [one for one in engine.int8_variants if environment_path(name, one, cache).is_dir()]
+    quantized_for = installed if int8 and sys.version_info[:2] in ITEX_PYTHONS else []
     artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
     models = [
         stage_embedded_model(python, engine.preparer, cache),
@@ -244,7 +246,7 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path) -> None:
             prepared = prepare_model(model, check_set, python, engine.preparer, cache)
             if prepared.quantized:
                 continue
-            for variant in installed:
+            for variant in quantized_for:
                 quantize_model(prepared, name, engine.quantizer, variant, cache)
             if check_set == drawn:
                 predict_images(prepared, check_set, python, engine.preparer, cache)

@@ -12,7 +12,7 @@ from cnnbench import ctest
 from cnnbench.case import PrecisionName, TestCase
 from cnnbench.errors import CnnbenchError
 from cnnbench.host import read_cpuinfo
-from cnnbench.isa import best_precision
+from cnnbench.isa import PRECISIONS, best_precision, missing_for_precision
 from cnnbench.job import stage_engine
 from cnnbench.platforms import detect_platform
 from cnnbench.report.table import kpi_table
@@ -34,7 +34,8 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what stages or configures is ended with us
     source, build = root / "workload" / name, root / "build"
     workload, cpu = load_workload(source), read_cpuinfo()
-    stage_engine(workload.engine, cpu, cache)  # before the first of the quick cases is timed by ctest
+    int8 = not missing_for_precision(PRECISIONS["avx_int8"], cpu.flags)
+    stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
     _configure(root, build, detect_platform(cpu))
 
     directory = build / "workload" / name
