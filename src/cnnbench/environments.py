@@ -43,7 +43,8 @@ def choose_variant(
 ) -> str:
     """Return the build to use: the requested one, or for `auto` the first that can run; empty if the engine has none.
 
-    Raises SkippedError when this Python or CPU cannot run the requested one, UsageError when it cannot share weights.
+    Raises SkippedError when this Python or CPU cannot run the requested one or it has no kernels for `int8`, UsageError
+    when it cannot share weights.
     The order is that of `benchmarks/variants.py`: ITEX was as fast as stock TensorFlow or faster wherever it could run.
     It locks every operation while it runs, though, so that instances on one set of weights would take turns.
     zentf is AMD's and comes last, as nothing measured so far shows it ahead of stock TensorFlow; stock runs everywhere.
@@ -57,8 +58,8 @@ def choose_variant(
     if weight_sharing:
         obstacles["itex"] = "cannot share weights"
     if int8:
-        without = set(variants) - set(ENGINES[engine].int8_variants)
-        obstacles |= dict.fromkeys(without, "has no int8 kernels; it computes in float types only")
+        able = ENGINES[engine].int8_variants
+        obstacles |= dict.fromkeys(set(variants) - set(able), f"has no int8 convolutions; choose {' or '.join(able)}")
     if requested == "auto":
         return next(variant for variant in variants if not obstacles[variant])
     if obstacles[requested]:

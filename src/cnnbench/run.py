@@ -349,7 +349,7 @@ class Measurement:
             Kpi(key="Top-1 loss 95 % low", unit="%", value=100 * low),
             Kpi(key="Top-1 loss 95 % high", unit="%", value=100 * high),
         ]
-        return [coverage, validity.judge_loss(self._job.precision, loss)]
+        return [coverage, validity.judge_loss(loss)]
 
     def _invalid(self, error: BaseException, shared: Path) -> RunResult:
         """Return the result of a run that was killed, hung or interrupted, keeping the raw times it had."""

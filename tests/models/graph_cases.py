@@ -238,6 +238,10 @@ INT8 = {
         ),
         "stock",
     ),
+    "stock, a convolution left between Dequantize": (
+        STOCK.replace("d Dequantize c2", "e Dequantize c1; kd Dequantize k; f Conv2D e kd; d Relu f"), "stock"
+    ),
+    "itex, a call": (ITEX.replace("mm MatMul d3 kd", "mm PartitionedCall"), "itex"),
     "stock, another convolution": (STOCK.replace("s Softmax mm", "s Conv3D mm"), "stock"),
     "stock, a Pad": (
         STOCK.replace("c2 _FusedQuantizedConv2D p k", "e Dequantize p; pad Pad e; f QuantizeV2 pad; "

@@ -101,6 +101,8 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(cases):
         ("itex", ""),
         ("stock, one too few", "2 of 3 convolutions and matrix products are int8, needed all; left in float32: none"),
         ("stock, a float convolution", "2 of 3 .* left in float32: c2 \\(Conv2D\\)"),
+        ("stock, a convolution left between Dequantize", "3 of 3 .* left in float32: f \\(Conv2D\\)"),
+        ("itex, a call", "2 of 3 .* left in float32: mm \\(PartitionedCall\\)"),
         ("stock, another convolution", "3 of 3 .* left in float32: s \\(Conv3D\\)"),
         ("stock, a Pad", "1 superfluous pairs of Dequantize and QuantizeV2: e to f"),
         ("stock, a float MaxPool and Relu", "1 superfluous pairs .*: e to p"),

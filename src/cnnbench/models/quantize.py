@@ -21,7 +21,7 @@ from cnnbench.backends.tensorflow import framework_versions
 from cnnbench.datasets.index import load_image_set
 from cnnbench.datasets.tfdata import read_batches
 from cnnbench.errors import CnnbenchError
-from cnnbench.models.graph import INPUT, OUTPUT, is_multiply, node_name, read_graph
+from cnnbench.models.graph import COUNTED, INPUT, OUTPUT, is_multiply, node_name, read_graph
 from cnnbench.models.prepare import hold_back_stderr
 
 CALIBRATION_IMAGES = 100
@@ -50,7 +50,10 @@ def check_int8(graph: Any, multiplies: int, variant: str) -> None:
     nodes = {node.name: node for node in graph.node}
 
     def is_int8(node: Any) -> bool:
-        return "Quantized" in node.op or all(nodes[node_name(edge)].op == "Dequantize" for edge in node.input[:2])
+        if BACKENDS[variant] == "default":
+            return "Quantized" in node.op
+        counted = COUNTED.fullmatch(node.op)
+        return bool(counted) and all(nodes[node_name(edge)].op == "Dequantize" for edge in node.input[:2])
 
     found = [node for node in graph.node if is_multiply(node)]
     left = [f"{node.name} ({node.op})" for node in found if not is_int8(node)]
@@ -117,7 +120,7 @@ def quantize_file(variant: str, model: Path, images: Path, destination: Path) ->
     calibration = load_image_set(images)
     files = calibration.paths()[:CALIBRATION_IMAGES]
     print(
-        f"quantising {model.parent.name} to int8 for {variant}, calibrating on {len(files)} images of "
+        f"quantising the model to int8 for {variant}, calibrating on {len(files)} images of "
         f"{calibration.name}: about a minute",
         file=sys.stderr,
         flush=True,
