@@ -7,6 +7,7 @@ import pytest
 from cnnbench.isa import PRECISIONS
 from cnnbench.proof import FALLBACKS_SHOWN, REQUIRED_SHARE, judge_trace
 from cnnbench.trace import TracedStep, parse_verbose
+from cnnbench.validity import judge_precision
 
 TRACES = Path(__file__).parent / "traces"
 NETWORK_MACS = 4_089_186_304
@@ -72,6 +73,15 @@ def test_a_trace_proves_its_own_precision_and_no_other(trace, proven):
     shares = {name: judge_trace(precision, step, needed).share for name, precision in PRECISIONS.items()}
     assert {name for name, share in shares.items() if share >= REQUIRED_SHARE} == proven
     assert all(share < 0.02 for name, share in shares.items() if name not in proven)
+
+
+def test_int8_capped_at_avx2_is_invalid_and_names_what_ran():
+    step = step_in("itex-int8-avx2.log")
+    needed = sum(layer.macs for layer in step.layers)
+    criterion = judge_precision(PRECISIONS["avx_int8"], judge_trace(PRECISIONS["avx_int8"], step, needed))
+    assert (criterion.passed, criterion.severity) == (False, "invalid")
+    assert criterion.found.startswith("0.0% of the multiply-accumulates ran as avx_int8 (")
+    assert "jit_uni_int8_1x1:avx2 s8 " in criterion.found
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,7 @@ from cnnbench.facts import host_facts, run_notes, software_facts
 from cnnbench.host import sample_frequency_mhz
 from cnnbench.job import Inputs, Job
 from cnnbench.launch.enclave import Enclaves
-from cnnbench.launch.local import (
-    KilledError,
-    Limits,
-    WorkerLaunch,
-    run_tracer,
-    run_workers,
-    shared_directory,
-    worker_command,
-)
+from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.proof import judge_trace
@@ -157,14 +149,14 @@ class Measurement:
             self._write_launch(spec, self._logs / f"process-{number}", worker_environment(self._job, spec))
             for number, spec in enumerate(specs)
         ]
-        if self._inputs.model is not None:  # before the others start: its times are of cores that it has to itself
+        trace = None
+        if self._inputs.model is not None:
             directory = self._logs / "trace"
             environment = worker_environment(self._job, specs[0]) | TRACE_ENVIRONMENT
-            with Progress("tracing", TRACE_STEPS, "steps") as progress:
-                run_tracer(self._write_launch(_trace_spec(specs[0], directory), directory, environment), self._hang_s)
-                progress.advance(TRACE_STEPS)
+            trace = self._write_launch(_trace_spec(specs[0], directory), directory, environment)
         run_workers(
             launches,
+            trace,
             shared,
             Limits(None if stops_by_itself else self._enough, self._hang_s),
             self._progress(),
