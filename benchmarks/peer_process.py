@@ -31,10 +31,15 @@ WARM_UP_S = 1.0
 
 @dataclass(frozen=True)
 class Block:
-    """What one block measured: each instance's step times, and the share of the cores' time that others took."""
+    """What one block measured: each instance's step times, and the share of the cores' time that others took.
+
+    Of the product alone: `utilization`, the share of the cores' ceiling; `complaint`, its verdict where not valid.
+    """
 
     steps: list[np.ndarray]
     others: float | None
+    utilization: float | None = None
+    complaint: str = ""
 
 
 class PeerProcess:

@@ -7,20 +7,41 @@ from pathlib import Path
 
 import numpy as np
 from interleaved import WORKLOAD
+from peer_engines import HERE
 from peer_process import Block
 
+from cnnbench.case import FIELDS, pick_sections
+from cnnbench.ceiling import PEAK_VARIABLE
 from cnnbench.errors import InvalidMeasurementError
-from cnnbench.job import plan_case, prepare_job, stage_inputs
+from cnnbench.job import Job, plan_case, prepare_job, stage_inputs
 from cnnbench.result import RunResult
 from cnnbench.run import Measurement
 from cnnbench.staging.cache import cache_root
+from cnnbench.workload import DEFAULTS_VARIABLE, load_sections
 
 HANG_S = 600
 DEFAULTS = {
-    "throughput": {"BATCH_SIZE": "32", "CORES_PER_INSTANCE": "1"},
+    "throughput": {"BATCH_SIZE": "16", "CORES_PER_INSTANCE": "1"},
     "latency": {"BATCH_SIZE": "1", "INSTANCES": "1"},
 }
 """Settings where neither `--config` nor `--set` says otherwise."""
+PEAK_PROGRAM = HERE.parent / "build" / "cnnbench-peak"
+"""What measures the cores' ceiling where the environment names no other program."""
+
+
+def case_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without parameters of cases, so that the command line decides, and with a peak program."""
+    kept = {name: value for name, value in environ.items() if name not in {*FIELDS, DEFAULTS_VARIABLE}}
+    return ({PEAK_VARIABLE: str(PEAK_PROGRAM)} if PEAK_PROGRAM.is_file() else {}) | kept
+
+
+def product_job(mode: str, precision: str, settings: Mapping[str, str], config: Path | None, seconds: float) -> Job:
+    """Return the product's case, planned for dummy data and blocks of so many seconds."""
+    case = f"test_resnet50v1_5_tensorflow_xeon_public_inference_{mode}_{precision}"
+    asked = DEFAULTS[mode] | (pick_sections(load_sections(config), case) if config else {}) | dict(settings)
+    pinned = {"DATA_TYPE": "dummy", "STEPS": "auto", "MIN_TIME": str(seconds), "MAX_TIME": str(seconds)}
+    environ = case_environment(os.environ)
+    return prepare_job(plan_case(WORKLOAD, case, environ, asked | pinned), environ)
 
 
 class Product:
@@ -29,10 +50,7 @@ class Product:
     def __init__(
         self, mode: str, precision: str, settings: Mapping[str, str], config: Path | None, seconds: float
     ) -> None:
-        case = f"test_resnet50v1_5_tensorflow_xeon_public_inference_{mode}_{precision}"
-        defaults = {} if config else DEFAULTS[mode]
-        timing = {"MIN_TIME": str(seconds), "MAX_TIME": str(seconds)}
-        self.job = prepare_job(plan_case(WORKLOAD, case, os.environ, defaults | settings | timing, config), os.environ)
+        self.job = product_job(mode, precision, settings, config, seconds)
         self._inputs = stage_inputs(self.job, cache_root(os.environ))
         self.batch_size, self.instances = self.job.parameters.batch_size, len(self.job.plan.instances)
         self.cpus = sorted(cpu for instance in self.job.plan.instances for cpu in instance.cpus)
@@ -59,5 +77,6 @@ class Product:
             if self._last.verdict == "invalid":
                 raise InvalidMeasurementError(f"invalid run: {self._last.reason}")
             steps = [np.load(Path(logs) / f"instance-{n}" / "steps.npy") for n in range(self.instances)]
-        others = [kpi.value / 100 for kpi in self._last.kpis if kpi.key == "Other load"]
-        return Block(steps, others[0] if others else None)
+        shares = {kpi.key: kpi.value / 100 for kpi in self._last.kpis if kpi.unit == "%"}
+        complaint = "" if self._last.verdict == "valid" else f"{self._last.verdict}: {self._last.reason}"
+        return Block(steps, shares.get("Other load"), shares.get("Compute utilization"), complaint)

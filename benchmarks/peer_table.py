@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from peer_engines import PRODUCT
 from peer_process import Block
 
 from cnnbench import stats
+from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE
 
 
 @dataclass
@@ -53,26 +55,35 @@ def ratio_text(above: Sequence[float], below: Sequence[float]) -> str:
     return interval_text([a / b for a, b in zip(above, below, strict=True)], 3) if above and below else "-"
 
 
-def table(rows: Sequence[Row], mode: str, product: str) -> list[str]:
+def utilization_text(row: Row) -> str:
+    """Return the product's share of the cores' ceiling in percent, a dash for what is not held against it."""
+    found = [100 * block.utilization for block in row.blocks if block.utilization is not None]
+    if row.engine != PRODUCT:
+        return "-"
+    return "NOT MEASURED" if row.reason or not found else interval_text(found, 1)
+
+
+def table(rows: Sequence[Row], mode: str) -> list[str]:
     """Return the table of a mode's rows."""
     heads = {
-        "throughput": ("precision", "engine", "version", "instances x batch", "images/s", f"{product} / engine"),
-        "latency": ("precision", "engine", "version", "p50 (ms)", "p99 (ms)", f"{product} / engine, p50"),
+        "throughput": ("precision", "engine", "version", "instances x batch", "images/s", f"{PRODUCT} / engine"),
+        "latency": ("precision", "engine", "version", "p50 (ms)", "p99 (ms)", f"{PRODUCT} / engine, p50"),
     }[mode]
+    heads += ("compute utilization (%)",)
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " ---: |" * (len(heads) - 3)]
     for row in rows:
         cells = [row.precision, row.engine, row.versions or "-"]
         if row.reason:
             cells += ["-", "NOT MEASURED", "-"]
         else:
-            ours = next(one for one in rows if one.precision == row.precision and one.engine == product).figures(mode)
+            ours = next(one for one in rows if one.precision == row.precision and one.engine == PRODUCT).figures(mode)
             figures = row.figures(mode)
-            ratio = "1" if row.engine == product else ratio_text(ours, figures)
+            ratio = "1" if row.engine == PRODUCT else ratio_text(ours, figures)
             if mode == "throughput":
                 cells += [f"{row.instances} x {row.batch_size}", interval_text(figures, 2), ratio]
             else:
                 cells += [interval_text(figures, 2), _p99_text(row.blocks), ratio]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([*cells, utilization_text(row)])} |")
     return lines
 
 
@@ -88,6 +99,15 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """Return what each engine executed, and the reasons for what was not measured."""
     lines = ["What ran:", ""]
     lines += [f"- {row.precision}, {row.engine}: {row.ran}" for row in rows if not row.reason]
+    for row in rows:
+        complaints = [block.complaint for block in row.blocks if block.complaint]
+        if complaints:
+            lines.append(
+                f"- {row.precision}, {row.engine}: {len(complaints)} of {len(row.blocks)} blocks not valid; the last: "
+                f"{complaints[-1]}"
+            )
+    if any(row.blocks and row.blocks[-1].utilization is None for row in rows if row.engine == PRODUCT):
+        lines.append(f"- compute utilization: NOT MEASURED: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
     missing = [f"- {row.precision}, {row.engine}: {row.reason}" for row in rows if row.reason]
     return lines + (["", "NOT MEASURED:", "", *missing] if missing else [])
 

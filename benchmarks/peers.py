@@ -23,7 +23,7 @@ from pathlib import Path
 from interleaved import MIN_ROUNDS
 from peer_engines import PEERS, PRODUCT, PeerEngine, stage_network, stage_peer
 from peer_process import Peer, trace_step
-from peer_product import Product
+from peer_product import DEFAULTS, Product
 from peer_table import Row, contention_text, interval_text, notes, ratio_text, table
 from peer_worker import PeerSpec
 
@@ -189,6 +189,8 @@ def take_rounds(run: Comparison, rows: Sequence[Row], contenders: Mapping[int, C
                 row.blocks.append(contender.block(run.seconds))
                 if isinstance(contender, Product):
                     row.versions, row.ran = contender.versions, contender.ran
+                if complaint := row.blocks[-1].complaint:
+                    say(f"round {number}: {row.precision} {row.engine}: {complaint}")
                 unit = "ms" if run.mode == "latency" else "img/s"
                 say(f"round {number}: {row.precision} {row.engine} {row.figures(run.mode)[-1]:.2f} {unit}")
 
@@ -197,7 +199,7 @@ def compare_precision(run: Comparison, precision: str) -> list[Row]:
     """Return the rows of one precision."""
     rows = [Row(precision, name) for name in run.engines]
     try:
-        require(replace(PRECISIONS[precision], missing=""), read_cpuinfo().flags)
+        require(PRECISIONS[precision], read_cpuinfo().flags)
     except SkippedError as error:
         return [replace(row, reason=str(error)) for row in rows]
     cpus = measured_cpus(run, precision)
@@ -221,11 +223,12 @@ def compare_precisions(run: Comparison, precisions: Sequence[str]) -> list[str]:
     take_rounds(run, rows, contenders)
     base, figures = rows[precisions.index(BASE)], {row.precision: row.figures(run.mode) for row in rows}
     head = "images/s" if run.mode == "throughput" else "p50 (ms)"
-    lines = [f"| {PRODUCT} | {head} | over {BASE} |", "| --- | ---: | ---: |"]
+    lines = [f"| {PRODUCT} | {head} | speed-up |", "| --- | ---: | ---: |"]
     for row in rows:
         found = figures[row.precision]
         ratio = ratio_text(found, figures[BASE]) if row is not base else "1"
-        lines.append(f"| {row.precision} | {interval_text(found, 2) if found else 'NOT MEASURED'} | {ratio} |")
+        name = row.precision if row is base else f"{row.precision} over {BASE}"
+        lines.append(f"| {name} | {interval_text(found, 2) if found else 'NOT MEASURED'} | {ratio} |")
     return lines
 
 
@@ -257,9 +260,12 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="the product's settings, PRECISION:NAME=VALUE for one",
+        help="the product's settings, PRECISION:NAME=VALUE for one (default: "
+        f"{' '.join(f'{name}={value}' for name, value in DEFAULTS['throughput'].items())} for throughput, "
+        f"{' '.join(f'{name}={value}' for name, value in DEFAULTS['latency'].items())} for latency); the environment's "
+        "are not used, and input and length are as for all engines",
     )
-    parser.add_argument("--config", type=Path, help="the product's settings file (bkm)")
+    parser.add_argument("--config", type=Path, help="the product's settings file (bkm), weaker than --set")
     parser.add_argument("--choices", type=Path, help="JSON file with the peers' batch sizes, read and added to")
     parser.add_argument("--output", type=Path, help="Markdown file to write, beside printing")
     return parser
@@ -280,7 +286,7 @@ def header(arguments: argparse.Namespace) -> list[str]:
 
 def write_report(arguments: argparse.Namespace, rows: Sequence[Row], speed_up: Callable[[], list[str]]) -> None:
     """Print the tables, and write them to `--output`."""
-    lines = [*header(arguments), *table(rows, arguments.mode, PRODUCT), "", *speed_up(), ""]
+    lines = [*header(arguments), *table(rows, arguments.mode), "", *speed_up(), ""]
     lines += [*notes(rows), "", contention_text(rows)]
     print("\n".join(lines))
     if arguments.output:

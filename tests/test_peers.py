@@ -127,17 +127,17 @@ def test_too_few_rounds_are_refused():
     assert "--rounds 5" in done.stderr
 
 
-def blocks(step_ms, rounds=6):
+def blocks(step_ms, rounds=6, **fields):
     ends = np.arange(1, 801, dtype=np.int64) * int(step_ms * 1e6)
     starts = ends - int(step_ms * 1e6)
     steps = np.column_stack([starts, starts, ends])
-    return [module("peer_process").Block([steps], 0.01) for _ in range(rounds)]
+    return [module("peer_process").Block([steps], 0.01, **fields) for _ in range(rounds)]
 
 
-def rows_of(**fields):
+def rows_of(utilization=0.5, complaint="", **fields):
     row = module("peer_table").Row
     return [
-        row("avx_fp32", "cnnbench", "TF", 1, 2, "brgconv", blocks(10)),
+        row("avx_fp32", "cnnbench", "TF", 1, 2, "brgconv", blocks(10, utilization=utilization, complaint=complaint)),
         row("avx_fp32", "openvino", "OV", 1, 4, "brgconv", blocks(25)),
         row("avx_fp32", "inductor", **fields),
     ]
@@ -145,16 +145,44 @@ def rows_of(**fields):
 
 def test_the_table_pairs_ratios_and_says_what_was_not_measured():
     rows = rows_of(reason="no torch")
-    text = "\n".join([*module("peer_table").table(rows, "throughput", "cnnbench"), *module("peer_table").notes(rows)])
-    assert "| avx_fp32 | cnnbench | TF | 1 x 2 | 200.00 [200.00, 200.00] | 1 |" in text
-    assert "| avx_fp32 | openvino | OV | 1 x 4 | 160.00 [160.00, 160.00] | 1.250 [1.250, 1.250] |" in text
-    assert "| avx_fp32 | inductor | - | - | NOT MEASURED | - |" in text
+    text = "\n".join([*module("peer_table").table(rows, "throughput"), *module("peer_table").notes(rows)])
+    assert "| avx_fp32 | cnnbench | TF | 1 x 2 | 200.00 [200.00, 200.00] | 1 | 50.0 [50.0, 50.0] |" in text
+    assert "| avx_fp32 | openvino | OV | 1 x 4 | 160.00 [160.00, 160.00] | 1.250 [1.250, 1.250] | - |" in text
+    assert "| avx_fp32 | inductor | - | - | NOT MEASURED | - | - |" in text
     assert "- avx_fp32, inductor: no torch" in text
+
+
+def test_the_table_says_which_blocks_were_not_valid_and_how_utilization_is_measured():
+    rows = rows_of(None, "unstable: contention", reason="no torch")
+    text = "\n".join([*module("peer_table").table(rows, "throughput"), *module("peer_table").notes(rows)])
+    assert "| avx_fp32 | cnnbench | TF | 1 x 2 | 200.00 [200.00, 200.00] | 1 | NOT MEASURED |" in text
+    assert "compute utilization: NOT MEASURED: CNNBENCH_PEAK names no program; where there is a C compiler" in text
+    assert "- avx_fp32, cnnbench: 6 of 6 blocks not valid; the last: unstable: contention" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "section", "expected"),
+    [
+        ({}, None, (16, 1, "dummy", "auto", 2.0)),
+        ({}, "{BATCH_SIZE: 4, STEPS: 5}", (4, 1, "dummy", "auto", 2.0)),
+        ({"BATCH_SIZE": "8", "DATA_TYPE": "real"}, "{BATCH_SIZE: 4}", (8, 1, "dummy", "auto", 2.0)),
+    ],
+)
+def test_the_product_takes_no_settings_from_the_environment(monkeypatch, tmp_path, settings, section, expected):
+    for name, value in {"DATA_TYPE": "real", "BATCH_SIZE": "3", "STEPS": "7", "CNNBENCH_DEFAULTS": "/none"}.items():
+        monkeypatch.setenv(name, value)
+    config = tmp_path / "bkm.yaml" if section else None
+    if config:
+        config.write_text(f"'*_throughput_avx_fp32': {section}\n'*': {{CORES_PER_INSTANCE: 1}}\n")
+    job = module("peer_product").product_job("throughput", "avx_fp32", settings, config, 2.0)
+    p = job.parameters
+    assert (p.batch_size, p.cores_per_instance, p.data_type, p.steps, p.max_time) == expected
+    assert p.min_time == p.max_time
 
 
 def test_p99_needs_samples_enough():
     rows = rows_of(reason="no torch")
     rows[1].blocks = [module("peer_process").Block([block.steps[0][:100]], None) for block in rows[1].blocks]
-    text = "\n".join(module("peer_table").table(rows, "latency", "cnnbench"))
-    assert "10.00 [10.00, 10.00] | 10.00 (of 4800) | 1 |" in text
-    assert "25.00 [25.00, 25.00] | too few samples: 600 of 662 | 0.400 [0.400, 0.400] |" in text
+    text = "\n".join(module("peer_table").table(rows, "latency"))
+    assert "10.00 [10.00, 10.00] | 10.00 (of 4800) | 1 | 50.0 [50.0, 50.0] |" in text
+    assert "25.00 [25.00, 25.00] | too few samples: 600 of 662 | 0.400 [0.400, 0.400] | - |" in text
