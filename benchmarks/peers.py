@@ -103,11 +103,12 @@ def start_peer(run: Comparison, name: str, precision: str, batch_size: int, cpus
     engine = PEERS[name]
     specs = run.specs(engine, precision, batch_size, cpus)
     directory = Path(tempfile.mkdtemp(dir=run.scratch))
-    peer = Peer(engine.python(run.cache), specs, directory / "processes")
-    checked = judge_outputs(PRECISIONS[precision], compare_outputs(peer.outputs, run.model.reference))
-    if not checked.passed:
-        peer.__exit__(None, None, None)
-        raise InvalidMeasurementError(f"its answers: {checked.found}, needed {checked.needed}")
+    with ExitStack() as stack:
+        peer = stack.enter_context(Peer(engine.python(run.cache), specs, directory / "processes"))
+        checked = judge_outputs(PRECISIONS[precision], compare_outputs(peer.outputs, run.model.reference))
+        if not checked.passed:
+            raise InvalidMeasurementError(f"its answers: {checked.found}, needed {checked.needed}")
+        stack.pop_all()  # they live on, for the caller to end
     return peer
 
 
@@ -321,6 +322,7 @@ def main() -> int:
         rows: list[Row] = []
         for precision in arguments.precisions:
             rows += compare_precision(run, precision)
+            say("\n".join(table(rows, run.mode, PRODUCT)))  # a long run that is broken off has not been in vain
             if arguments.choices:
                 arguments.choices.write_text(json.dumps(run.choices, indent=1))
         several = BASE in arguments.precisions and len(arguments.precisions) > 1
