@@ -171,10 +171,13 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
-def test_a_case_gets_the_program_that_measures_peaks(spr, tmp_path, monkeypatch):
+@pytest.mark.parametrize("of_a_sweep", [False, True])
+def test_a_case_gets_the_program_that_measures_peaks(spr, tmp_path, monkeypatch, of_a_sweep):
     monkeypatch.setenv("STUB_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("CNNBENCH_PEAK", "/of/another")
-    subprocess.run([find_tool("ctest"), "-R", "latency_avx_fp32"], cwd=spr, check=True, capture_output=True)
+    sweep = spr / "workload" / NAME / "sweep.sh"
+    command = [sweep] if of_a_sweep else [find_tool("ctest"), "-R", "latency_avx_fp32"]
+    subprocess.run(command, cwd=spr, check=True, capture_output=True)
     program = json.loads((tmp_path / "log").read_text())["environment"]["CNNBENCH_PEAK"]
     assert program == str(spr / "cnnbench-peak")
     assert "--cpus: must be given" in subprocess.run([program], capture_output=True, text=True).stderr

@@ -16,8 +16,9 @@ from cmake_build import run_cmake
 from cnnbench.case import FIELDS, TestCase
 from cnnbench.cli import main
 from cnnbench.errors import SkippedError
-from cnnbench.result import load_run
-from cnnbench.tuning.run import run_sweep
+from cnnbench.report.best_known import ranking
+from cnnbench.result import Criterion, Kpi, load_run
+from cnnbench.tuning.run import Outcome, run_sweep
 from cnnbench.tuning.space import Space
 from cnnbench.workload import load_sections
 from null_workload import (
@@ -37,6 +38,20 @@ QUICK = ("--steps=20", "--instances=1", step_of(2))
 SLOW = ("--steps=40", "--instances=1", step_of(20))
 PATIENCE_S = 120
 FAST, NEAR, FAR = (f"BATCH_SIZE={batch} CORES_PER_INSTANCE=1" for batch in (64, 60, 1))
+
+STAGING_FAILS = """
+import sys
+from cnnbench import cli
+from cnnbench.errors import CnnbenchError
+stage = cli.stage_inputs
+def stage_inputs(job, cache):
+    if job.parameters.batch_size == 64:
+        raise CnnbenchError("no environment can be made")
+    return stage(job, cache)
+cli.stage_inputs = stage_inputs
+sys.exit(cli.main())
+"""
+"""`cnnbench`, but staging fails at batch size 64."""
 
 
 class Sweep:
@@ -58,9 +73,9 @@ class Sweep:
         directories = ["--workload", str(self.workload.directory), "--state", str(self.state)]
         return ["sweep", *directories, "--platform", "generic", *self.words, *words]
 
-    def start(self, *words):
+    def start(self, *words, program=("-m", "cnnbench")):
         return subprocess.Popen(
-            [sys.executable, "-m", "cnnbench", *self.arguments(*words)],
+            [sys.executable, *program, *self.arguments(*words)],
             env=clean_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -189,6 +204,16 @@ def test_config_takes_the_file_and_it_says_what_it_rests_on(done):
     assert f"## BATCH_SIZE: {best['BATCH_SIZE']}" in used.stdout
 
 
+@pytest.mark.parametrize("keys", [(), ("Throughput",)], ids=["without a KPI of its kind", "with a figure"])
+def test_the_figure_of_an_invalid_run_is_not_shown(done, keys):
+    run = load_run(done.ended()[0])
+    failed = Criterion(name="precision", passed=False, found="f32", needed="int8")
+    kpis = [Kpi(key="Other load", unit="%", value=77), *(kpi for kpi in run.kpis if kpi.key in keys)]
+    invalid = run.model_copy(update={"kpis": kpis, "criteria": [failed]})
+    text = ranking(Outcome(TestCase.parse(PKM, SLUG), {FAST: {1: invalid}}, None, {FAST: "round 1: invalid"}))
+    assert cells(text, FAST) == [FAST, "", "", "0", "0", "dropped: round 1: invalid"]
+
+
 def test_an_existing_file_stays_unless_forced(done):
     before, runs = done.file.read_text(), len(done.ended())
     _, errors = done.run("--set", "BATCH_SIZE=1 60 64/CORES_PER_INSTANCE=1", code=2)
@@ -255,6 +280,17 @@ def test_a_setting_whose_instance_is_killed_is_dropped_with_the_reason(tmp_path)
     assert cells(output, "| avx_fp32")[1] == "60"
     sweep.run("--force")  # it stays dropped
     assert len(sweep.ended()) == 2
+
+
+def test_a_setting_whose_inputs_cannot_be_staged_is_dropped_with_the_reason(sweep):
+    space = ("--set", "BATCH_SIZE=60 64/CORES_PER_INSTANCE=1", "--rounds=2")
+    with sweep.start(*space, *QUICK, program=("-c", STAGING_FAILS)) as process:
+        output, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
+    assert f"dropped {FAST}: no environment can be made" in errors
+    assert cells(output, FAST)[-1] == "dropped: no environment can be made"
+    assert cells(output, "| avx_fp32")[1] == "60"
+    assert sweep.file.is_file()
 
 
 def test_when_all_settings_fail_there_is_no_file(sweep):

@@ -33,6 +33,7 @@ _INNER_PRODUCT = re.compile(r"mb(\d+)ic(\d+)(?:ih(\d+))?(?:iw(\d+))?oc(\d+)")
 _TYPE = {role: re.compile(rf"(?:^|\s){role}(?:_|:)([a-z]+\d+)") for role in ("src", "wei", "dst")}
 _FPMATH = re.compile(r"attr-fpmath:(?!strict)(\w+)")
 _TIME_STAMP = re.compile(r"\d+\.\d+")
+_MILLISECONDS = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def parse_verbose(lines: Iterable[str]) -> list[Primitive]:
 
 def _parse_primitive(fields: Sequence[str]) -> Primitive | None:
     """Read engine, kind, implementation, direction, tensors, attributes, algorithm, shape, ms; None for a cut line."""
-    if len(fields) < 8:
+    if len(fields) < 8 or not _MILLISECONDS.fullmatch(fields[-1]):
         return None
     _, kind, implementation, _, tensors = fields[:5]
     types = {role: found.group(1) for role, pattern in _TYPE.items() if (found := pattern.search(tensors))}
@@ -119,11 +120,11 @@ def _parse_primitive(fields: Sequence[str]) -> Primitive | None:
 def _close_partition(
     fields: Sequence[str], start_ms: float, primitives: list[Primitive], starts_ms: Sequence[float]
 ) -> Primitive | None:
-    """Mark the primitives that a partition held; return the partition itself when it held none.
+    """Mark the primitives that a partition held; return the partition itself when it held none, None for a cut line.
 
     `fields`: engine, number, kind, operations, formats, tensors, fpmath mode, ..., backend, ms.
     """
-    if len(fields) < 9:
+    if len(fields) < 9 or not _MILLISECONDS.fullmatch(fields[-1]):
         return None
     kind, operations, backend, time_ms = fields[2], fields[3].split(";"), fields[-2], float(fields[-1])
     inside = [index for index, start in enumerate(starts_ms) if start_ms <= start <= start_ms + time_ms]

@@ -18,7 +18,7 @@ _DIGEST_DIGITS = 12
 def ranking(outcome: Outcome) -> str:
     """Tabulate every setting of a case, the fastest first: the median of its runs, and why it is out if it is."""
     rows = [("setting", "median", "interval", "runs", "unstable", "outcome")]
-    measured = {name: [run for run in runs.values() if run.kpis] for name, runs in outcome.runs.items()}
+    measured = {name: [run for run in runs.values() if run.verdict != "invalid"] for name, runs in outcome.runs.items()}
     order = sorted(
         [*outcome.runs, *(name for name in outcome.dropped if name not in outcome.runs)],
         key=lambda name: (name != outcome.best, name in outcome.dropped, _order(measured.get(name, []))),

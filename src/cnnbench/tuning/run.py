@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cnnbench.case import TestCase
-from cnnbench.errors import SkippedError, UsageError
+from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.facts import machine_facts
 from cnnbench.job import Job
 from cnnbench.report.kpi_log import STATUS, format_number
@@ -139,16 +139,25 @@ class CaseSweep:
             for position, name in enumerate(names, start=1):
                 where = f"round {number} of {max(number, self._rounds)}, run {position} of {len(names)}"
                 say(f"{label}, {where}: {name}; {pace.describe(self.due + due_later)}")
-                self._runs[name][number] = run = self._measure(self.space.jobs[name], number, measure)
+                try:
+                    run, _ = measure(self._job(name, number))
+                except CnnbenchError as error:  # nothing was measured: what it needs cannot be had here
+                    self.space.refused[name] = error
+                    say(f"{label}: dropped {name}: {error}")
+                    continue
+                self._keep(run, name, number)
                 pace.runs += 1
                 say(f"{label}: {name}: {_describe(run)}")
 
-    def _measure(self, job: Job, number: int, measure: Measure) -> RunResult:
-        run, _ = measure(replace(job, notes=(*job.notes, _NOTE.format(number))))
+    def _job(self, name: str, number: int) -> Job:
+        job = self.space.jobs[name]
+        return replace(job, notes=(*job.notes, _NOTE.format(number)))
+
+    def _keep(self, run: RunResult, name: str, number: int) -> None:
         if run.interrupted:
             raise KeyboardInterrupt
         self._check([*(run for runs in self._runs.values() for run in runs.values()), run])
-        return run
+        self._runs[name][number] = run
 
     def _check(self, runs: Sequence[RunResult]) -> None:
         if found := find_mixture(runs, list(self.space.jobs.values()), machine_facts()):
@@ -168,7 +177,7 @@ class CaseSweep:
 
     @property
     def _speeds(self) -> Speeds:
-        failed = self._failed
+        failed = self._failed | self.space.refused
         return {
             name: {number: _speed(run) for number, run in runs.items()}
             for name, runs in self._runs.items()
