@@ -12,7 +12,7 @@ read -ra cli <<<"${CONTAINER_CLI:-docker}"
 echo "== ruff, mypy, shellcheck, hadolint"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/mypy" src/cnnbench
+"$bin/mypy" src/cnnbench benchmarks
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 "$bin/shellcheck" "${scripts[@]}"
 "$bin/hadolint" Dockerfile.* workload/*/Dockerfile

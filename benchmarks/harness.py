@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -71,6 +72,7 @@ def main() -> int:
         stderr=None,
         text=True,
     )
+    answers = cast(IO[str], process.stdout)  # it has one: stdout=PIPE
 
     def harness() -> float:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
@@ -86,7 +88,7 @@ def main() -> int:
             return stats.estimate_throughput(steps, images, stats.common_window(steps)).mean
 
     try:
-        ratio = compare(arguments.rounds, "harness", harness, "bare", lambda: float(process.stdout.readline()))
+        ratio = compare(arguments.rounds, "harness", harness, "bare", lambda: float(answers.readline()))
     finally:
         process.kill()
         process.wait()

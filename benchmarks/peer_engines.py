@@ -62,7 +62,10 @@ PEERS = {
         environment=("peers", "onnxruntime"),
         converts=True,
         per_core=True,
-        refused={"bfloat16": "its CPU execution provider has no bfloat16 convolution"},
+        refused={
+            "bfloat16": "its CPU execution provider has no bfloat16 convolution",
+            "bfloat32": "its CPU execution provider computes no float32 convolution in bfloat16 on x86",
+        },
     ),
     "inductor": PeerEngine(
         title="PyTorch Inductor, freezing",
@@ -120,7 +123,40 @@ def _run(command: list[str], destination: Path) -> None:
         raise CnnbenchError(f"`{' '.join(words)}` failed with exit code {done.returncode}:\n{last}")
 
 
-def peer_environment() -> dict[str, str]:
-    """Return the caller's environment without what would change the measurement, and where our own modules are."""
+def peer_environment(data_type: str = "") -> dict[str, str]:
+    """Return the caller's environment without what would change the measurement, and where our own modules are.
+
+    With bfloat32, oneDNN is told to compute float32 numbers in bfloat16.
+    """
     environment, _ = split_environment(os.environ)
-    return environment | {"PYTHONPATH": str(SOURCES), "PYTHONNOUSERSITE": "1"}
+    mode = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"} if data_type == "bfloat32" else {}
+    return environment | {"PYTHONPATH": str(SOURCES), "PYTHONNOUSERSITE": "1"} | mode
+
+
+def fairness_notes(mode: str) -> list[str]:
+    """Say what each engine was given and what not, for the reader to judge how fair the comparison is."""
+    sizes = "; ".join(f"{name} {', '.join(map(str, engine.batch_sizes))}" for name, engine in PEERS.items())
+    single = ", ".join(name for name, engine in PEERS.items() if engine.per_core)
+    given = {
+        "throughput": [
+            f"Batch sizes: the fastest of a pre-pass for the peers (tried: {sizes}); {PRODUCT}'s is a setting.",
+            f"Instances: {single} as one process of one thread on each core; openvino as one process whose streams "
+            f"and requests its THROUGHPUT hint chooses (in the version column); {PRODUCT} as set.",
+        ],
+        "latency": [f"Batch size 1, one process with all of the measured cores; {PRODUCT} as set."],
+    }[mode]
+    lines = [
+        "All have the same cores, network, and float32 batch kept in memory; all answers were held against the fp32 "
+        f"reference within the bounds of {PRODUCT}'s own precisions.",
+        *given,
+        f"Processes: the peers' stay loaded, stopped between their turns; {PRODUCT}'s are started anew for each block, "
+        "as its cases are. All warm up before a block; loading is not measured.",
+        f"Memory: {PRODUCT} sets its workers' glibc tunables (huge pages, freed memory kept), as it does by default; "
+        "the peers have the C library's defaults. The caller's variables that tune either are not passed on.",
+        "AMX: for avx_* a seccomp filter has the kernel refuse it to the peers' processes (arch_prctl answers EPERM); "
+        f"{PRODUCT} caps oneDNN with ONEDNN_MAX_CPU_ISA. For amx_* each engine takes AMX where it chooses to.",
+        "int8: each engine's own quantiser after training (NNCF, ONNX Runtime's static one, PT2E), on the same "
+        "calibration images; what OpenVINO's leaves unquantised runs in f32.",
+        "amx_bfloat32: oneDNN's bfloat16 math mode on the fp32 graph; OpenVINO's is its bf16 hint, as amx_bfloat16's.",
+    ]
+    return ["How they were compared:", "", *(f"- {line}" for line in lines)]

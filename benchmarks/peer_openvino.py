@@ -23,7 +23,7 @@ class OpenVino:
         model.reshape([spec.batch_size, 224, 224, 3])
         options = {
             "PERFORMANCE_HINT": spec.mode.upper(),
-            "INFERENCE_PRECISION_HINT": "bf16" if spec.data_type == "bfloat16" else "f32",  # int8 is in the model
+            "INFERENCE_PRECISION_HINT": "bf16" if spec.data_type.startswith("bfloat") else "f32",  # int8: the model's
             "EXECUTION_MODE_HINT": "PERFORMANCE",
         }
         self._model = core.compile_model(model, "CPU", options)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from peer_engines import HERE, peer_environment
@@ -27,6 +27,8 @@ from cnnbench.trace import STEP_MARK, TracedStep, read_steps
 LOAD_S = 1800
 """How long loading may take: Inductor compiles."""
 WARM_UP_S = 1.0
+HANG_S = 60
+"""How long a process may take to answer, beyond ten times the length of its block."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ class PeerProcess:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [str(python), str(HERE / "peer_worker.py"), str(directory / "spec.json")],
-                env=peer_environment() | threads,
+                env=peer_environment(spec.data_type) | threads,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
+        self._answers = cast(IO[str], self._process.stdout)  # it has one: stdout=PIPE
 
     @property
     def pid(self) -> int:
@@ -71,8 +74,8 @@ class PeerProcess:
 
     def answer(self, limit_s: float) -> Any:
         """Wait for the next answer; raise CnnbenchError with the end of the log when none comes."""
-        ready, _, _ = select.select([self._process.stdout], [], [], limit_s)
-        line = self._process.stdout.readline() if ready and self._process.stdout else ""
+        ready, _, _ = select.select([self._answers], [], [], limit_s)
+        line = self._answers.readline() if ready else ""
         if not line:
             found = f"did not answer within {limit_s:g} s" if not ready else f"ended with {self._process.wait()}"
             last = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()][-3:]
@@ -102,9 +105,10 @@ class Peer:
         self.outputs = [Path(spec.outputs) for spec in specs]
         self._cpus = [cpu for spec in specs for cpu in spec.cpus]
         with ExitStack() as stack:
-            self._processes = [PeerProcess(python, spec, directory / str(n)) for n, spec in enumerate(specs)]
-            for process in self._processes:
-                stack.callback(process.close)
+            self._processes: list[PeerProcess] = []
+            for number, spec in enumerate(specs):
+                self._processes.append(PeerProcess(python, spec, directory / str(number)))
+                stack.callback(self._processes[-1].close)
             ready = [process.answer(LOAD_S) for process in self._processes]
             self._signal(signal.SIGSTOP)
             self._stack = stack.pop_all()
@@ -130,14 +134,16 @@ class Peer:
         """Measure for so long, after a warm-up, with all processes at once."""
         pids = [process.pid for process in self._processes]
         self._signal(signal.SIGCONT)
-        began_s, first = time.monotonic(), sample_cpu_time(with_siblings(self._cpus), [os.getpid(), *pids])
-        begin_ns = time.monotonic_ns() + int(WARM_UP_S * 1e9)
-        for process in self._processes:
-            process.ask(begin_ns, begin_ns + int(seconds * 1e9))
-        answers = [process.answer(10 * (WARM_UP_S + seconds) + 60) for process in self._processes]
-        last = sample_cpu_time(with_siblings(self._cpus), [os.getpid(), *pids])
-        contention = compare_samples(first, last, len(self._cpus), time.monotonic() - began_s)
-        self._signal(signal.SIGSTOP)
+        try:
+            began_s, first = time.monotonic(), sample_cpu_time(with_siblings(self._cpus), [os.getpid(), *pids])
+            begin_ns = time.monotonic_ns() + int(WARM_UP_S * 1e9)
+            for process in self._processes:
+                process.ask(begin_ns, begin_ns + int(seconds * 1e9))
+            answers = [process.answer(10 * (WARM_UP_S + seconds) + HANG_S) for process in self._processes]
+            last = sample_cpu_time(with_siblings(self._cpus), [os.getpid(), *pids])
+            contention = compare_samples(first, last, len(self._cpus), time.monotonic() - began_s)
+        finally:  # those that are left must not take the cores from the next contender
+            self._signal(signal.SIGSTOP)
         steps = [np.array(rows, dtype=np.int64).reshape(-1, 3) for answer in answers for rows in answer]
         return Block(steps, contention.others if contention else None)
 

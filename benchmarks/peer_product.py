@@ -47,13 +47,9 @@ def product_job(mode: str, precision: str, settings: Mapping[str, str], config: 
 class Product:
     """A case, run anew for each block; its loading lies outside of what it measures."""
 
-    def __init__(
-        self, mode: str, precision: str, settings: Mapping[str, str], config: Path | None, seconds: float
-    ) -> None:
-        self.job = product_job(mode, precision, settings, config, seconds)
-        self._inputs = stage_inputs(self.job, cache_root(os.environ))
-        self.batch_size, self.instances = self.job.parameters.batch_size, len(self.job.plan.instances)
-        self.cpus = sorted(cpu for instance in self.job.plan.instances for cpu in instance.cpus)
+    def __init__(self, job: Job) -> None:
+        self.job, self._inputs = job, stage_inputs(job, cache_root(os.environ))
+        self.batch_size, self.instances = job.parameters.batch_size, len(job.plan.instances)
         self._last: RunResult | None = None
 
     @property

@@ -74,7 +74,8 @@ class Inductor:
         inductor.freezing = True
         inductor.compile_threads = 1  # no helper processes that outlive the compilation
         artefacts = Path(spec.artefacts)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(artefacts.parent / "inductor")  # compiled once, not once a boot
+        name = "inductor-bfloat32" if spec.data_type == "bfloat32" else "inductor"  # its key knows no math mode
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(artefacts.parent / name)  # compiled once, not once a boot
         with np.load(artefacts / "weights.npz") as weights:
             network = ResNet50(dict(weights)).eval().to(memory_format=torch.channels_last)
         self._type = torch.bfloat16 if spec.data_type == "bfloat16" else torch.float32

@@ -65,7 +65,7 @@ def utilization_text(row: Row) -> str:
 
 def table(rows: Sequence[Row], mode: str) -> list[str]:
     """Return the table of a mode's rows."""
-    heads = {
+    heads: tuple[str, ...] = {
         "throughput": ("precision", "engine", "version", "instances x batch", "images/s", f"{PRODUCT} / engine"),
         "latency": ("precision", "engine", "version", "p50 (ms)", "p99 (ms)", f"{PRODUCT} / engine, p50"),
     }[mode]
@@ -99,17 +99,36 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """Return what each engine executed, and the reasons for what was not measured."""
     lines = ["What ran:", ""]
     lines += [f"- {row.precision}, {row.engine}: {row.ran}" for row in rows if not row.reason]
-    for row in rows:
-        complaints = [block.complaint for block in row.blocks if block.complaint]
-        if complaints:
-            lines.append(
-                f"- {row.precision}, {row.engine}: {len(complaints)} of {len(row.blocks)} blocks not valid; the last: "
-                f"{complaints[-1]}"
-            )
+    lines += verdict_notes(rows)
     if any(row.blocks and row.blocks[-1].utilization is None for row in rows if row.engine == PRODUCT):
         lines.append(f"- compute utilization: NOT MEASURED: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
     missing = [f"- {row.precision}, {row.engine}: {row.reason}" for row in rows if row.reason]
     return lines + (["", "NOT MEASURED:", "", *missing] if missing else [])
+
+
+def verdict_notes(rows: Sequence[Row]) -> list[str]:
+    """Return how many of the product's blocks were not valid, and what the last of them was."""
+    lines = []
+    for row in rows:
+        complaints = [block.complaint for block in row.blocks if block.complaint]
+        if complaints:
+            count = f"{len(complaints)} of {len(row.blocks)} blocks not valid"
+            lines.append(f"- {row.precision}, {row.engine}: {count}; the last: {complaints[-1]}")
+    return lines
+
+
+def speed_up_table(rows: Sequence[Row], mode: str, base: str) -> list[str]:
+    """Return the table of one engine's precisions, each against the base, paired within rounds."""
+    figures = {row.precision: row.figures(mode) for row in rows}
+    head = "images/s | ratio" if mode == "throughput" else "p50 (ms) | ratio of p50"
+    lines = [f"| {rows[0].engine} | {head} |", "| --- | ---: | ---: |"]
+    for row in rows:
+        found = figures[row.precision]
+        name, ratio = (
+            (base, "1") if row.precision == base else (f"{row.precision} over {base}", ratio_text(found, figures[base]))
+        )
+        lines.append(f"| {name} | {interval_text(found, 2) if found else f'NOT MEASURED: {row.reason}'} | {ratio} |")
+    return lines
 
 
 def contention_text(rows: Sequence[Row]) -> str:

@@ -37,9 +37,9 @@ Steps = list[list[int]]
 class PeerSpec:
     """What one process is told. Paths are absolute.
 
-    `module`: the engine's. `artefacts`: the directory with what the engine reads. `data_type`: fp32, bfloat16 or int8.
-    `amx`: whether it may use AMX. `outputs`: where its answers to the check images go. `trace`: end after one step that
-    stands alone in oneDNN's trace.
+    `module`: the engine's. `artefacts`: the directory with what the engine reads. `data_type`: fp32, bfloat16, bfloat32
+    (float32 computed in bfloat16) or int8. `amx`: whether it may use AMX. `outputs`: where its answers to the check
+    images go. `trace`: end after one step that stands alone in oneDNN's trace.
     """
 
     module: str

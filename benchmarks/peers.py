@@ -15,22 +15,23 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interleaved import MIN_ROUNDS
-from peer_engines import PEERS, PRODUCT, PeerEngine, stage_network, stage_peer
+from peer_engines import PEERS, PRODUCT, PeerEngine, fairness_notes, stage_network, stage_peer
 from peer_process import Peer, trace_step
-from peer_product import DEFAULTS, Product
-from peer_table import Row, contention_text, interval_text, notes, ratio_text, table
+from peer_product import DEFAULTS, Product, product_job
+from peer_table import Row, contention_text, notes, speed_up_table, table, verdict_notes
 from peer_worker import PeerSpec
 
 from cnnbench.case import check_name
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.host import read_cpuinfo, read_host
 from cnnbench.isa import PRECISIONS, require
+from cnnbench.job import Job
 from cnnbench.launch.plan import PlanRequest, plan_instances
 from cnnbench.proof import judge_trace
 from cnnbench.staging.cache import cache_root
@@ -43,6 +44,7 @@ DATA_TYPES = {
     "avx_bfloat16": "bfloat16",
     "avx_int8": "int8",
     "amx_bfloat16": "bfloat16",
+    "amx_bfloat32": "bfloat32",
     "amx_int8": "int8",
 }
 BASE = "avx_fp32"
@@ -68,10 +70,14 @@ class Comparison:
     cache: Path
     scratch: Path
 
-    def product(self, precision: str) -> Product:
-        """Return the product's case."""
+    def job(self, precision: str) -> Job:
+        """Return the product's case, planned."""
         settings = {**self.settings.get("", {}), **self.settings.get(precision, {})}
-        return Product(self.mode, precision, settings, self.config, self.seconds)
+        return product_job(self.mode, precision, settings, self.config, self.seconds)
+
+    def product(self, precision: str) -> Product:
+        """Return the product's case with what it reads."""
+        return Product(self.job(precision))
 
     def specs(self, engine: PeerEngine, precision: str, batch_size: int, cpus: Sequence[int]) -> list[PeerSpec]:
         """Return what the processes of an engine are told."""
@@ -134,7 +140,7 @@ def describe_peer(run: Comparison, name: str, precision: str, peer: Peer, cpus: 
     amx = "the process asked for AMX and got it" if peer.amx_permitted else "the process has no AMX"
     found, share = peer.executed, ""
     if not found:
-        spec = run.specs(PEERS[name], precision, peer.batch_size, cpus[:1])[0]
+        spec = run.specs(PEERS[name], precision, peer.batch_size, cpus)[0]
         directory = Path(tempfile.mkdtemp(dir=run.scratch)) / "trace"
         step = trace_step(PEERS[name].python(run.cache), spec, directory)
         proof = judge_trace(PRECISIONS[precision], step, run.model.macs_per_image * peer.batch_size)
@@ -172,7 +178,7 @@ def start(run: Comparison, row: Row, cpus: Sequence[int], stack: ExitStack) -> C
 def measured_cpus(run: Comparison, precision: str) -> list[int]:
     """Return the cores of the product's plan; where it cannot run the precision, those that it would plan."""
     try:
-        return run.product(precision).cpus
+        return list(run.job(precision).plan.cpus)
     except SkippedError:
         cores, instances = (1, None) if run.mode == "throughput" else (None, 1)
         plan = plan_instances(read_topology(), PlanRequest(run.mode, cores, instances))
@@ -213,24 +219,16 @@ def compare_precision(run: Comparison, precision: str) -> list[Row]:
     return rows
 
 
-def compare_precisions(run: Comparison, precisions: Sequence[str]) -> list[str]:
-    """Return the lines of the product's speed-up from precision to precision, measured in rounds of their own."""
+def compare_precisions(run: Comparison, precisions: Sequence[str]) -> list[Row]:
+    """Return the product's rows of all precisions, measured in rounds of their own, so that they can be paired."""
     rows = [Row(precision, PRODUCT) for precision in precisions]
     contenders: dict[int, Contender] = {}
     for index, row in enumerate(rows):
         with reported(row):
             contenders[index] = run.product(row.precision)
-            row.batch_size = contenders[index].batch_size
+            row.instances, row.batch_size = contenders[index].instances, contenders[index].batch_size
     take_rounds(run, rows, contenders)
-    base, figures = rows[precisions.index(BASE)], {row.precision: row.figures(run.mode) for row in rows}
-    head = "images/s" if run.mode == "throughput" else "p50 (ms)"
-    lines = [f"| {PRODUCT} | {head} | speed-up |", "| --- | ---: | ---: |"]
-    for row in rows:
-        found = figures[row.precision]
-        ratio = ratio_text(found, figures[BASE]) if row is not base else "1"
-        name = row.precision if row is base else f"{row.precision} over {BASE}"
-        lines.append(f"| {name} | {interval_text(found, 2) if found else 'NOT MEASURED'} | {ratio} |")
-    return lines
+    return rows
 
 
 def read_settings(words: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -285,10 +283,12 @@ def header(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def write_report(arguments: argparse.Namespace, rows: Sequence[Row], speed_up: Callable[[], list[str]]) -> None:
+def write_report(arguments: argparse.Namespace, rows: Sequence[Row], speed_ups: Sequence[Row]) -> None:
     """Print the tables, and write them to `--output`."""
-    lines = [*header(arguments), *table(rows, arguments.mode), "", *speed_up(), ""]
-    lines += [*notes(rows), "", contention_text(rows)]
+    lines = [*header(arguments), *table(rows, arguments.mode), ""]
+    if speed_ups:
+        lines += [*speed_up_table(speed_ups, arguments.mode, BASE), *verdict_notes(speed_ups), ""]
+    lines += [*notes(rows), "", contention_text([*rows, *speed_ups]), "", *fairness_notes(arguments.mode)]
     print("\n".join(lines))
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
@@ -322,12 +322,13 @@ def main() -> int:
         rows: list[Row] = []
         for precision in arguments.precisions:
             rows += compare_precision(run, precision)
-            say("\n".join(table(rows, run.mode, PRODUCT)))  # a long run that is broken off has not been in vain
+            say("\n".join(table(rows, run.mode)))  # a long run that is broken off has not been in vain
             if arguments.choices:
                 arguments.choices.write_text(json.dumps(run.choices, indent=1))
         several = BASE in arguments.precisions and len(arguments.precisions) > 1
-        write_report(arguments, rows, lambda: compare_precisions(run, arguments.precisions) if several else [])
-    return 1 if any(row.failed for row in rows) else 0
+        speed_ups = compare_precisions(run, arguments.precisions) if several else []
+    write_report(arguments, rows, speed_ups)
+    return 1 if any(row.failed for row in [*rows, *speed_ups]) else 0
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import cnnbench.job
 from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.host import read_cpuinfo
+from cnnbench.staging.inputs import PreparedModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -186,3 +190,72 @@ def test_p99_needs_samples_enough():
     text = "\n".join(module("peer_table").table(rows, "latency"))
     assert "10.00 [10.00, 10.00] | 10.00 (of 4800) | 1 | 50.0 [50.0, 50.0] |" in text
     assert "25.00 [25.00, 25.00] | too few samples: 600 of 662 | 0.400 [0.400, 0.400] | - |" in text
+
+
+def comparison(tmp_path, monkeypatch, **engines):
+    """Return a comparison of engines, by name and module, whose processes are fakes, on a network that answers 0."""
+    peers, python = module("peers"), fake_python(tmp_path)
+
+    class FakeEngine(module("peer_engines").PeerEngine):
+        def python(self, cache):
+            return python
+
+    for name, source in engines.items():
+        monkeypatch.setitem(peers.PEERS, name, FakeEngine("Fake", source, ("", ""), False, True, batch_sizes=(1, 2)))
+    np.save(tmp_path / "reference.npy", np.zeros((4, 1001), np.float32))
+    reference, images = tmp_path / "reference.npy", tmp_path / "images.npy"
+    (tmp_path / "scratch").mkdir()
+    return peers.Comparison(
+        mode="throughput",
+        rounds=6,
+        seconds=0.2,
+        pre_pass_s=0.2,
+        engines=list(engines),
+        settings={},
+        config=None,
+        choices={},
+        model=PreparedModel(tmp_path, "", tmp_path, images, reference, 1, 0, 0, False),
+        exported=tmp_path,
+        cache=tmp_path,
+        scratch=tmp_path / "scratch",
+    )
+
+
+@pytest.mark.skipif(not {"avx2", "fma"} <= read_cpuinfo().flags, reason="this CPU cannot run avx_fp32")
+def test_a_precision_is_measured_in_rounds_and_an_engine_that_fails_is_left_out(tmp_path, monkeypatch):
+    run = comparison(tmp_path, monkeypatch, fake="fake_peer", broken="no_such_module")
+    fake, broken = module("peers").compare_precision(run, "avx_fp32")
+    assert [len(fake.blocks), fake.failed, fake.reason] == [6, False, ""]
+    assert fake.versions == "Fake 1"
+    assert fake.ran == "nothing 100%; the process has no AMX"
+    assert run.choices == {"fake avx_fp32": fake.batch_size}
+    assert len(fake.figures("throughput")) == 6
+    assert broken.failed
+    assert "no_such_module" in broken.reason
+    assert not broken.blocks
+
+
+def test_a_precision_that_the_cpu_lacks_is_skipped(tmp_path, monkeypatch, cpu_flags):
+    cpu_flags("avx2 fma")
+    monkeypatch.setattr(module("peers"), "read_cpuinfo", cnnbench.job.read_cpuinfo)
+    (row,) = module("peers").compare_precision(comparison(tmp_path, monkeypatch, fake="fake_peer"), "amx_int8")
+    assert (row.reason, row.failed) == ("amx_int8: this CPU lacks amx_int8 and amx_tile", False)
+
+
+def test_the_product_failing_between_precisions_counts_as_a_failure(tmp_path, monkeypatch):
+    run = replace(comparison(tmp_path, monkeypatch), settings={"": {"BATCH_SIZE": "0"}})
+    rows = module("peers").compare_precisions(run, ["avx_fp32", "avx_int8"])
+    assert [row.failed for row in rows] == [True, True]
+    assert "| avx_int8 over avx_fp32 | NOT MEASURED: BATCH_SIZE=0 (argument)" in "\n".join(
+        module("peer_table").speed_up_table(rows, "throughput", "avx_fp32")
+    )
+
+
+def test_processes_that_do_not_answer_are_stopped_all_the_same(tmp_path, monkeypatch):
+    with module("peer_process").Peer(fake_python(tmp_path), [spec_of(tmp_path)], tmp_path / "run") as peer:
+        (process,) = peer._processes
+        monkeypatch.setattr(process, "ask", lambda *_: None)
+        monkeypatch.setattr(module("peer_process"), "HANG_S", -9)
+        with pytest.raises(CnnbenchError, match="did not answer within"):
+            peer.block(0.0)
+        assert Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
