@@ -304,10 +304,22 @@ def test_a_run_faster_than_the_machine_is_invalid(run_gated, fake):
 
 @pytest.mark.engine
 def test_a_run_whose_ceiling_cannot_be_measured_fails(run_gated, fake):
-    done, _ = run_gated(fake("", code=1))
+    done, logs = run_gated(fake("", code=1))
     assert done.returncode == 1
     assert "cnnbench-peak: failed with exit code 1" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not logs.parent.exists()
+
+
+@pytest.mark.engine
+def test_a_run_whose_ceiling_cannot_be_measured_again_is_invalid_and_keeps_what_it_measured(run_gated, fake):
+    done, logs = run_gated(fake(report(fp32=PEAK, triad=TRIAD), code="$((N - 1))"))
+    assert done.returncode == 3, done.stdout + done.stderr
+    run = load_run(logs)
+    (ceiling,) = (criterion for criterion in run.failures if criterion.name == "ceiling")
+    assert "cnnbench-peak: failed with exit code 1" in ceiling.found
+    assert "Throughput" in {kpi.key for kpi in run.kpis}
+    assert "ceiling: " in run_kpi(logs).stdout.splitlines()[-1]
 
 
 @pytest.mark.engine

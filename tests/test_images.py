@@ -197,7 +197,8 @@ def test_the_bill_of_materials_is_what_the_files_pin():
     assert set(bill.debian) == {"python3", "python3-venv"}
     assert set(bill.python) == {"controller.lock", "tensorflow-itex.lock", "tensorflow-stock.lock"}
     assert bill.python["tensorflow-itex.lock"]["tensorflow-cpu"].startswith("2.15.")
-    assert set(bill.artefacts) == {"cnnbench-procedural-1", "resnet50v1_5-embedded"}
+    assert set(bill.artefacts) == {"cnnbench-procedural-1", "resnet50v1_5-embedded", "int8 graphs"}
+    assert bill.artefacts["int8 graphs"].startswith("made with tensorflow-quantizer.lock sha256:")
     more = bill_of_materials(WORKLOAD, ImageOptions(dataset_from="local", models="resnet50_v1")).artefacts
     assert more["resnet50_v1"].startswith("md5:7b94a2da")
     assert more["imagenet2012-val"].startswith("sha256:c7e06a6c")

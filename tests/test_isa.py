@@ -3,8 +3,7 @@
 import pytest
 
 from cnnbench.errors import CnnbenchError, SkippedError
-from cnnbench.host import CpuInfo
-from cnnbench.isa import PRECISIONS, best_precision, fit_to_cpu, require
+from cnnbench.isa import PRECISIONS, fit_to_cpu, require
 
 AVX2_CPU = frozenset({"avx2", "fma"})
 SIERRA_FOREST = AVX2_CPU | {"avx_vnni"}
@@ -55,21 +54,3 @@ def test_a_precision_that_cannot_run_is_skipped_with_its_reason_or_forced_an_err
 def test_avx_precisions_are_capped_below_amx_and_hide_nothing_else(name):
     assert fit_to_cpu(PRECISIONS[name], SAPPHIRE_RAPIDS).max_isa == "AVX512_CORE_BF16"
     assert fit_to_cpu(PRECISIONS[name], SIERRA_FOREST).max_isa == "AVX2_VNNI_2"
-
-
-@pytest.mark.parametrize(
-    ("vendor", "flags", "best"),
-    [
-        ("AuthenticAMD", ZEN4, "avx_bfloat16"),
-        ("AuthenticAMD", AVX2_CPU, "avx_fp32"),
-        ("GenuineIntel", SAPPHIRE_RAPIDS, "avx_fp32"),
-        (None, AVX2_CPU, "avx_fp32"),
-    ],
-)
-def test_the_best_precision_of_a_cpu(vendor, flags, best):
-    assert best_precision(CpuInfo(vendor=vendor, flags=flags)) == best
-
-
-def test_a_cpu_without_avx2_has_no_precision():
-    with pytest.raises(SkippedError, match="at least AVX2 and FMA"):
-        best_precision(CpuInfo(vendor="GenuineIntel", flags=frozenset({"avx"})))

@@ -75,6 +75,8 @@ def test_an_enclave_gets_the_engines_environment_and_nothing_of_the_callers():
     job = prepare_job(plan_case(WORKLOAD, SGX, {"CUSTOMER_ENV": "A=1"}, {}), callers, enclaves=True)
     assert not set(callers) & set(job.environment)
     assert job.environment["A"] == "1"
+    assert "GLIBC_TUNABLES" not in job.environment
+    assert "GLIBC_TUNABLES" in prepare_job(plan_case(WORKLOAD, ACCURACY, {}, {}), {}).environment
     assert not [note for note in job.notes if "not passed on" in note]
 
 

@@ -18,11 +18,10 @@ from cnnbench.container_run import DOCKER_OPTIONS_VARIABLE, ContainerOptions, Co
 from cnnbench.datasets import procedural
 from cnnbench.enclaves import TEMPLATE, render_first
 from cnnbench.environments import choose_variant, engine_python
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, TimeUpInterrupt, UsageError
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.host import read_cpuinfo
 from cnnbench.images import ImageOptions, bill_of_materials, build_image, image_labels, plan_images
 from cnnbench.job import (
-    NOTHING_STAGED,
     PLATFORM_VARIABLE,
     Job,
     PlannedCase,
@@ -39,13 +38,13 @@ from cnnbench.launch.trusted import check_manifest, count_trusted
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.best_known import ranking, settings_file, summary_table
-from cnnbench.report.kpi_log import kpi_lines, write_logs
+from cnnbench.report.kpi_log import kpi_lines
 from cnnbench.report.layers import show_layers
 from cnnbench.report.table import list_kpis
 from cnnbench.result import RunResult
-from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, new_logs_directory
+from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, measure_job
 from cnnbench.serve import overlay_cache, serve_case
-from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions, time_limit
+from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions
 from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
 from cnnbench.staging.manifest import find_artefact, load_artefacts
@@ -340,7 +339,7 @@ def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool
         print("\n".join(describe_job(job, cache)))
         return 0
     _print_notes(job.notes)
-    return _report(*_measure(job, cache, arguments.logs_root.absolute(), arguments))
+    return _report(*measure_job(job, cache, arguments.logs_root.absolute(), arguments.hang_after, arguments.timeout))
 
 
 def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:
@@ -374,22 +373,6 @@ def _report(result: RunResult, logs: Path) -> int:
     return result.exit_code
 
 
-def _measure(job: Job, cache: Path, root: Path, arguments: argparse.Namespace) -> tuple[RunResult, Path]:
-    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
-    hang_s = arguments.hang_after or DEFAULT_HANG_S
-    try:
-        with time_limit(arguments.timeout):
-            inputs = stage_inputs(job, cache)
-            logs = new_logs_directory(root, job.case.name)
-            result = Measurement(job, inputs, logs, hang_s).run()
-    except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
-        logs = new_logs_directory(root, job.case.name)
-        facts = {"what was seen": "the time was up while staging"}
-        result = Measurement(job, NOTHING_STAGED, logs, hang_s).reject(error, facts)
-    write_logs(result, logs, result.exit_code)
-    return result, logs
-
-
 def _sweep(arguments: argparse.Namespace) -> int:
     _check_limits(arguments)
     platform = check_platform(
@@ -415,7 +398,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     def measure(job: Job) -> tuple[RunResult, Path]:
         end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored
-        return _measure(job, cache, state, arguments)
+        return measure_job(job, cache, state, arguments.hang_after, arguments.timeout)
 
     outcomes = run_sweep(
         spaces, state, arguments.rounds, measure, lambda text: print(text, file=sys.stderr, flush=True)

@@ -20,10 +20,11 @@ from packaging.requirements import Requirement
 
 from cnnbench.backends import ENGINES, Engine, find_engine
 from cnnbench.datasets import procedural
-from cnnbench.environments import REQUIREMENTS, lock_file
+from cnnbench.environments import QUANTIZER, REQUIREMENTS, lock_file
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.launch.container import run_engine
 from cnnbench.progress import bytes_text
+from cnnbench.staging.cache import digest_file
 from cnnbench.staging.inputs import EMBEDDED_BY, IMAGENET_ARTEFACTS, PACKAGE, digest_sources
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.workload import Workload
@@ -287,16 +288,18 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
         base_image=options.base_image or default,
         debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,
         python={lock.name: _pinned(lock) for lock in (REQUIREMENTS / "controller.lock", *locks)},
-        artefacts=_artefacts(options) if engine.preparer else {},
+        artefacts=_artefacts(options, workload.engine) if engine.preparer else {},
     )
 
 
-def _artefacts(options: ImageOptions) -> dict[str, str]:
-    """Return the checksums of what is staged in the images; of what is made there, those of its sources."""
+def _artefacts(options: ImageOptions, engine: str) -> dict[str, str]:
+    """Return the checksums of what is staged in the images; of what is made there, those of what makes it."""
     made = f"made from sources:{digest_sources(EMBEDDED_BY)}"
     chosen = options.models.split() + ([] if options.dataset_from == "embedded" else list(IMAGENET_ARTEFACTS))
     known = load_artefacts()
-    return {procedural.SEED: made, "resnet50v1_5-embedded": made} | {
+    quantizer = lock_file(engine, QUANTIZER)
+    quantized = {"int8 graphs": f"made with {quantizer.name} sha256:{digest_file(quantizer)}"}
+    return {procedural.SEED: made, "resnet50v1_5-embedded": made, **quantized} | {
         name: " ".join(f"{kind}:{value}" for kind in ("sha256", "md5") if (value := getattr(known[name], kind)))
         for name in chosen
     }

@@ -6,9 +6,7 @@ that on a machine that has both, `avx_bfloat16` and `amx_bfloat16` are different
 
 from dataclasses import dataclass, replace
 
-from cnnbench.case import PrecisionName
 from cnnbench.errors import CnnbenchError, SkippedError
-from cnnbench.host import CpuInfo
 
 
 @dataclass(frozen=True)
@@ -135,18 +133,3 @@ def require(precision: Precision, cpu_flags: frozenset[str], *, force: bool = Fa
 def fit_to_cpu(precision: Precision, cpu_flags: frozenset[str]) -> Precision:
     """Return the precision with a cap that hides nothing of this CPU that it needs."""
     return precision if "avx512f" in cpu_flags else replace(precision, max_isa=_AVX2_CAP)
-
-
-def best_precision(cpu: CpuInfo) -> PrecisionName:
-    """Return the fastest precision that this program and this CPU can run.
-
-    bfloat16 comes first where its dot products have the double rate of fp32, as on AMD's Zen 4 and 5 (measured: 1.6
-    to 1.7 times the images/s). On Intel's server cores AVX512_BF16 is the slower (measured: 0.6 to 0.7 times): there
-    bfloat16 is AMX's job.
-    """
-    double_rate: tuple[PrecisionName, ...] = ("avx_bfloat16",) if cpu.vendor == "AuthenticAMD" else ()
-    order: tuple[PrecisionName, ...] = (*double_rate, "avx_fp32")
-    for name in order:
-        if any(flags <= cpu.flags for flags in PRECISIONS[name].flags):
-            return name
-    raise SkippedError("no precision can run here: at least AVX2 and FMA are needed")

@@ -152,7 +152,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing, int8)
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | engine_environment(
-        planned.plan, planned.precision, variant, p.onednn_verbose, p.customer_env
+        planned.plan, planned.precision, variant, p.onednn_verbose, p.customer_env, enclave=planned.case.sgx
     )
     notes = list(planned.notes)
     missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]
@@ -220,8 +220,11 @@ NOTHING_STAGED = Inputs(Path(), None, None)
 """The inputs of a run that ends before it has any."""
 
 
-def stage_inputs(job: Job, cache: Path) -> Inputs:
-    """Make or find everything a job reads; what is there already costs next to nothing."""
+def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
+    """Make or find everything a job reads; what is there already costs next to nothing.
+
+    `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
+    """
     python = engine_python(job.workload.engine, job.variant, cache)
     if not job.engine.preparer:
         return Inputs(python, None, None)
@@ -229,7 +232,8 @@ def stage_inputs(job: Job, cache: Path) -> Inputs:
     check_set = images.root if images else find_check_set(cache)
     model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
     if job.precision.is_int8 and not model.quantized:
-        model = quantize_model(model, job.workload.engine, job.engine.quantizer, job.variant, cache)
+        quantizer, variant = job.engine.quantizer, job.variant
+        model = quantize_model(model, job.workload.engine, quantizer, variant, cache, in_image=in_image)
     elif model.quantized and not job.precision.is_int8:
         raise UsageError(
             f"MODEL={job.parameters.model}: is quantised to int8 and cannot be measured as {job.precision.name}; give "

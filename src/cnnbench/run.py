@@ -19,13 +19,15 @@ from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.facts import host_facts, run_notes, software_facts
 from cnnbench.host import sample_frequency_mhz
-from cnnbench.job import Inputs, Job
+from cnnbench.job import NOTHING_STAGED, Inputs, Job, stage_inputs
 from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.proof import judge_trace
+from cnnbench.report.kpi_log import write_logs
 from cnnbench.result import INTERRUPTED_RUN, SEEN, WORKER, Criterion, Kpi, RunResult, find_iterations
+from cnnbench.signals import time_limit
 from cnnbench.trace import TRACE_ENVIRONMENT, read_steps
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
@@ -122,6 +124,7 @@ class Measurement:
         self._frequencies: list[float] = []
         self._looks: list[_Look] = []
         self._ceiling: Ceiling | None = None
+        self._ceiling_failure = ""
         self._proof_facts: dict[str, str] = {}
 
     def run(self) -> RunResult:
@@ -130,7 +133,7 @@ class Measurement:
             try:
                 self._measure_ceiling()
                 self._launch(shared)
-                self._measure_ceiling()
+                self._measure_ceiling_again()
                 return self._judge()
             except (InvalidMeasurementError, KeyboardInterrupt) as error:
                 return self._invalid(error, shared)
@@ -140,6 +143,13 @@ class Measurement:
         if self._job.peak_program is not None:
             found = measure_ceiling(self._job.peak_program, self._job.precision.peak, self._job.plan.cpus)
             self._ceiling = self._ceiling.raise_to(found) if self._ceiling else found
+
+    def _measure_ceiling_again(self) -> None:
+        """Measure it once more; a failure is left to judging, as what the instances measured is to be kept."""
+        try:
+            self._measure_ceiling()
+        except CnnbenchError as error:
+            self._ceiling_failure = str(error)
 
     def _launch(self, shared: Path) -> None:
         parameters = self._job.parameters
@@ -282,6 +292,9 @@ class Measurement:
         """Add what the throughput is of the machine's ceiling, where that was measured, and judge whether it can be."""
         if self._ceiling is None or self._inputs.model is None:
             return []
+        if self._ceiling_failure:
+            needed = "the peak measured again after the run"
+            return [Criterion(name="ceiling", passed=False, found=self._ceiling_failure, needed=needed)]
         throughput = stats.estimate_throughput(steps, self._images(steps), window)
         utilization = utilize(self._ceiling, throughput.mean, self._inputs.model.macs_per_image)
         compute, memory = self._ceiling.compute, self._ceiling.memory
@@ -386,6 +399,30 @@ class Measurement:
             criteria=criteria,
             notes=run_notes(job, results),
         )
+
+
+def measure_job(
+    job: Job, cache: Path, root: Path, hang_s: float | None, timeout_s: float | None
+) -> tuple[RunResult, Path]:
+    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
+    hang_s = hang_s or DEFAULT_HANG_S
+    try:
+        with time_limit(timeout_s):
+            inputs = stage_inputs(job, cache)
+            logs = new_logs_directory(root, job.case.name)
+            try:
+                result = Measurement(job, inputs, logs, hang_s).run()
+            except CnnbenchError:
+                if not any(logs.iterdir()):  # nothing was started, and an empty directory would tell of a cut run
+                    logs.rmdir()
+                    logs.parent.rmdir()
+                raise
+    except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
+        logs = new_logs_directory(root, job.case.name)
+        facts = {SEEN: "the time was up while staging"}
+        result = Measurement(job, NOTHING_STAGED, logs, hang_s).reject(error, facts)
+    write_logs(result, logs, result.exit_code)
+    return result, logs
 
 
 def _primary_first(kpis: list[Kpi]) -> list[Kpi]:

@@ -94,7 +94,7 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         case = _case_of(environ, load_workload(directory))
         job = prepare_job(plan_case(directory, case.name, environ, {}), environ, enclaves=True)
         require_environment(job.workload.engine, job.variant, cache_root(environ))
-        inputs, enclaves = stage_inputs(job, overlay_cache(cache_root(environ), scratch / "cache")), None
+        inputs, enclaves = stage_inputs(job, overlay_cache(cache_root(environ), scratch / "cache"), in_image=True), None
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
         hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if enclaves else DEFAULT_HANG_S))

@@ -9,7 +9,7 @@ from cnnbench.cli import main
 from cnnbench.datasets import procedural
 from cnnbench.datasets.index import write_image_set
 from cnnbench.environments import QUANTIZER, environment_path
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo
 from cnnbench.job import stage_engine
 from cnnbench.staging import inputs
@@ -136,6 +136,14 @@ def test_another_quantiser_quantises_anew(cache, prepared, tmp_path, monkeypatch
     lock.write_text("neural-compressor==2.7")
     monkeypatch.setattr(inputs, "lock_file", lambda engine, variant: lock)
     assert quantize_model(prepared, "tensorflow", "quantizer", "itex", cache).graph != before
+
+
+def test_an_image_without_the_int8_graph_says_how_to_have_it(cache, prepared):
+    with pytest.raises(SkippedError, match=r"this image has no int8 graph of it for VARIANT=itex.*-DMODELS=NAME"):
+        quantize_model(prepared, "tensorflow", "quantizer", "itex", cache, in_image=True)
+    made = quantize_model(prepared, "tensorflow", "quantizer", "itex", cache)
+    assert quantize_model(prepared, "tensorflow", "quantizer", "itex", cache, in_image=True) == made
+    assert f"-cp{sys.version_info[0]}{sys.version_info[1]}-" in made.graph.parent.name
 
 
 @pytest.fixture

@@ -61,13 +61,22 @@ def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
 
 
 def engine_environment(
-    plan: Plan, precision: Precision, variant: str, onednn_verbose: bool, customer_env: Mapping[str, str]
+    plan: Plan,
+    precision: Precision,
+    variant: str,
+    onednn_verbose: bool,
+    customer_env: Mapping[str, str],
+    *,
+    enclave: bool = False,
 ) -> dict[str, str]:
-    """Return what a worker's environment has beyond the caller's; CUSTOMER_ENV has the last word."""
+    """Return what a worker's environment has beyond the caller's; CUSTOMER_ENV has the last word.
+
+    In an enclave there are no huge pages to ask for: its memory is made once, before the program starts.
+    """
     return {
         "OMP_NUM_THREADS": str(plan.cores_per_instance),
         "OPENBLAS_NUM_THREADS": "1",
-        "GLIBC_TUNABLES": HUGE_PAGES,
+        **({} if enclave else {"GLIBC_TUNABLES": HUGE_PAGES}),
         "ONEDNN_MAX_CPU_ISA": precision.max_isa,
         **(BFLOAT16_MATH if precision.fpmath == "bf16" else {}),
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",

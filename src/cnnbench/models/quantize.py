@@ -90,7 +90,10 @@ class Calibration:
 
 
 def quantize(graph: Any, variant: str, files: list[str]) -> Any:
-    """Return a folded float32 GraphDef in int8: weights for each channel, activations as the images' extremes say."""
+    """Return a folded float32 GraphDef in int8.
+
+    Weights are scaled for each channel of a convolution; activations as the images' extremes say.
+    """
     from neural_compressor import PostTrainingQuantConfig, quantization, set_random_seed, set_workspace
     from neural_compressor.adaptor import tensorflow as adaptor
 
@@ -107,7 +110,8 @@ def quantize(graph: Any, variant: str, files: list[str]) -> Any:
             outputs=[OUTPUT],
             calibration_sampling_size=[len(files)],
             quant_level=1,
-            op_type_dict={"Conv2D": {"weight": WEIGHTS}},
+            op_type_dict={"Conv2D": {"weight": WEIGHTS}},  # asked for the same of MatMul, it gives one scale still
+            excluded_precisions=["bf16"],  # which it would else allow for on a CPU that has it, and with FORCE_BF16
         )
         result = quantization.fit(graph, conf=config, calib_dataloader=Calibration(files))
     if result is None:

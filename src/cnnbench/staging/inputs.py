@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from cnnbench.datasets import procedural
 from cnnbench.datasets.imagenet import stage_imagenet
 from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
 from cnnbench.environments import QUANTIZER, lock_file, quantizer_python
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.launch.local import split_environment
 from cnnbench.staging.cache import digest_file, install_directory
 from cnnbench.staging.manifest import load_artefacts
@@ -168,17 +169,26 @@ def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache:
     )
 
 
-def quantize_model(model: PreparedModel, engine: str, quantizer: str, variant: str, cache: Path) -> PreparedModel:
+def quantize_model(
+    model: PreparedModel, engine: str, quantizer: str, variant: str, cache: Path, *, in_image: bool = False
+) -> PreparedModel:
     """Return a prepared model with its graph in int8 for one of an engine's builds, quantising it when not done yet.
 
     The ranges come from the drawn set's calibration part, whatever is measured: images that a model is judged by must
-    not have shaped it.
+    not have shaped it. `in_image`: whether this is a container, where what quantises is not there and cannot be made.
     """
     images = _draw_part("calibration", cache)
     made_by = f"{digest_sources(QUANTIZED_BY)}-{digest_file(lock_file(engine, QUANTIZER))[:12]}"
-    name = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}-int8-{variant}-{made_by}"
+    python_tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    name = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}-int8-{variant}-{python_tag}-{made_by}"
 
     def build(directory: Path) -> None:
+        if in_image:
+            raise SkippedError(
+                f"MODEL={model.source}: this image has no int8 graph of it for VARIANT={variant}, and nothing that "
+                "could make one: configure with -DMODELS=NAME and make it anew (doc/containers.md), give a graph that "
+                "is int8 already, or take BACKEND=native"
+            )
         python = quantizer_python(engine, cache)
         # Names in sets decide the order of the nodes: with hashes that differ each time, so would the graph.
         _run_module(
