@@ -46,7 +46,7 @@ def test_every_convolution_and_the_classifier_run_in_int8(quantized, variant, en
     run, model = load_run(quantized[variant]), Path(spec_of(quantized[variant])["model"])
     assert criteria(run)["precision"]
     assert criteria(run)["outputs"]
-    assert kpis(run)["Precision share"] == pytest.approx(100, abs=0.1)
+    assert kpis(run)["ISA share"] == pytest.approx(100, abs=0.1)
     assert run.facts["model SHA-256"] == digest(embedded_model_path(engine_cache))
     assert run.facts["calibrated on"] == "100 images of cnnbench-procedural-1-calibration"
     facts = json.loads((model.parent / "int8.json").read_text())
@@ -62,7 +62,7 @@ def test_a_graph_that_is_int8_already_drops_in(quantized, run_case, tmp_path):
     run = load_run(logs)
     assert run.facts["model SHA-256"] == digest(given) == digest(Path(spec_of(logs)["model"]))
     assert "calibrated on" not in run.facts
-    assert kpis(run)["Precision share"] == pytest.approx(100, abs=0.1)
+    assert kpis(run)["ISA share"] == pytest.approx(100, abs=0.1)
     assert criteria(run)["outputs"]
 
     done, logs = run_case(GATED, "--variant=stock", f"--model={given}", *QUICK)
