@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from cnnbench.launch.shared import ControlBlock
 from cnnbench.worker import InstanceSpec, Predictions, WorkerSpec, _bind_memory, _fill_batch
+from null_workload import PATIENCE_S, clean_environment, wait_until
 
 SPEC = WorkerSpec(
     run_id="20250101T000000Z-0123abcd",
@@ -30,6 +32,28 @@ SPEC = WorkerSpec(
     logs="/no/logs",
     verbose=False,
 )
+
+
+def test_an_instance_that_is_done_with_its_images_waits_for_the_others(tmp_path):
+    spec = replace(
+        SPEC,
+        mode="accuracy",
+        steps=3,
+        instances=[InstanceSpec(0, sorted(os.sched_getaffinity(0)), [])],
+        shared=str(tmp_path),
+        logs=str(tmp_path),
+    )
+    spec.write(tmp_path / "spec.json")
+    control = ControlBlock.create(tmp_path, 1)
+    control.start_ns = time.monotonic_ns()
+    command = [sys.executable, "-m", "cnnbench.worker", tmp_path / "spec.json"]
+    with subprocess.Popen(command, env=clean_environment(OMP_NUM_THREADS="1")) as worker:
+        wait_until((tmp_path / "instance-0" / "predictions.npy").exists, "the predictions")
+        time.sleep(0.5)
+        assert worker.poll() is None
+        control.stop()
+        assert worker.wait(timeout=PATIENCE_S) == 0
+    assert (tmp_path / "instance-0" / "result.json").is_file()
 
 
 def images(count):

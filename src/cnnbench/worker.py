@@ -27,6 +27,9 @@ from cnnbench.launch.shared import ControlBlock, StepTimes
 from cnnbench.measure import measure_steps, warm_up_until_start
 from cnnbench.trace import STEP_MARK
 
+WAIT_S = 0.05
+"""How often an instance that is done with its images looks whether all are."""
+
 TOP = 5
 """How many of an image's best classes are kept."""
 
@@ -196,6 +199,8 @@ class Instance:
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
         if predictions:
             predictions.save(self._logs / "predictions.npy")
+            while not control.stopped:  # to end while others are still at their shares would look like a crash
+                time.sleep(WAIT_S)
         self.result = {
             "run_id": spec.run_id,
             "index": index,
