@@ -287,7 +287,7 @@ def write_report(arguments: argparse.Namespace, rows: Sequence[Row], speed_ups: 
     """Print the tables, and write them to `--output`."""
     lines = [*header(arguments), *table(rows, arguments.mode), ""]
     if speed_ups:
-        lines += [*speed_up_table(speed_ups, arguments.mode, BASE), *verdict_notes(speed_ups), ""]
+        lines += [*speed_up_table(speed_ups, arguments.mode, BASE), "", *verdict_notes(speed_ups), ""]
     lines += [*notes(rows), "", contention_text([*rows, *speed_ups]), "", *fairness_notes(arguments.mode)]
     print("\n".join(lines))
     if arguments.output:
@@ -319,6 +319,8 @@ def main() -> int:
             cache=cache,
             scratch=Path(scratch),
         )
+        for precision in arguments.precisions:
+            measured_cpus(run, precision)  # a setting that is none ends it here, and not hours later
         rows: list[Row] = []
         for precision in arguments.precisions:
             rows += compare_precision(run, precision)
