@@ -151,9 +151,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         )  # a MODEL may be int8 already, which staging finds out
     variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing, int8)
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
-    environment = inherited | engine_environment(
-        planned.plan, planned.precision, variant, p.onednn_verbose, p.customer_env, enclave=planned.case.sgx
-    )
+    environment = inherited | _engine_environment(planned, variant)
     notes = list(planned.notes)
     missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]
     if missed:
@@ -167,6 +165,20 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
             notes.append(f"utilization was not measured: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
     fields = {one.name: getattr(planned, one.name) for one in dataclasses.fields(planned)}
     return Job(**fields | {"notes": tuple(notes)}, variant=variant, environment=environment, peak_program=peak_program)
+
+
+def _engine_environment(planned: PlannedCase, variant: str) -> dict[str, str]:
+    """Return what the instances' environment has beyond the caller's."""
+    p = planned.parameters
+    return engine_environment(
+        planned.plan,
+        planned.precision,
+        variant,
+        p.batch_size,
+        p.onednn_verbose,
+        p.customer_env,
+        enclave=planned.case.sgx,
+    )
 
 
 def _unless_auto(value: int | str) -> int | None:
@@ -191,9 +203,7 @@ def describe_case(planned: PlannedCase) -> list[str]:
 def describe_job(job: Job, cache: Path) -> list[str]:
     """Return the plan and what it would start here as lines of text: what `--dry-run` prints."""
     lines = [*describe_case(job), "environment, beyond the caller's:"]
-    p = job.parameters
-    extra = engine_environment(job.plan, job.precision, job.variant, p.onednn_verbose, p.customer_env)
-    lines += [f"  {name}={value}" for name, value in extra.items()]
+    lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant).items()]
     lines.append("command lines:")
     python = _planned_python(job, cache)
     for number in range(len(job.plan.processes)):

@@ -46,6 +46,9 @@ SWITCHES = {"zentf": {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"
 """What turns a build's own kernels on; those of the builds that are not named are TensorFlow's oneDNN kernels."""
 BFLOAT16_MATH = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "ITEX_FP32_MATH_MODE": "BF32"}
 """What has float32 computed in bfloat16: by oneDNN where nobody says otherwise, and by ITEX, which does say."""
+BLOCKED_LAYOUT = {"ITEX_ONEDNN_LAYOUT_OPT": "1"}
+"""What has ITEX keep features in oneDNN's blocked layouts: ahead with float32 graphs and more than one image at a time,
+behind with all others (doc/performance.md)."""
 HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=17179869184"
 """Have the C library ask for transparent huge pages and keep what it has (a glibc before 2.35 ignores it).
 
@@ -64,6 +67,7 @@ def engine_environment(
     plan: Plan,
     precision: Precision,
     variant: str,
+    batch_size: int,
     onednn_verbose: bool,
     customer_env: Mapping[str, str],
     *,
@@ -73,12 +77,14 @@ def engine_environment(
 
     In an enclave there are no huge pages to ask for: its memory is made once, before the program starts.
     """
+    blocked = variant == "itex" and precision.trace_type == "f32" and batch_size > 1
     return {
         "OMP_NUM_THREADS": str(plan.cores_per_instance),
         "OPENBLAS_NUM_THREADS": "1",
         **({} if enclave else {"GLIBC_TUNABLES": HUGE_PAGES}),
         "ONEDNN_MAX_CPU_ISA": precision.max_isa,
         **(BFLOAT16_MATH if precision.fpmath == "bf16" else {}),
+        **(BLOCKED_LAYOUT if blocked else {}),
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
         **SWITCHES.get(variant, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
         "PYTHONNOUSERSITE": "1",
