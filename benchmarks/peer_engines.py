@@ -18,6 +18,8 @@ from cnnbench.staging.inputs import PreparedModel, find_check_set, prepare_model
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "src"
 PRODUCT = "cnnbench"
+BATCH_SIZES = (1, 8, 16, 32)
+"""The batch sizes that are tried with a peer."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class PeerEngine:
     environment: tuple[str, str]
     converts: bool
     per_core: bool
-    batch_sizes: tuple[int, ...] = (1, 8, 32)
     refused: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
 
@@ -54,7 +55,6 @@ PEERS = {
         environment=("peers", "openvino"),
         converts=True,
         per_core=False,
-        batch_sizes=(1, 32),
     ),
     "onnxruntime": PeerEngine(
         title="ONNX Runtime",
@@ -135,7 +135,7 @@ def peer_environment(data_type: str = "") -> dict[str, str]:
 
 def fairness_notes(mode: str) -> list[str]:
     """Say what each engine was given and what not, for the reader to judge how fair the comparison is."""
-    sizes = "; ".join(f"{name} {', '.join(map(str, engine.batch_sizes))}" for name, engine in PEERS.items())
+    sizes = ", ".join(map(str, BATCH_SIZES))
     single = ", ".join(name for name, engine in PEERS.items() if engine.per_core)
     given = {
         "throughput": [
@@ -155,8 +155,9 @@ def fairness_notes(mode: str) -> list[str]:
         "the peers have the C library's defaults. The caller's variables that tune either are not passed on.",
         "AMX: for avx_* a seccomp filter has the kernel refuse it to the peers' processes (arch_prctl answers EPERM); "
         f"{PRODUCT} caps oneDNN with ONEDNN_MAX_CPU_ISA. For amx_* each engine takes AMX where it chooses to.",
-        "int8: each engine's own quantiser after training (NNCF, ONNX Runtime's static one, PT2E), on the same "
-        "calibration images; what OpenVINO's leaves unquantised runs in f32.",
+        "int8: each engine's own quantiser after training (NNCF, ONNX Runtime's static one, PT2E), on images of "
+        f"the same calibration part: {PRODUCT} and Inductor on 100, the others on all 200; what OpenVINO's leaves "
+        "unquantised runs in f32.",
         "amx_bfloat32: oneDNN's bfloat16 math mode on the fp32 graph; OpenVINO's is its bf16 hint, as amx_bfloat16's.",
     ]
     return ["How they were compared:", "", *(f"- {line}" for line in lines)]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cnnbench.models.resnet50 import BLOCKS, EPSILON, STEM, Conv
 
-CALIBRATION_IMAGES = 50
+CALIBRATION_IMAGES = 100
 """Of the calibration part, for PT2E: it runs them eagerly, before each load."""
 
 Weights = dict[str, np.ndarray]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interleaved import MIN_ROUNDS
-from peer_engines import PEERS, PRODUCT, PeerEngine, fairness_notes, stage_network, stage_peer
+from peer_engines import BATCH_SIZES, PEERS, PRODUCT, PeerEngine, fairness_notes, stage_network, stage_peer
 from peer_process import Peer, trace_step
 from peer_product import DEFAULTS, Product, product_job
 from peer_table import Row, contention_text, notes, speed_up_table, table, verdict_notes
@@ -125,7 +125,7 @@ def choose_batch_size(run: Comparison, name: str, precision: str, cpus: Sequence
         return 1
     if key not in run.choices:
         rates = {}
-        for batch_size in PEERS[name].batch_sizes:
+        for batch_size in BATCH_SIZES:
             with start_peer(run, name, precision, batch_size, cpus) as peer:
                 block = Row(precision, name, batch_size=batch_size, blocks=[peer.block(run.pre_pass_s)])
             rates[batch_size] = block.figures(run.mode)[0]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.environments import ITEX_PYTHONS
+from cnnbench.environments import ITEX_PYTHONS, quantizer_python
 from cnnbench.host import read_cpuinfo
 from cnnbench.isa import PRECISIONS, missing_for_precision
 from cnnbench.result import load_run
-from cnnbench.staging.inputs import embedded_model_path
+from cnnbench.staging.inputs import embedded_model_path, find_check_set, prepare_model, quantize_model
 from test_engine import GATED, PREFIX, QUICK, criteria, digest, kpis, run_case
 
 __all__ = ["run_case"]  # the fixture
@@ -52,6 +52,27 @@ def test_every_convolution_and_the_classifier_run_in_int8(quantized, variant, en
     facts = json.loads((model.parent / "int8.json").read_text())
     assert facts["multiplies"] == 54
     assert facts["made_with"]["neural-compressor"] == "2.6"
+
+
+def test_quantising_again_gives_the_same_bytes(quantized, engine_cache, tensorflow_python, tmp_path, monkeypatch):
+    preparer, images = "cnnbench.models.prepare", find_check_set(engine_cache)
+    model = prepare_model(embedded_model_path(engine_cache), images, tensorflow_python, preparer, engine_cache)
+    python = quantizer_python("tensorflow", engine_cache)
+    monkeypatch.setattr("cnnbench.staging.inputs.quantizer_python", lambda *_: python)
+    again = quantize_model(model, "tensorflow", "cnnbench.models.quantize", "itex", tmp_path)
+    assert again.graph.is_relative_to(tmp_path)
+    assert digest(again.graph) == digest(Path(spec_of(quantized["itex"])["model"]))
+
+
+@pytest.mark.skipif("amx_int8" not in read_cpuinfo().flags, reason="this CPU has no AMX")
+def test_amx_runs_the_same_graph(quantized, run_case):
+    done, logs = run_case(f"{PREFIX}throughput_amx_int8_gated", *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert spec_of(logs)["model"] == spec_of(quantized["itex"])["model"]
+    assert kpis(run)["ISA share"] == pytest.approx(100, abs=0.1)
+    assert criteria(run)["outputs"]
+    assert "amx" in run.facts["dominant implementation"]
 
 
 def test_a_graph_that_is_int8_already_drops_in(quantized, run_case, tmp_path):

@@ -252,6 +252,10 @@ INT8 = {
         STOCK.replace("p QuantizedMaxPool c1", "e Dequantize c1; f Relu e; g MaxPool f; p QuantizeV2 g"),
         "stock",
     ),
+    "stock, a float addition": (
+        STOCK.replace("p QuantizedMaxPool c1", "e Dequantize c1; a AddV2 k e; p QuantizeV2 a"),
+        "stock",
+    ),
     "itex, float weights": (ITEX.replace("c2 Conv2D d2 kd", "c2 Conv2D d2 k"), "itex"),
     "itex, a float input": (ITEX.replace("mm MatMul d3 kd", "mm MatMul m kd"), "itex"),
     "itex, a Pad": (ITEX.replace("c2 Conv2D d2", "pad Pad d2; f QuantizeV2 pad; g Dequantize f; c2 Conv2D g"), "itex"),

@@ -108,6 +108,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(cases):
         ("stock, a float MaxPool and Relu", "1 superfluous pairs .*: e to p"),
         ("itex, float weights", "2 of 3 .* left in float32: c2 \\(Conv2D\\)"),
         ("itex, a float input", "2 of 3 .* left in float32: mm \\(MatMul\\)"),
+        ("stock, a float addition", "1 superfluous pairs .*: e to p"),
         ("itex, a Pad", "1 superfluous pairs .*: d2 to f"),
         ("itex, quantised twice", "1 superfluous pairs .*: d1 to f"),
     ],

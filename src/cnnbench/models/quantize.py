@@ -63,13 +63,19 @@ def check_int8(graph: Any, multiplies: int, variant: str) -> None:
             f"int8, needed all; left in float32: {', '.join(left) or 'none'}"
         )
     between = FUSED if BACKENDS[variant] == "default" else CARRYING
-    pairs = []
-    for quantize in (node for node in graph.node if node.op == "QuantizeV2"):
-        source = nodes[node_name(quantize.input[0])]
-        while source.op in between:
-            source = nodes[node_name(source.input[0])]
-        if source.op == "Dequantize":
-            pairs.append(f"{source.name} to {quantize.name}")
+
+    def sources(node: Any) -> Iterator[Any]:
+        for edge in node.input:
+            source = nodes[node_name(edge)]
+            yield from sources(source) if source.op in between else (source,)
+
+    pairs = [
+        f"{source.name} to {node.name}"
+        for node in graph.node
+        if node.op == "QuantizeV2"
+        for source in sources(node)
+        if source.op == "Dequantize"
+    ]
     if pairs:
         raise CnnbenchError(
             f"quantised for {variant}: {len(pairs)} superfluous pairs of Dequantize and QuantizeV2: {', '.join(pairs)}"
