@@ -53,7 +53,8 @@ def test_an_image_says_what_it_is_made_of_and_is_not_roots(role):
     bill = json.loads(labels["cnnbench.bom"])
     assert bill["base_image"] == labels["org.opencontainers.image.base.name"]
     assert bill["python"]["tensorflow-itex.lock"]["intel-extension-for-tensorflow"] == "2.15.0.0"
-    assert set(bill["artefacts"]) == {"cnnbench-procedural-1", "resnet50v1_5-embedded"}
+    assert set(bill["artefacts"]) == {"cnnbench-procedural-1", "resnet50v1_5-embedded", "int8 graphs"}
+    assert bill["artefacts"]["int8 graphs"].startswith("made with tensorflow-quantizer.lock sha256:")
     assert image["Config"]["User"] not in ("", "root", "0")
 
 
