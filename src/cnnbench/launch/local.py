@@ -47,8 +47,8 @@ SWITCHES = {"zentf": {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"
 BFLOAT16_MATH = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "ITEX_FP32_MATH_MODE": "BF32"}
 """What has float32 computed in bfloat16: by oneDNN where nobody says otherwise, and by ITEX, which does say."""
 BLOCKED_LAYOUT = {"ITEX_ONEDNN_LAYOUT_OPT": "1"}
-"""What has ITEX keep features in oneDNN's blocked layouts: ahead with float32 graphs and more than one image at a time,
-behind with all others (doc/performance.md)."""
+"""What has ITEX keep features in oneDNN's blocked layouts: measured ahead with float32 graphs and more than one image
+at a time, behind with one image and with bfloat16 graphs (doc/performance.md)."""
 HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=17179869184"
 """Have the C library ask for transparent huge pages and keep what it has (a glibc before 2.35 ignores it).
 
