@@ -6,7 +6,7 @@ import pytest
 
 from cnnbench.result import load_run
 from container_engine import CLI, ask, is_running, tell
-from null_workload import SLUG, run_kpi
+from null_workload import SLUG, run_kpi, wait_until
 
 pytestmark = pytest.mark.container
 
@@ -26,7 +26,12 @@ def start(images):
     yield run
     for container in started:
         tell("rm", "-f", container)
-        assert ask("inspect", container).returncode != 0
+        wait_until_removed(container)
+
+
+def wait_until_removed(container):
+    """Wait for a container to be gone, which the engine sees to after it has answered."""
+    wait_until(lambda: ask("inspect", container).returncode != 0, f"{container} is removed")
 
 
 def fetch_logs(container, directory):
@@ -55,7 +60,7 @@ def test_a_case_by_hand(start, tmp_path):
     assert kpi.stdout.splitlines()[-1] in tell("logs", container).splitlines()
     stopped = ask("stop", "--time", "20", container)
     assert stopped.returncode == 0
-    assert ask("inspect", container).returncode != 0  # by --rm
+    wait_until_removed(container)  # by --rm
 
 
 def test_a_reader_that_comes_late(start, tmp_path):
