@@ -16,6 +16,7 @@ from cnnbench.launch.gramine import (
     find_gramine,
     key_command,
     plan_enclave,
+    unread_packages,
     worker_roots,
 )
 from cnnbench.launch.trusted import hash_files, library_files
@@ -79,7 +80,7 @@ def describe_enclaves(job: Job, inputs: Inputs, template: Path, gramine: Path | 
         precision=job.precision,
         python=inputs.python,
         roots=roots,
-        trusted=hash_files([*roots, *library_files(LIBRARIES), *files]),
+        trusted=hash_files([*roots, *library_files(LIBRARIES), *files], unread_packages(inputs.python)),
         model_bytes=_model_bytes(inputs),
         gramine=gramine or GRAMINE,
         wrap_key=wrap_key,

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from cnnbench.launch.gramine import (
     plan_enclave,
     render_manifest,
     sign_command,
+    unread_packages,
     worker_roots,
 )
 from cnnbench.launch.trusted import check_manifest, hash_files, tomllib
@@ -256,3 +258,9 @@ def wait_until(reached):
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_the_packages_of_the_interpreter_are_unread_in_a_virtual_environment_only():
+    packages = Path(sysconfig.get_path("stdlib"), "site-packages")
+    assert unread_packages(Path(sys.executable)) == [packages]
+    assert unread_packages(Path(sys.base_prefix, "bin", "python3")) == []

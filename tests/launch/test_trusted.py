@@ -31,6 +31,14 @@ def test_files_are_hashed_by_the_paths_they_are_opened_by(tree):
     ]
 
 
+def test_what_is_named_as_unread_is_left_out(tree):
+    (tree / "env/lib/site-packages").mkdir()
+    (tree / "env/lib/site-packages/b.py").write_text("b")
+    assert len(hash_files([tree / "env"])) == 3
+    found = hash_files([tree / "env"], [tree / "env/lib/site-packages"])
+    assert [file.path for file in found] == [tree / "env/lib/a.py", tree / "env/link.py"]
+
+
 def test_a_root_that_is_a_link_is_entered(tree):
     assert [file.path for file in hash_files([tree / "env/lib64"])] == [tree / "env/lib64/a.py"]
 

@@ -108,6 +108,12 @@ def worker_roots(python: Path, gramine: Path | None) -> list[Path]:
     return roots if gramine is None else [*roots, gramine]
 
 
+def unread_packages(python: Path) -> list[Path]:
+    """Return the packages beside the standard library, which a Python of a virtual environment does not see."""
+    packages = Path(sysconfig.get_path("stdlib"), "site-packages")
+    return [] if python.parents[1] in packages.parents else [packages]
+
+
 def render_manifest(
     template: str,
     worker: EnclaveWorker,

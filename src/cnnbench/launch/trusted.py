@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,13 @@ class TrustedFile:
     sha256: str
 
 
-def hash_files(roots: Iterable[Path]) -> list[TrustedFile]:
+def hash_files(roots: Iterable[Path], unread: Collection[Path] = ()) -> list[TrustedFile]:
     """Return the readable files of all roots (files, or directories with all below them) in the order of their paths.
 
-    A link to a file counts as a file of its own; a link to a directory below a root is not entered, as Gramine's own
-    tools do not enter one either.
+    `unread`: directories that are left out where they lie below a root. A link to a file counts as a file of its own; a
+    link to a directory below a root is not entered, as Gramine's own tools do not enter one either.
     """
-    paths = sorted({path for root in roots for path in _walk(root)})
+    paths = sorted({path for root in roots for path in _walk(root, unread)})
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return [TrustedFile(*pair) for pair in zip(paths, pool.map(digest_file, paths), strict=True)]
 
@@ -76,11 +76,11 @@ def _problem(file: object, root: Path) -> str:
     return ""
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, unread: Collection[Path]) -> Iterator[Path]:
     if not root.is_dir():
         yield root
     for directory, names, files in os.walk(root):
-        names[:] = [name for name in names if name not in UNREAD]
+        names[:] = [name for name in names if name not in UNREAD and Path(directory, name) not in unread]
         for path in (Path(directory, name) for name in files):
             if path.is_file() and os.access(path, os.R_OK):
                 yield path
