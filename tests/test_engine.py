@@ -90,7 +90,10 @@ def test_the_layers_of_a_run_are_all_of_the_network(real, capsys):
     layers = [record for record in json.loads(capsys.readouterr().out) if record["record"] == "layer"]
     assert len(layers) == 54
     assert sum(layer["gmacs"] for layer in layers) == pytest.approx(4.089186304)
-    assert all(layer["as_required"] and layer["time_ms"] > 0 for layer in layers)
+    assert all(layer["time_ms"] > 0 for layer in layers)
+    unproven = {layer["implementation"] for layer in layers if not layer["as_required"]}
+    # Without AVX-512 the classifier runs on oneDNN's older matrix product, whose name tells no instruction set.
+    assert unproven <= (set() if "avx512f" in read_cpuinfo().flags else {"gemm:jit:f32"})
 
 
 def test_a_run_names_what_it_ran(real, embedded, engine_cache):
