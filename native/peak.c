@@ -6,8 +6,9 @@
  * Prints one JSON object: for each KIND, or for all that this CPU has, the figure of the first CPU alone (one_core) and
  * that of all the given CPUs at once (all_cores), each the best of N repeats (10) of S seconds (0.01). One thread is
  * pinned to each CPU, and all of them start each repeat together. A repeat's figure is the sum of what each thread did
- * by the time that it had its CPU: a ceiling is not to fall because other programs take turns on the CPUs. A
- * multiplication and an addition count as two operations.
+ * by the time that it had its CPU: a ceiling is not to fall because other programs take turns on the CPUs. That of triad
+ * is what all threads moved, by the time from the first one's begin to the last one's end: they share the memory, and
+ * one that had it for itself would count too much. A multiplication and an addition count as two operations.
  *
  * The arithmetic kinds keep CHAINS (for AMX: TILES) independent sums in registers, as many as the latency times the
  * throughput of any processor so far or more, and read no memory. What each sum must come to is known, and checked.
@@ -299,10 +300,15 @@ struct measurement {
     atomic_int arrivals;
 };
 
+/* What a thread did in one repeat. */
+struct pass {
+    double amount, begin_s, end_s, cpu_s;
+};
+
 struct thread {
     struct measurement *measurement;
     int cpu;
-    double rates[MOST_REPEATS];
+    struct pass passes[MOST_REPEATS];
     struct work work;
 };
 
@@ -330,13 +336,14 @@ static void *run_thread(void *argument)
         atomic_fetch_add(&measurement->arrivals, 1);
         while (atomic_load(&measurement->arrivals) < (i + 1) * measurement->threads)
             sched_yield();
-        double end_s = read_clock_s(CLOCK_MONOTONIC) + seconds;
+        double begin_s = read_clock_s(CLOCK_MONOTONIC), end_s;
         double begin_cpu_s = read_clock_s(CLOCK_THREAD_CPUTIME_ID);
         do {
             kernel->run(work);
             amount += kernel->amount;
-        } while (read_clock_s(CLOCK_MONOTONIC) < end_s);
-        thread->rates[i] = amount / (read_clock_s(CLOCK_THREAD_CPUTIME_ID) - begin_cpu_s);
+        } while ((end_s = read_clock_s(CLOCK_MONOTONIC)) < begin_s + seconds);
+        double cpu_s = read_clock_s(CLOCK_THREAD_CPUTIME_ID) - begin_cpu_s;
+        thread->passes[i] = (struct pass){amount, begin_s, end_s, cpu_s};
         if (!is_right(work, kernel))
             fail(1, "%s: CPU %d computed something else than it was to", kernel->kind, thread->cpu);
     }
@@ -344,6 +351,20 @@ static void *run_thread(void *argument)
     free(work->b);
     free(work->c);
     return NULL;
+}
+
+/* Return the figure of one repeat, in units of 1e9 a second. */
+static double rate(const struct kernel *kernel, struct thread *const *threads, int count, int repeat)
+{
+    double sum = 0, amount = 0, begin_s = threads[0]->passes[repeat].begin_s, end_s = 0;
+    for (int i = 0; i < count; i++) {
+        const struct pass *pass = &threads[i]->passes[repeat];
+        sum += pass->amount / pass->cpu_s;
+        amount += pass->amount;
+        begin_s = pass->begin_s < begin_s ? pass->begin_s : begin_s;
+        end_s = pass->end_s > end_s ? pass->end_s : end_s;
+    }
+    return (kernel->element == F64 ? amount / (end_s - begin_s) : sum) / 1e9;
 }
 
 /* Return the best figure of all repeats, in units of 1e9 a second, of the CPUs at once. */
@@ -374,9 +395,7 @@ static double measure(const struct kernel *kernel, const int *cpus, int count, d
     for (int i = 0; i < count; i++)
         pthread_join(handles[i], NULL);
     for (int i = 0; i < repeats; i++) {
-        double figure = 0;
-        for (int j = 0; j < count; j++)
-            figure += threads[j]->rates[i] / 1e9;
+        double figure = rate(kernel, threads, count, i);
         best = figure > best ? figure : best;
     }
     for (int i = 0; i < count; i++)
