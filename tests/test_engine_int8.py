@@ -48,6 +48,7 @@ def test_every_convolution_and_the_classifier_run_in_int8(quantized, variant, en
     assert criteria(run)["outputs"]
     assert kpis(run)["ISA share"] == pytest.approx(100, abs=0.1)
     assert run.facts["model SHA-256"] == digest(embedded_model_path(engine_cache))
+    assert run.facts["int8 graph SHA-256"] == digest(model)
     assert run.facts["calibrated on"] == "100 images of cnnbench-procedural-1-calibration"
     facts = json.loads((model.parent / "int8.json").read_text())
     assert facts["multiplies"] == 54

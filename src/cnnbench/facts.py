@@ -48,7 +48,8 @@ def software_facts(results: list[dict[str, Any]], trace: Path, inputs: Inputs) -
         facts |= {"oneDNN": version.strip().removeprefix("oneDNN ")} if version else {}
     if inputs.model is not None:
         facts["model SHA-256"] = inputs.model.source_sha256
-        if inputs.model.calibration:
+        if inputs.model.int8_sha256:
+            facts["int8 graph SHA-256"] = inputs.model.int8_sha256
             facts["calibrated on"] = inputs.model.calibration
     if inputs.images is not None:
         facts["dataset SHA-256"] = inputs.images.sha256

@@ -13,7 +13,7 @@ from cnnbench.errors import CnnbenchError
 from cnnbench.models import resnet50
 from cnnbench.models.bfloat16 import to_bfloat16
 from cnnbench.models.fold import fold
-from cnnbench.models.graph import CLASSES, INPUT, OUTPUT, count_macs, is_quantized, read_graph
+from cnnbench.models.graph import CLASSES, COUNTED, INPUT, OUTPUT, count_macs, is_quantized, read_graph
 from cnnbench.models.quantize import check_int8
 
 MODEL = Path("model.pb")
@@ -300,7 +300,14 @@ def quantized_macs():
         return tf.raw_ops.Dequantize(input=y, min_range=low, max_range=high)
 
     graph = build(network, size=224)
-    return [count_macs(graph, MODEL), is_quantized(graph), is_quantized(build(classify))]
+    others = (
+        "QuantizedConv2D",
+        "QuantizedConv2DAndRelu",
+        "QuantizedConv2DAndReluAndRequantize",
+        "_FusedQuantizedConv2D",
+    )
+    counted = [bool(COUNTED.fullmatch(name)) for name in others]
+    return [count_macs(graph, MODEL), is_quantized(graph), is_quantized(build(classify)), *counted]
 
 
 def small_cases():

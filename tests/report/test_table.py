@@ -148,6 +148,7 @@ HOST = {
     "TensorFlow": "2.15.0",
     "oneDNN": "v3.2.1",
     "model SHA-256": "a" * 64,
+    "int8 graph SHA-256": "e" * 64,
     "dataset SHA-256": "d" * 64,
     "load average before": "0.10",
 }
@@ -162,6 +163,7 @@ HOST = {
         ("TensorFlow", "2.21.0", ["2.15.0", "2.21.0"]),
         ("oneDNN", "v3.11", ["v3.2.1", "v3.11"]),
         ("model SHA-256", "b" * 64, ["a" * 12, "b" * 12]),
+        ("int8 graph SHA-256", "f" * 64, ["e" * 12, "f" * 12]),
         ("dataset SHA-256", "c" * 64, ["d" * 12, "c" * 12]),
     ],
 )

@@ -13,6 +13,7 @@ from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo
 from cnnbench.job import stage_engine
 from cnnbench.staging import inputs
+from cnnbench.staging.cache import digest_file
 from cnnbench.staging.inputs import (
     EMBEDDED_BY,
     PACKAGE,
@@ -126,6 +127,7 @@ def test_a_model_is_quantised_once_for_each_build(cache, python, prepared):
 def test_ranges_come_from_the_calibration_images_whatever_is_measured(cache, python, prepared):
     other = prepare_model(prepared.source, imagenet_path(cache), python, "preparer", cache)
     quantized = [quantize_model(model, "tensorflow", "quantizer", "itex", cache) for model in (prepared, other)]
+    assert {model.int8_sha256 for model in quantized} == {digest_file(model.graph) for model in quantized}
     assert {model.calibration for model in quantized} == {f"{procedural.SEED}-calibration"}
     assert len({model.graph for model in quantized}) == 1
 

@@ -15,7 +15,7 @@ OUTPUT = "softmax_tensor"
 IMAGE_SIZE = 224
 CLASSES = 1001
 
-COUNTED = re.compile(r"Conv2D|MatMul|_?(Fused)?Quantized(Conv2D|MatMul)(PerChannel|With\w+)?")
+COUNTED = re.compile(r"Conv2D|MatMul|_?(Fused)?Quantized(Conv2D|MatMul)(PerChannel|(With|And)\w+)?")
 """Types of operations whose multiply-accumulates are counted: their second input is the kernel, int8 or not."""
 
 NOT_COUNTED = re.compile(r"Conv|MatMul|Einsum|Dot|LSTM|GRU|RNN|PartitionedCall|^(Stateless)?(If|While|Case)$")

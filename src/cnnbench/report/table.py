@@ -29,7 +29,7 @@ CPUS_USED = "CPUs used"
 DEFINING_FACTS = (
     "CPU", "sockets, cores, threads", "SMT", "NUMA nodes", CPUS_USED, "governor", "turbo", "microcode", "hypervisor",
     "CPU quota", "container engine", "kernel", "memory", "transparent hugepages", "TensorFlow", "ITEX", "zentf",
-    "oneDNN", "numpy", "model SHA-256", "dataset SHA-256",
+    "oneDNN", "numpy", "model SHA-256", "int8 graph SHA-256", "dataset SHA-256",
 )  # fmt: skip
 """The facts without which a number is another machine's, engine's, model's or data set's; the rest vary by the run."""
 

@@ -41,8 +41,9 @@ EMBEDDED_BY = (*PREPARED_BY, "models/resnet50.py", "datasets/procedural.py")
 class PreparedModel:
     """A model ready to be measured: its folded graph, the fixed batch with its reference answers, and its size.
 
-    `quantized`: whether the model came as an int8 graph. `calibration`: which images the ranges of a graph that was
-    quantised here come from. `predictions`: the float32 model's best class of every measured image, where wanted.
+    `quantized`: whether the model came as an int8 graph. Of a graph that was quantised here, `int8_sha256`: its digest;
+    `calibration`: which images its ranges come from. `predictions`: the float32 model's best class of every measured
+    image, where wanted.
     """
 
     source: Path
@@ -54,6 +55,7 @@ class PreparedModel:
     batch_norms_folded: int
     pads_folded: int
     quantized: bool
+    int8_sha256: str = ""
     calibration: str = ""
     predictions: Path | None = None
 
@@ -196,8 +198,8 @@ def quantize_model(
         )
 
     destination = install_directory(build, cache / "prepared" / name)
-    facts = json.loads((destination / "int8.json").read_bytes())
-    return replace(model, graph=destination / "int8.pb", calibration=facts["calibration"])
+    facts, graph = json.loads((destination / "int8.json").read_bytes()), destination / "int8.pb"
+    return replace(model, graph=graph, int8_sha256=digest_file(graph), calibration=facts["calibration"])
 
 
 def predict_images(model: PreparedModel, images: Path, python: Path, preparer: str, cache: Path) -> PreparedModel:
