@@ -221,6 +221,12 @@ def test_a_tracing_process_that_hangs(tmp_path):
     assert "hung" in caught.value.detail
 
 
+def test_a_slow_tracing_process_that_makes_headway_is_let_go_on(tmp_path):
+    steps = "import time\nfor step in range(8):\n    time.sleep(0.5)\n    print(step, flush=True)"
+    run_tracer(make_tracer(tmp_path, steps), hang_s=3)
+    assert (tmp_path / "trace.log").read_text().split() == [str(step) for step in range(8)]
+
+
 @pytest.fixture
 def configure(tmp_path):
     """Make a build directory of a checkout whose one workload has the null engine."""

@@ -254,12 +254,14 @@ class Run:
 
 
 def run_tracer(launch: WorkerLaunch, hang_s: float) -> None:
-    """Run the tracing process to its end; it has as long as an instance has to load and do the steps."""
-    deadline = time.monotonic() + hang_s
+    """Run the tracing process to its end; its trace must not stand still for longer than an instance's steps may."""
     with WorkerProcess(launch) as tracer:
+        seen, deadline = 0, time.monotonic() + hang_s
         while tracer.exit_code is None:
+            if (size := launch.log.stat().st_size) != seen:
+                seen, deadline = size, time.monotonic() + hang_s
             if time.monotonic() > deadline:
-                raise KilledError(f"the tracing process {tracer.pid} hung: not done in {hang_s:g} s")
+                raise KilledError(f"the tracing process {tracer.pid} hung: nothing traced for {hang_s:g} s")
             time.sleep(POLL_S)
         if tracer.exit_code != 0:
             raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
