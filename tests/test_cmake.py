@@ -56,10 +56,10 @@ def _precisions(build, stub, platform):
 def test_spr_starts_with_the_ten_cases_of_the_reference_document(spr, where):
     listed = _listed(spr / where)
     assert [listed[str(number)] for number in range(1, 11)] == REFERENCE_CASES
-    assert len(listed) == 30
+    assert len(listed) == 35
     assert [listed[str(number)] for number in range(11, 31)] == [
         f"inference_{mode}_{precision}{case_type}"
-        for precision in ("amx_int8", "amx_bfloat32", "avx_int8", "avx_fp32")
+        for precision in ("amx_int8", "amx_bfloat32", "avx_int8", "avx_bfloat16", "avx_fp32")
         for mode, case_type in [
             ("throughput", ""),
             ("latency", ""),
@@ -128,7 +128,7 @@ def test_the_timeout_is_for_the_run_and_for_pulling_its_image(tmp_path, stub, ch
 
 @pytest.mark.parametrize(
     ("labels", "count"),
-    [(["gated"], 6), (["avx_fp32", "latency"], 1), (["sgx"], 5), (["SPR"], 30), (["amx_int8"], 5)],
+    [(["gated"], 7), (["avx_fp32", "latency"], 1), (["sgx"], 5), (["SPR"], 35), (["amx_int8"], 5)],
 )
 @pytest.mark.parametrize("where", ["", f"workload/{NAME}"])
 def test_labels_choose_cases(spr, where, labels, count):
