@@ -50,6 +50,8 @@ def main() -> None:
 
     arguments = make_parser(__doc__).parse_args()
     job = make_job(arguments, INSTANCES="1")
+    if job.precision.is_int8:
+        raise SystemExit(f"--precision {arguments.precision}: the graph as it was given is float32; choose another")
     inputs = stage_inputs(job, cache_root(os.environ))
     if inputs.model is None:
         raise SystemExit("the engine has no model to fold")

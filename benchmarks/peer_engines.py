@@ -32,7 +32,6 @@ class PeerEngine:
     type. `hint`: what to do when its environment cannot be made.
     """
 
-    title: str
     module: str
     environment: tuple[str, str]
     converts: bool
@@ -50,14 +49,12 @@ class PeerEngine:
 
 PEERS = {
     "openvino": PeerEngine(
-        title="OpenVINO",
         module="peer_openvino",
         environment=("peers", "openvino"),
         converts=True,
         per_core=False,
     ),
     "onnxruntime": PeerEngine(
-        title="ONNX Runtime",
         module="peer_onnxruntime",
         environment=("peers", "onnxruntime"),
         converts=True,
@@ -68,7 +65,6 @@ PEERS = {
         },
     ),
     "inductor": PeerEngine(
-        title="PyTorch Inductor, freezing",
         module="peer_pytorch",
         environment=("peers", "pytorch"),
         converts=False,
@@ -76,7 +72,6 @@ PEERS = {
         hint="PyTorch's CPU build is in its own index: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu",
     ),
     "tensorflow": PeerEngine(
-        title="TensorFlow as shipped",
         module="peer_tensorflow",
         environment=("tensorflow", "stock"),
         converts=False,

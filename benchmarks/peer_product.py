@@ -56,7 +56,7 @@ class Product:
     def versions(self) -> str:
         """The versions of what the last block ran."""
         facts = self._last.facts if self._last else {}
-        return ", ".join(f"{name} {facts[name]}" for name in ("TensorFlow", "ITEX") if name in facts)
+        return ", ".join(f"{name} {facts[name]}" for name in ("TensorFlow", "ITEX", "zentf") if name in facts)
 
     @property
     def ran(self) -> str:

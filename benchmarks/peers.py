@@ -26,6 +26,7 @@ from peer_process import Peer, trace_step
 from peer_product import DEFAULTS, Product, product_job
 from peer_table import Row, contention_text, notes, speed_up_table, table, verdict_notes
 from peer_worker import PeerSpec
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from cnnbench.case import check_name
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
@@ -47,6 +48,7 @@ DATA_TYPES = {
     "amx_bfloat32": "bfloat32",
     "amx_int8": "int8",
 }
+MOST_SECONDS = 3600
 BASE = "avx_fp32"
 """The precision that the product's other precisions are compared with."""
 
@@ -244,6 +246,30 @@ def read_settings(words: Sequence[str]) -> dict[str, dict[str, str]]:
     return settings
 
 
+def read_choices(path: Path | None) -> dict[str, int]:
+    """Return the batch sizes that an earlier run has left; none where there is no such file yet."""
+    if path is None or not path.is_file():
+        return {}
+    try:
+        return TypeAdapter(dict[str, PositiveInt]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UsageError(
+            f"--choices {path}: {error.errors()[0]['msg']}; needed is what an earlier run wrote"
+        ) from error
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for what would else be found out only after hours."""
+    if arguments.rounds < MIN_ROUNDS:
+        raise UsageError(f"--rounds {arguments.rounds}: {MIN_ROUNDS} or more are needed for the interval of a median")
+    for name, seconds in (("--seconds", arguments.seconds), ("--pre-pass-seconds", arguments.pre_pass_seconds)):
+        if not 0 < seconds <= MOST_SECONDS:
+            raise UsageError(f"{name} {seconds:g}: must be above 0, and {MOST_SECONDS} at most")
+    for name, path in (("--choices", arguments.choices), ("--output", arguments.output)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{name} {path}: there is no directory {path.parent}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -253,7 +279,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", nargs="+", choices=engines, default=list(engines), metavar="ENGINE")
     parser.add_argument("--rounds", type=int, default=MIN_ROUNDS, help="six or more (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=6, help="length of a block (default: %(default)s)")
-    parser.add_argument("--pre-pass-seconds", type=float, default=2, help="length of its blocks (default: %(default)s)")
+    parser.add_argument(
+        "--pre-pass-seconds", type=float, default=2, help="length of the pre-pass's (default: %(default)s)"
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -297,12 +325,10 @@ def write_report(arguments: argparse.Namespace, rows: Sequence[Row], speed_ups: 
 def main() -> int:
     """Compare; return the exit code."""
     arguments = make_parser().parse_args()
-    if arguments.rounds < MIN_ROUNDS:
-        raise UsageError(f"--rounds {arguments.rounds}: {MIN_ROUNDS} or more are needed for the interval of a median")
-    settings = read_settings(arguments.set)
+    check_arguments(arguments)
+    settings, choices = read_settings(arguments.set), read_choices(arguments.choices)
     cache = cache_root(os.environ)
     model, exported = stage_network(cache)
-    known = arguments.choices and arguments.choices.is_file()
     engines = [PRODUCT, *(name for name in arguments.engines if name != PRODUCT)]
     with tempfile.TemporaryDirectory() as scratch:
         run = Comparison(
@@ -313,7 +339,7 @@ def main() -> int:
             engines=engines,
             settings=settings,
             config=arguments.config,
-            choices=json.loads(arguments.choices.read_text()) if known else {},
+            choices=choices,
             model=model,
             exported=exported,
             cache=cache,

@@ -124,11 +124,32 @@ def test_settings_are_for_all_precisions_or_one():
     assert found == {"": {"STEPS": "5"}, "amx_int8": {"CUSTOMER_ENV": "A=1"}}
 
 
-def test_too_few_rounds_are_refused():
-    command = [sys.executable, str(BENCHMARKS / "peers.py"), "--rounds", "5"]
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--rounds", "5"], "--rounds 5: 6 or more are needed"),
+        (["--seconds", "0"], "--seconds 0: must be above 0"),
+        (["--pre-pass-seconds", "nan"], "--pre-pass-seconds nan: must be above 0"),
+        (["--choices", "/no/such/choices.json"], "--choices /no/such/choices.json: there is no directory /no/such"),
+        (["--output", "/no/such/table.md"], "--output /no/such/table.md: there is no directory /no/such"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_staged(words, complaint):
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "--rounds 5" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(complaint)
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"openvino avx_fp32": 0}', '{"openvino avx_fp32": "large"}'])
+def test_a_file_of_choices_that_is_none_is_refused(tmp_path, text):
+    path = tmp_path / "choices.json"
+    assert module("peers").read_choices(path) == {}
+    path.write_text('{"openvino avx_fp32": 8}')
+    assert module("peers").read_choices(path) == {"openvino avx_fp32": 8}
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"choices\.json: "):
+        module("peers").read_choices(path)
 
 
 def blocks(step_ms, rounds=6, **fields):

@@ -214,12 +214,18 @@ def test_the_figure_of_an_invalid_run_is_not_shown(done, keys):
     assert cells(text, FAST) == [FAST, "", "", "0", "0", "dropped: round 1: invalid"]
 
 
+def test_an_output_in_no_directory_is_refused_at_once(sweep):
+    _, errors = sweep.run("--output", "/no/such/bkm.yaml", code=2)
+    assert "--output /no/such/bkm.yaml: there is no directory /no/such" in errors
+    assert not sweep.ended()
+
+
 def test_an_existing_file_stays_unless_forced(done):
     before, runs = done.file.read_text(), len(done.ended())
     _, errors = done.run("--set", "BATCH_SIZE=1 60 64/CORES_PER_INSTANCE=1", code=2)
-    assert "bkm-generic.yaml: is there already; --force overwrites it, --output names another" in errors
+    assert "bkm-generic.yaml: is there already; --overwrite does so, --output names another" in errors
     assert done.file.read_text() == before
-    done.run("--set", f"BATCH_SIZE=1 60 64/CORES_PER_INSTANCE=1 {CORES + 1}", "--force")
+    done.run("--set", f"BATCH_SIZE=1 60 64/CORES_PER_INSTANCE=1 {CORES + 1}", "--overwrite")
     assert len(done.ended()) == runs
     assert done.file.read_text() == before
 
@@ -278,7 +284,7 @@ def test_a_setting_whose_instance_is_killed_is_dropped_with_the_reason(tmp_path)
     assert f"dropped {FAST}: round 1: invalid: Some instances were killed" in errors
     assert "was killed by SIGKILL" in cells(output, FAST)[-1]
     assert cells(output, "| avx_fp32")[1] == "60"
-    sweep.run("--force")  # it stays dropped
+    sweep.run("--overwrite")  # it stays dropped
     assert len(sweep.ended()) == 2
 
 
@@ -315,7 +321,7 @@ def test_a_changed_space_extends_a_sweep_beside_the_best_so_far(tmp_path):
     sweep = Sweep(tmp_path, *QUICK, "--rounds", "2")
     sweep.run("--set", "BATCH_SIZE=1 64/CORES_PER_INSTANCE=1")
     before = sweep.measured()
-    sweep.run("--set", "BATCH_SIZE=1 2 64/CORES_PER_INSTANCE=1", "--force")
+    sweep.run("--set", "BATCH_SIZE=1 2 64/CORES_PER_INSTANCE=1", "--overwrite")
     added = set(sweep.measured()) - set(before)
     assert {("2", "round 3 of a tuning sweep"), ("64", "round 3 of a tuning sweep")} <= added
     assert "1" not in {batch for batch, _ in added}
@@ -325,22 +331,22 @@ def test_other_parameters_or_another_machine_or_engine_are_not_mixed_in(tmp_path
     sweep = Sweep(tmp_path, "--instances=1", step_of(2), "--rounds=1", "--set", "BATCH_SIZE=60 64/CORES_PER_INSTANCE=1")
     sweep.run("--steps=20")
     runs = len(sweep.ended())
-    _, errors = sweep.run("--steps=30", "--force", code=2)
+    _, errors = sweep.run("--steps=30", "--overwrite", code=2)
     assert "holds runs of" in errors
     assert "STEPS was '20' there, and is '30' now; give another directory" in errors
 
     sweep.rewrite(0, lambda run: run["facts"].update({"TensorFlow": "1.0"}))
     sweep.rewrite(1, lambda run: run["facts"].update({"TensorFlow": "2.0"}))
-    _, errors = sweep.run("--steps=20", "--force", code=2)
+    _, errors = sweep.run("--steps=20", "--overwrite", code=2)
     assert "TensorFlow was '1.0' there, and is '2.0' now" in errors
 
     sweep.rewrite(1, lambda run: run["facts"].update({"TensorFlow": "1.0", "CPU": "Z80"}))
-    _, errors = sweep.run("--steps=20", "--force", code=2)
+    _, errors = sweep.run("--steps=20", "--overwrite", code=2)
     assert "CPU was 'Z80' there, and is " in errors
 
     sweep.rewrite(1, lambda run: run["facts"].update({"CPU": load_run(sweep.ended()[0]).facts["CPU"]}))
     sweep.rewrite(0, lambda run: run["facts"].update({"CPUs used": "0-63"}))
-    _, errors = sweep.run("--steps=20", "--force", code=2)
+    _, errors = sweep.run("--steps=20", "--overwrite", code=2)
     assert "CPUs used was '0-63' there, and is " in errors
     assert len(sweep.ended()) == runs
 
@@ -352,7 +358,7 @@ def test_latency_is_better_the_lower(tmp_path):
     assert "ms" in cells(output, "| avx_fp32")
     for number in range(2):
         sweep.rewrite(number, make_steady, LATENCY)
-    output, _ = sweep.run("--force")
+    output, _ = sweep.run("--overwrite")
     assert cells(output, "| avx_fp32")[1] == "2"
     assert "10% of the speed of BATCH_SIZE=2" in cells(output, "BATCH_SIZE=1 CORES_PER_INSTANCE=1")[-1]
     assert list(load_sections(sweep.file)) == ["*_latency_avx_fp32"]

@@ -134,7 +134,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--config", type=Path, help="settings file for what is not tuned")
     command.add_argument("--platform", help="whose cases to tune (default: detected)")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: bkm-<platform>.yaml in --state")
-    command.add_argument("--force", action="store_true", help="overwrite that file")
+    command.add_argument("--overwrite", action="store_true", help="overwrite that file")
     command.add_argument("--dry-run", action="store_true", help="print the settings and stop")
     _add_limits(command)
     command.set_defaults(run=_sweep)
@@ -379,8 +379,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
         arguments.platform or os.environ.get(PLATFORM_VARIABLE) or detect_platform(read_cpuinfo())
     )
     output = arguments.output or arguments.state / f"bkm-{platform.lower()}.yaml"
-    if output.exists() and not arguments.force and not arguments.dry_run:
-        raise UsageError(f"{output}: is there already; --force overwrites it, --output names another")
+    if output.exists() and not arguments.overwrite and not arguments.dry_run:
+        raise UsageError(f"{output}: is there already; --overwrite does so, --output names another")
+    if arguments.output and not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no directory {output.parent}")
     request = SweepRequest(
         workload=arguments.workload,
         platform=platform,
@@ -409,7 +411,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if not found:
         raise InvalidMeasurementError("no setting of any case has a valid result; the reasons are above")
     text = settings_file(found, declared_cases(arguments.workload, platform), platform, request.command)
-    with output.open("w" if arguments.force else "x", encoding="utf-8") as file:
+    with output.open("w" if arguments.overwrite else "x", encoding="utf-8") as file:
         file.write(text)
     print(f"{summary_table(found, platform)}\n\nwrote {output}")
     return 0 if len(found) == len(outcomes) else InvalidMeasurementError.exit_code
