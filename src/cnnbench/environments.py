@@ -45,7 +45,8 @@ def choose_variant(
 
     Raises SkippedError when this Python or CPU cannot run the requested one or it has no kernels for `int8`, UsageError
     when it cannot share weights.
-    The order is that of `benchmarks/variants.py`: ITEX was as fast as stock TensorFlow or faster wherever it could run.
+    The order is the measured one (doc/performance.md): ITEX was as fast as stock TensorFlow or faster wherever it could
+    run, on Intel's and on AMD's processors.
     It locks every operation while it runs, though, so that instances on one set of weights would take turns.
     zentf is AMD's and comes last, as nothing measured so far shows it ahead of stock TensorFlow; stock runs everywhere.
     """

@@ -19,7 +19,7 @@ from cnnbench.facts import machine_facts
 from cnnbench.job import Job
 from cnnbench.report.kpi_log import STATUS, format_number
 from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
-from cnnbench.result import Kpi, RunResult, find_runs, load_run
+from cnnbench.result import SEEN, Kpi, RunResult, find_runs, load_run
 from cnnbench.topology import format_cpu_list
 from cnnbench.tuning.decide import Drop, Speeds, count_due, find_fastest, find_slow, plan_round
 from cnnbench.tuning.space import TUNED, Space
@@ -228,7 +228,7 @@ def _speed(run: RunResult) -> float:
 
 def _describe(run: RunResult) -> str:
     if run.verdict == "invalid":
-        return f"invalid: {run.reason}" + (f" ({run.facts['what was seen']})" if "what was seen" in run.facts else "")
+        return f"invalid: {run.reason}" + (f" ({run.facts[SEEN]})" if SEEN in run.facts else "")
     kpi = primary_kpi(run)
     return f"{format_number(kpi.value)} {kpi.unit}" + (f", unstable: {run.reason}" if run.reason else "")
 
