@@ -17,6 +17,7 @@ from cnnbench.host import read_cpuinfo
 from cnnbench.isa import PRECISIONS
 from cnnbench.job import plan_case, prepare_job
 from cnnbench.result import load_run
+from cnnbench.run import CEILING_RETRIES
 from cnnbench.topology import read_topology
 from cnnbench.validity import judge_ceiling
 from null_workload import CORES, THROUGHPUT, NullWorkload, clean_environment, run_kpi
@@ -293,8 +294,18 @@ def test_a_run_tells_its_utilization_of_the_larger_of_two_peaks(run_gated, fake,
 
 
 @pytest.mark.engine
-def test_a_run_faster_than_the_machine_is_invalid(run_gated, fake):
+def test_a_peak_that_a_run_was_faster_than_is_measured_again(run_gated, fake, tmp_path):
+    rising = report(fp32=PEAK | {"all_cores": 0.5}, triad=TRIAD).replace("0.5", "$((N / 4 * 1000000 + 1))")
+    done, logs = run_gated(fake(rising))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {kpi.value for kpi in load_run(logs).kpis if kpi.key == "Peak"} == {1_000_001}
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4  # before, after, and two times more
+
+
+@pytest.mark.engine
+def test_a_run_faster_than_the_machine_is_invalid(run_gated, fake, tmp_path):
     done, logs = run_gated(fake(report(fp32=PEAK | {"all_cores": 0.5}, triad=TRIAD)))
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2 + CEILING_RETRIES
     assert done.returncode == 3, done.stdout + done.stderr
     run = load_run(logs)
     (ceiling,) = (criterion for criterion in run.failures if criterion.name == "ceiling")
