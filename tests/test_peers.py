@@ -222,7 +222,7 @@ def comparison(tmp_path, monkeypatch, **engines):
             return python
 
     for name, source in engines.items():
-        monkeypatch.setitem(peers.PEERS, name, FakeEngine("Fake", source, ("", ""), False, True))
+        monkeypatch.setitem(peers.PEERS, name, FakeEngine(source, ("", ""), False, True))
     monkeypatch.setattr(peers, "BATCH_SIZES", (1, 2))
     np.save(tmp_path / "reference.npy", np.zeros((4, 1001), np.float32))
     reference, images = tmp_path / "reference.npy", tmp_path / "images.npy"
