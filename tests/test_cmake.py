@@ -57,7 +57,7 @@ def test_spr_starts_with_the_ten_cases_of_the_reference_document(spr, where):
     listed = _listed(spr / where)
     assert [listed[str(number)] for number in range(1, 11)] == REFERENCE_CASES
     assert len(listed) == 35
-    assert [listed[str(number)] for number in range(11, 31)] == [
+    assert [listed[str(number)] for number in range(11, 36)] == [
         f"inference_{mode}_{precision}{case_type}"
         for precision in ("amx_int8", "amx_bfloat32", "avx_int8", "avx_bfloat16", "avx_fp32")
         for mode, case_type in [
