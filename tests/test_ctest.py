@@ -93,7 +93,7 @@ def test_repeated_sets_zip_and_text_arrives_as_it_is(script, log):
 
 def test_listing_is_not_repeated_for_each_combination(script, log):
     done = run(script, "-N", "--set", "BATCH_SIZE=1 2 3", "--loop", "5")
-    assert done.stdout.count("Total Tests: 30") == 1
+    assert done.stdout.count("Total Tests:") == 1
     assert not announced(done)
     assert not log.exists()
 
