@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from cnnbench import stats
 from cnnbench.errors import InvalidMeasurementError
@@ -278,3 +279,37 @@ def test_the_interval_of_accuracy_narrows_with_the_set():
     low, high = stats.accuracy_interval(860, 1000)
     assert low < 0.86 < high
     assert high - low == pytest.approx(2 * 1.96 * (0.86 * 0.14 / 1000) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [3, 4, 7, 20])
+@pytest.mark.parametrize("seed", range(5))
+def test_drift_is_scipys_linear_regression(size, seed):
+    rates = np.random.default_rng(seed).normal(100, 3, size) + np.arange(size) * seed / 3
+    expected = scipy_stats.linregress(np.arange(size), rates)
+    found = stats.steadiness(rates)
+    assert found.drift == pytest.approx(expected.slope * (size - 1) / rates.mean())
+    assert found.drift_p == pytest.approx(expected.pvalue)
+
+
+def test_constant_rates_drift_by_nothing_and_a_line_without_error_by_no_chance():
+    assert stats.steadiness(np.full(5, 8.0)) == stats.Steadiness(drift=0, drift_p=1, spread=0)
+    assert stats.steadiness(np.array([1.0, 2.0, 3.0])).drift_p == 0
+
+
+@pytest.mark.parametrize("size", [6, 7, 12, 30, 101])
+def test_the_ranks_of_a_medians_interval_are_scipys_binomial_quantiles(size):
+    rank = int(scipy_stats.binom.ppf(0.025, size, 0.5))
+    assert stats.median_interval(range(1, size + 1)) == ((size + 1) / 2, rank, size + 1 - rank)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 1), (0, 40), (1, 1), (40, 40), (87, 100), (436, 500), (1, 50_000)])
+def test_the_interval_of_accuracy_is_scipys_wilson_interval(correct, total):
+    expected = scipy_stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    assert stats.accuracy_interval(correct, total) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_half_width_is_that_of_scipys_students_distribution():
+    times_ms = np.random.default_rng(0).normal(10, 1, 6)
+    batches = times_ms.reshape(3, 2).mean(axis=1)
+    low, high = scipy_stats.t.interval(0.95, 2, batches.mean(), batches.std(ddof=1) / np.sqrt(3))
+    assert stats.estimate_latency(times_ms).half_width == pytest.approx((high - low) / 2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import special  # scipy.stats has the same distributions, but takes a second to import
 
 from cnnbench.errors import InvalidMeasurementError
 
@@ -115,7 +115,7 @@ def _half_width(samples: np.ndarray) -> float | None:
     """Return the half-width of the mean's 95 % interval by Student's t; None for fewer than MIN_SLICES samples."""
     if len(samples) < MIN_SLICES:
         return None
-    quantile = float(distributions.t.ppf((1 + CONFIDENCE) / 2, len(samples) - 1))
+    quantile = float(special.stdtrit(len(samples) - 1, (1 + CONFIDENCE) / 2))
     return quantile * float(samples.std(ddof=1)) / float(np.sqrt(len(samples)))
 
 
@@ -154,14 +154,19 @@ def input_wait_share(steps: Sequence[np.ndarray], window: Window) -> float:
 
 
 def steadiness(rates: np.ndarray) -> Steadiness | None:
-    """Return the drift (of a fitted straight line, end to end) and the spread (coefficient of variation) of slices."""
+    """Return the drift (of a fitted straight line, end to end) and the spread (coefficient of variation) of slices.
+
+    How likely a drift is by chance comes from Student's test of the line's slope against none.
+    """
     if len(rates) < MIN_SLICES:
         return None
-    trend = distributions.linregress(np.arange(len(rates)), rates)
-    mean = float(rates.mean())
+    size, mean = len(rates), float(rates.mean())
+    x, y = np.arange(size) - (size - 1) / 2, rates - mean
+    slope = float(x @ y / (x @ x))
+    error = float(np.linalg.norm(y - slope * x) / np.sqrt((size - 2) * (x @ x)))
     return Steadiness(
-        drift=float(trend.slope) * (len(rates) - 1) / mean,
-        drift_p=float(trend.pvalue),
+        drift=slope * (size - 1) / mean,
+        drift_p=2 * float(special.stdtr(size - 2, -abs(slope) / error)) if error else float(slope == 0),
         spread=float(rates.std(ddof=1)) / mean,
     )
 
@@ -172,7 +177,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
     Free of any distribution (binomial ranks; Conover, Practical Nonparametric Statistics, 3.2); needs six samples.
     """
     ordered, size = sorted(samples), len(samples)
-    rank = int(distributions.binom.ppf((1 - CONFIDENCE) / 2, size, 0.5))
+    rank = int(np.searchsorted(special.bdtr(np.arange(size + 1), size, 0.5), (1 - CONFIDENCE) / 2))
     if rank < 1:
         raise ValueError(f"{size} samples: six are needed for the interval of a median")
     return float(np.median(ordered)), ordered[rank - 1], ordered[size - rank]
@@ -205,6 +210,10 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share of correct answers."""
-    interval = distributions.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    """Return the 95 % Wilson score interval of a share of correct answers (Wilson, JASA 22:209-212, 1927)."""
+    z2, share = float(special.ndtri((1 + CONFIDENCE) / 2)) ** 2, correct / total
+    middle, scale = share + z2 / (2 * total), 1 + z2 / total
+    half_width = float(np.sqrt(z2 * (share * (1 - share) + z2 / (4 * total)) / total))
+    low = 0.0 if correct == 0 else (middle - half_width) / scale  # exactly, and not as rounding leaves it
+    high = 1.0 if correct == total else (middle + half_width) / scale
+    return low, high

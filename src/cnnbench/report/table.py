@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas
-
 from cnnbench.case import FIXED_BY_NAME
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.report.kpi_log import format_number
@@ -186,6 +184,8 @@ def _summarise(rows: Sequence[_Row]) -> list[_Summary]:
     measured = [(row, kpi) for row in rows if (kpi := row.kpi)]
     if not measured:
         return []
+    import pandas  # here, as it takes half a second that only few commands need
+
     frame = pandas.DataFrame(
         {
             "case": row.run.case,
@@ -274,6 +274,8 @@ def _summary_record(summary: _Summary) -> dict[str, Any]:
 
 
 def _format_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    import pandas
+
     settings = [{**record["parameters"], **record["facts"]} for record in records]
     columns = dict.fromkeys([*CSV_COLUMNS, *(name for one in settings for name in one)])
     flat = [{**record, **setting} for record, setting in zip(records, settings, strict=True)]

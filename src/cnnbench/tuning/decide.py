@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import special
 
 from cnnbench.stats import CONFIDENCE, median_interval
 
@@ -134,7 +134,7 @@ def _judge(speeds: Speeds, level: float, number: int, unsteady: Unsteady) -> dic
     squares = sum((log - medians[name]) ** 2 for name in medians for log in ratios[name])
     degrees = PRIOR_WEIGHT + sum(len(ratios[name]) - 1 for name in medians)
     scale = math.sqrt((PRIOR_WEIGHT * PRIOR_SCATTER**2 + squares) / degrees)
-    quantile = float(distributions.t.isf(level, degrees))
+    quantile = -float(special.stdtrit(degrees, level))
     slow = {}
     for name, median in medians.items():
         count = len(ratios[name])
