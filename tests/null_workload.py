@@ -51,13 +51,19 @@ def process_files(name: str) -> dict[int, bytes]:
     return found
 
 
-def find_workers(directory: Path) -> list[int]:
-    """Return the processes of workers whose spec lies below a directory, in the order of their specs."""
+def find_specs(directory: Path) -> dict[int, Path]:
+    """Return the specs below a directory by the processes of the workers that run them."""
     specs = {}
     for pid, command in process_files("cmdline").items():
         words = command.decode(errors="replace").split("\0")
         if "cnnbench.worker" in words and words[3].startswith(f"{directory}/"):
-            specs[pid] = words[3]
+            specs[pid] = Path(words[3])
+    return specs
+
+
+def find_workers(directory: Path) -> list[int]:
+    """Return the processes of workers whose spec lies below a directory, in the order of their specs."""
+    specs = find_specs(directory)
     return sorted(specs, key=lambda pid: specs[pid])
 
 

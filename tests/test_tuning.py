@@ -26,6 +26,7 @@ from null_workload import (
     SLUG,
     NullWorkload,
     clean_environment,
+    find_specs,
     find_workers,
     step_of,
     wait_until,
@@ -273,8 +274,8 @@ def test_a_setting_whose_instance_is_killed_is_dropped_with_the_reason(tmp_path)
     sweep = Sweep(tmp_path, *SLOW, "--rounds", "1", "--set", "BATCH_SIZE=60 64/CORES_PER_INSTANCE=1")
 
     def victims():
-        specs = [(pid, Path(f"/proc/{pid}/cmdline").read_text().split("\0")[3]) for pid in find_workers(sweep.state)]
-        return [pid for pid, spec in specs if json.loads(Path(spec).read_text())["batch_size"] == 64]
+        specs = find_specs(sweep.state).items()
+        return [pid for pid, spec in specs if json.loads(spec.read_text())["batch_size"] == 64]
 
     with sweep.start() as process:
         wait_until(victims, "the run at batch size 64")
