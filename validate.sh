@@ -2,4 +2,4 @@
 # Run one test case on the chosen backend: what ctest calls. Arguments: those of `cnnbench run`.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-exec "${CNNBENCH_PYTHON:-$here/.venv/bin/python}" -m cnnbench run "$@"
+exec "${CNNBENCH_PYTHON:-$here/.venv/bin/python}" -m cnnbench case "$@"

@@ -29,7 +29,7 @@ class PeerEngine:
     `environment`: engine and variant, as in the names of the lock files. `converts`: whether its module makes files of
     its own from the exported network, when run. `per_core`: whether throughput is measured with one process of one
     thread on each core; else one process has all cores and divides them itself. `refused`: why it has no such data
-    type. `hint`: what to do when its environment cannot be made.
+    type.
     """
 
     module: str
@@ -37,14 +37,10 @@ class PeerEngine:
     converts: bool
     per_core: bool
     refused: Mapping[str, str] = field(default_factory=dict)
-    hint: str = ""
 
     def python(self, cache: Path) -> Path:
         """Return its Python, making the environment on first use."""
-        try:
-            return engine_python(*self.environment, cache)
-        except CnnbenchError as error:
-            raise CnnbenchError(f"{error}\n{self.hint}".strip()) from error
+        return engine_python(*self.environment, cache)
 
 
 PEERS = {
@@ -69,7 +65,6 @@ PEERS = {
         environment=("peers", "pytorch"),
         converts=False,
         per_core=True,
-        hint="PyTorch's CPU build is in its own index: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu",
     ),
     "tensorflow": PeerEngine(
         module="peer_tensorflow",

@@ -10,10 +10,11 @@ from interleaved import WORKLOAD
 from peer_engines import HERE
 from peer_process import Block
 
-from cnnbench.case import FIELDS, pick_sections
+from cnnbench.case import pick_sections
 from cnnbench.ceiling import PEAK_VARIABLE
 from cnnbench.errors import InvalidMeasurementError
 from cnnbench.job import Job, plan_case, prepare_job, stage_inputs
+from cnnbench.parameters import FIELDS
 from cnnbench.result import RunResult
 from cnnbench.run import Measurement
 from cnnbench.staging.cache import cache_root

@@ -15,7 +15,7 @@ set(image_options ${engine_options} "--registry=${REGISTRY}" "--release=${RELEAS
 set(build_options ${image_options} "--base-image=${BASE_IMAGE}" "--dataset-from=${DATASET_FROM}" "--models=${MODELS}"
     "--gramine=${GRAMINE}" "--more-variants=${MORE_VARIANTS}")
 
-# What `cnnbench run` and `cnnbench ctest` are told besides what every backend has.
+# What `cnnbench case` and `cnnbench ctest` are told besides what every backend has.
 set(BACKEND_RUN_OPTIONS ${image_options} --pull-timeout ${PULL_TIMEOUT} "--docker-options=${DOCKER_OPTIONS}")
 set(BACKEND_CTEST_OPTIONS ${engine_options})
 

@@ -19,4 +19,7 @@ lock tensorflow-zentf --override tensorflow-zentf.override "$@"
 lock tensorflow-quantizer --override tensorflow-itex.override --only-binary :all: "$@"
 lock peers-openvino "$@"
 lock peers-onnxruntime "$@"
+lock openvino-cpu "$@"
+lock onnxruntime-cpu "$@"
+lock pytorch-cpu --override pytorch-cpu.override "$@" # needs UV_EXTRA_INDEX_URL as the next
 lock peers-pytorch "$@" # needs UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; see the file

@@ -16,7 +16,7 @@ PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
 _STUB = """\
 #!{python}
 import json, os, signal, sys, time
-if sys.argv[1:4] not in (["-m", "cnnbench", "run"], ["-m", "cnnbench", "sweep"]):
+if sys.argv[1:4] not in (["-m", "cnnbench", "case"], ["-m", "cnnbench", "sweep"]):
     os.environ["PYTHONPATH"] = {sources!r}
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def interrupt(number, frame):
@@ -47,7 +47,7 @@ def find_tool(name: str) -> str:
 
 
 def write_stub(path: Path) -> Path:
-    """Write an executable that records `-m cnnbench run` and `sweep` to $STUB_LOG and leaves the rest to this Python.
+    """Write an executable that records `-m cnnbench case` and `sweep` to $STUB_LOG and leaves the rest to this Python.
 
     With $STUB_READY the case makes that file and sleeps. It exits with $STUB_EXIT when BATCH_SIZE is $STUB_FAILS.
     """

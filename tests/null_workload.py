@@ -1,4 +1,4 @@
-"""Write a workload of the null engine, start `cnnbench run` on it, and find the processes and logs of that run."""
+"""Write a workload of the null engine, start `cnnbench case` on it, and find the processes and logs of that run."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkout import ROOT
-from cnnbench.case import FIELDS
 from cnnbench.launch.shared import ControlBlock, State
+from cnnbench.parameters import FIELDS
 from cnnbench.topology import read_topology
 
 SLUG = "harness"
@@ -99,7 +99,7 @@ class NullWorkload:
     def command(self, *arguments: str, case: str = THROUGHPUT) -> list[str]:
         """Return the command that runs a case."""
         options = ["--workload", str(self.directory), "--logs-root", str(self.logs_root), "--case", case]
-        return [sys.executable, "-m", "cnnbench", "run", *options, *arguments]
+        return [sys.executable, "-m", "cnnbench", "case", *options, *arguments]
 
     def run(self, *arguments: str, case: str = THROUGHPUT, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a case to its end."""

@@ -5,18 +5,9 @@ from typing import get_args
 
 import pytest
 
-from cnnbench.case import (
-    FIELDS,
-    PrecisionName,
-    TestCase,
-    accepted,
-    default_text,
-    from_environment,
-    parse_arguments,
-    resolve,
-    settle,
-)
+from cnnbench.case import TestCase, from_environment, parse_arguments, resolve, settle
 from cnnbench.errors import UsageError
+from cnnbench.parameters import FIELDS, PrecisionName, accepted, default_text, parameters_of
 
 SLUG = "resnet50v1_5_tensorflow_xeon_public"
 DOCUMENTED_NAMES = [
@@ -39,7 +30,7 @@ GOOD_VALUES = {
     "MODE": ("throughput", {"throughput": "throughput"}),
     "CASE_TYPE": ("", {}),
     "PRECISION": ("avx_bfloat16", {"avx_bfloat16": "avx_bfloat16"}),
-    "DATA_TYPE": ("dummy", {"dummy": "dummy", "real": "real"}),
+    "DATA_TYPE": ("dummy", {"dummy": "dummy", "generated": "generated", "real": "real"}),
     "BATCH_SIZE": (1, {"1": 1, "32": 32, "4096": 4096}),
     "CORES_PER_INSTANCE": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
     "INSTANCES": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
@@ -50,9 +41,25 @@ GOOD_VALUES = {
     "MAX_TIME": (60.0, {"10": 10.0, "86400": 86_400.0}),
     "WEIGHT_SHARING": (False, {"True": True, "False": False, "true": True, "0": False}),
     "VARIANT": ("auto", {"auto": "auto", "itex": "itex", "stock": "stock", "zentf": "zentf"}),
-    "TOPOLOGY": ("resnet50v1_5", {"resnet50v1_5": "resnet50v1_5"}),
+    "TOPOLOGY": ("resnet50v1_5", {"resnet50v1_5": "resnet50v1_5", "efficientnet_b0": "efficientnet_b0"}),
     "MODEL": ("", {"/models/my graph.pb": "/models/my graph.pb"}),
     "WRAP_KEY": ("", {}),
+    "ENGINE": ("pytorch", {"pytorch": "pytorch", "openvino": "openvino"}),
+    "WEIGHTS": ("", {"/weights/resnet18.safetensors": "/weights/resnet18.safetensors"}),
+    "NORM_TYPE": ("batch", {"batch": "batch", "group": "group", "none": "none"}),
+    "NORM_NUM_GROUPS": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
+    "ENABLE_FAST_GROUPNORM": (False, {"True": True, "False": False}),
+    "EFFICIENTNET_EXPAND_RATIO": ("auto", {"1": 1.0, "4": 4.0, "16": 16.0, "auto": "auto"}),
+    "EFFICIENTNET_GROUP_DIM": ("auto", {"1": 1, "16": 16, "256": 256, "auto": "auto"}),
+    "EIGHT_BIT_IO": (False, {"False": False}),
+    "NORMALIZATION_LOCATION": ("host", {"host": "host", "device": "device", "none": "none"}),
+    "MICRO_BATCH_SIZE": ("auto", {"1": 1, "auto": "auto"}),
+    "DEVICE_ITERATIONS": (1, {"1": 1, "10000": 10_000}),
+    "REPLICAS": (1, {"1": 1, "4096": 4096}),
+    "NUMA_AWARE": (True, {"True": True, "False": False}),
+    "HALF_PARTIAL": (False, {"True": True, "False": False}),
+    "NUM_IO_THREADS": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
+    "MODEL_CACHE_PATH": ("", {"/compiled": "/compiled"}),
     "DATASET": ("procedural", {"procedural": "procedural", "imagenet": "imagenet"}),
     "VERBOSE": (False, {"True": True, "1": True}),
     "ONEDNN_VERBOSE": (False, {"True": True, "1": True}),
@@ -64,7 +71,21 @@ GOOD_VALUES = {
 EACH_GOOD_VALUE = [(name, text, value) for name, (_, texts) in GOOD_VALUES.items() for text, value in texts.items()]
 
 BAD_VALUES = [
-    ("DATA_TYPE", "jpeg", "dummy, real"),
+    ("DATA_TYPE", "jpeg", "dummy, generated, real"),
+    ("ENGINE", "caffe", "pytorch, inductor, onnxruntime, openvino"),
+    ("NORM_TYPE", "layer", "batch, group, none"),
+    ("NORM_NUM_GROUPS", "0", "1 to 4096 or auto"),
+    ("ENABLE_FAST_GROUPNORM", "2", "True, False"),
+    ("EFFICIENTNET_EXPAND_RATIO", "0.5", "1 to 16 or auto"),
+    ("EFFICIENTNET_GROUP_DIM", "0", "1 to 256 or auto"),
+    ("EIGHT_BIT_IO", "maybe", "True, False"),
+    ("NORMALIZATION_LOCATION", "cloud", "host, device, none"),
+    ("MICRO_BATCH_SIZE", "0", "1 to 4096 or auto"),
+    ("DEVICE_ITERATIONS", "0", "1 to 10000"),
+    ("REPLICAS", "0", "1 to 4096"),
+    ("NUMA_AWARE", "yes please", "True, False"),
+    ("HALF_PARTIAL", "half", "True, False"),
+    ("NUM_IO_THREADS", "none", "1 to 4096 or auto"),
     ("BATCH_SIZE", "0", "1 to 4096"),
     ("BATCH_SIZE", "4097", "1 to 4096"),
     ("BATCH_SIZE", "1.5", "1 to 4096"),
@@ -162,6 +183,8 @@ def test_every_parameter_has_its_good_and_bad_values_here():
         "CASE_TYPE",
         "PRECISION",
         "MODEL",  # any text may be a path
+        "WEIGHTS",
+        "MODEL_CACHE_PATH",
         "WRAP_KEY",
     }
 
@@ -388,3 +411,45 @@ def test_an_unquoted_command_substitution_is_only_a_malformed_word(tmp_path, mon
 def test_an_unknown_key_of_the_model_is_refused():
     with pytest.raises(UsageError, match="no such parameter"):
         resolve(THROUGHPUT, {"environment": {"batch_size": "1"}})
+
+
+def test_a_name_tells_networks_apart_where_a_workload_has_several():
+    networks = ("resnet18", "efficientnet_b0")
+    case = TestCase.parse("test_cnn_inference_latency_avx_fp32_efficientnet_b0_gated", "cnn", networks)
+    assert (case.topology, case.precision, case.case_type) == ("efficientnet_b0", "avx_fp32", "gated")
+    assert case.name == "test_cnn_inference_latency_avx_fp32_efficientnet_b0_gated"
+    assert resolve(case, {}).topology == "efficientnet_b0"
+    with pytest.raises(UsageError, match=r"_PRECISION_TOPOLOGY\[_CASE_TYPE\] with .*TOPOLOGY resnet18 efficientnet_b0"):
+        TestCase.parse("test_cnn_inference_latency_avx_fp32_gated", "cnn", networks)
+    with pytest.raises(UsageError, match=r"TOPOLOGY=resnet18 .*fixes it as efficientnet_b0"):
+        resolve(case, {"argument": {"TOPOLOGY": "resnet18"}})
+
+
+def test_a_harness_has_its_own_parameters_besides_those_of_all():
+    tensorflow, cnn = parameters_of("tensorflow"), parameters_of("cnn")
+    assert set(tensorflow) | set(cnn) == set(FIELDS)
+    assert {"BATCH_SIZE", "TOPOLOGY", "CUSTOMER_ENV"} <= set(tensorflow) & set(cnn)
+    assert {"VARIANT", "MODEL", "WEIGHT_SHARING", "WRAP_KEY"} == set(tensorflow) - set(cnn)
+    assert {"ENGINE", "WEIGHTS", "NORM_TYPE"} <= set(cnn) - set(tensorflow)
+
+
+def test_another_harness_parameter_is_none_of_the_workloads():
+    with pytest.raises(UsageError, match=r"WEIGHT_SHARING: no such parameter of this workload; known are FUNCTION"):
+        resolve(THROUGHPUT, {"argument": {"WEIGHT_SHARING": "True"}}, known=parameters_of("cnn"))
+    assert from_environment({"VARIANT": "itex", "STEPS": "3"}, parameters_of("cnn")) == {"STEPS": "3"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"BATCH_SIZE": "8", "MICRO_BATCH_SIZE": "3"}, "BATCH_SIZE=8: must be a multiple of MICRO_BATCH_SIZE=3"),
+        ({"EIGHT_BIT_IO": "True"}, "EIGHT_BIT_IO=True .*give NORMALIZATION_LOCATION=device or none"),
+    ],
+)
+def test_contradicting_options_of_a_network_are_refused(settings, words):
+    with pytest.raises(UsageError, match=words):
+        resolve(THROUGHPUT, {"argument": settings})
+
+
+def test_a_step_takes_as_many_batches_as_there_are_device_iterations():
+    assert resolve(THROUGHPUT, {"argument": {"BATCH_SIZE": "8", "DEVICE_ITERATIONS": "3"}}).images_per_step == 24

@@ -266,7 +266,7 @@ def run_gated(engine_cache, tmp_path):
     def run(program, *arguments, case=GATED):
         words = ["--workload", WORKLOAD, "--case", case, "--logs-root", tmp_path, "--steps=8", *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "run", *map(str, words)],
+            [sys.executable, "-m", "cnnbench", "case", *map(str, words)],
             env=clean_environment(CNNBENCH_CACHE=str(engine_cache), CNNBENCH_PEAK=str(program)),
             capture_output=True,
             text=True,

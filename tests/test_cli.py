@@ -64,10 +64,10 @@ def test_an_unknown_platform_lists_the_known_ones(cnnbench):
         (["list-kpi"], "required: DIR"),
         (["list-kpi", "--format", "xml", "logs"], "invalid choice: 'xml'"),
         (["list-kpi", "--primary", "--all", "logs"], "not allowed with argument"),
-        (["run", "--case", "test_x"], "required: --workload, --logs-root"),
-        (["run", "--backend", "mainframe"], "invalid choice: 'mainframe'"),
-        (["run", "--hang-after", "soon"], "invalid float value: 'soon'"),
-        (["run", "--timeout", "1h"], "invalid float value: '1h'"),
+        (["case", "--case", "test_x"], "required: --workload, --logs-root"),
+        (["case", "--backend", "mainframe"], "invalid choice: 'mainframe'"),
+        (["case", "--hang-after", "soon"], "invalid float value: 'soon'"),
+        (["case", "--timeout", "1h"], "invalid float value: '1h'"),
     ],
 )
 def test_a_bad_command_line_is_bad_usage(cnnbench, words, needed):

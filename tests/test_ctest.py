@@ -1,4 +1,4 @@
-"""ctest.sh of a real build directory, with a stub in the place of `cnnbench run`."""
+"""ctest.sh of a real build directory, with a stub in the place of `cnnbench case`."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cmake_build import NAME, PREFIX, ROOT, run_cmake, write_stub
-from cnnbench.case import FIELDS
 from cnnbench.ctest import describe_parameters
+from cnnbench.parameters import FIELDS
 from cnnbench.workload import load_workload
 from null_workload import SLUG, clean_environment, write_checkout
 
@@ -238,7 +238,7 @@ def test_what_a_failed_case_printed_is_shown(script, log, monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A build directory whose cases the real `cnnbench run` runs, on the null engine."""
+    """A build directory whose cases the real `cnnbench case` runs, on the null engine."""
     precisions = "set(PRECISIONS avx_fp32 avx_bfloat16)\nset(SGX_PRECISIONS avx_fp32)"
     source = write_checkout(tmp_path / "checkout", "GENERIC", precisions)
     done = run_cmake(tmp_path / "build", Path(sys.executable), "-DPLATFORM=GENERIC", source=source)

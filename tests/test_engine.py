@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from cnnbench.case import FIELDS
 from cnnbench.cli import main
 from cnnbench.host import read_cpuinfo
+from cnnbench.parameters import FIELDS
 from cnnbench.result import load_run
 from cnnbench.staging.inputs import embedded_model_path
 from null_workload import ROOT, clean_environment, run_kpi
@@ -31,7 +31,7 @@ def run_case(engine_cache, tmp_path_factory):
         root = tmp_path_factory.mktemp("engine")
         command = ["--workload", str(WORKLOAD), "--case", case, "--logs-root", str(root), *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "run", *command],
+            [sys.executable, "-m", "cnnbench", "case", *command],
             env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
             capture_output=True,
             text=True,

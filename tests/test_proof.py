@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cnnbench.isa import PRECISIONS
-from cnnbench.proof import FALLBACKS_SHOWN, REQUIRED_SHARE, judge_trace
-from cnnbench.trace import TracedStep, parse_verbose
+from cnnbench.proof import FALLBACKS_SHOWN, REQUIRED_SHARE, UNTOLD, judge_trace
+from cnnbench.trace import Primitive, TracedStep, parse_verbose
 from cnnbench.validity import judge_precision
 
 TRACES = Path(__file__).parent / "traces"
@@ -154,3 +154,14 @@ def test_of_many_layers_that_fell_back_the_rest_is_counted():
     lines = judge_trace(PRECISIONS["avx_fp32"], step, sum(extents)).fallbacks
     assert len(lines) == FALLBACKS_SHOWN + 1
     assert lines[-1] == f"and 3 more, {(1 + 2 + 3) / sum(extents):.2%} together"
+
+
+def test_of_layers_whose_engine_does_not_tell_the_instructions_the_type_counts_and_the_text_says_so():
+    told = [Primitive("Conv", UNTOLD, kind, kind, kind, "", "", 100, 0.0) for kind in ("f32", "f32", "other")]
+    proof = judge_trace(PRECISIONS["avx_fp32"], TracedStep(tuple(told), ()), 300)
+    assert proof.share == pytest.approx(2 / 3)
+    assert not proof.instructions_told
+    assert (
+        "66.7% of the multiply-accumulates ran as avx_fp32's data type"
+        in judge_precision(PRECISIONS["avx_fp32"], proof).found
+    )

@@ -1,4 +1,4 @@
-"""`cnnbench run` on the null engine: real processes, real files, no network computed."""
+"""`cnnbench case` on the null engine: real processes, real files, no network computed."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnbench.case import FIELDS
 from cnnbench.cli import main
 from cnnbench.launch.shared import State
+from cnnbench.parameters import FIELDS
 from cnnbench.result import load_run
 from cnnbench.run import new_logs_directory
 from cnnbench.topology import parse_cpu_list

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cnnbench.errors import InvalidMeasurementError
-from cnnbench.trace import COMPILED, MULTIPLYING, parse_verbose, read_steps
+from cnnbench.trace import COMPILED, MULTIPLYING, parse_verbose, read_steps, read_trace, write_layers
 
 TRACES = Path(__file__).parent / "traces"
 NAMES = sorted(path.name for path in TRACES.glob("*.log"))
@@ -217,3 +217,46 @@ def test_steps_that_run_different_layers_tell_nothing(other):
 
 def test_an_output_without_steps_has_no_layers():
     assert read_steps(lines_of("itex-fp32-network.log")).layers == ()
+
+
+MKL_BANNER = (
+    "MKL_VERBOSE oneMKL 2024.0 Update 2 Product build 20240605 for Intel(R) 64 architecture {}, Lnx 2.45GHz lp64 "
+    "gnu_thread\n"
+)
+MKL_PRODUCT = (
+    "MKL_VERBOSE SGEMM(T,N,96,784,64,0x7ffce24500c0,0x56476f57f680,64,0x56476f633800,64,0x7ffce24500e0,0x56476f664880,"
+    "96) 655.41us CNR:OFF Dyn:0 FastMM:1 TID:0  NThr:1\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "implementation"),
+    [
+        ("Intel(R) Architecture processors", "mkl_sgemm"),
+        ("Intel(R) Advanced Vector Extensions 2 (Intel(R) AVX2) enabled processors", "mkl_sgemm:avx2"),
+        (
+            "Intel(R) Advanced Vector Extensions 512 (Intel(R) AVX-512) with support for INT8 enabled processors",
+            "mkl_sgemm:avx512_core",
+        ),
+    ],
+)
+def test_a_matrix_product_of_mkl_is_a_layer_on_what_its_first_line_names(architecture, implementation):
+    step = read_steps([MKL_BANNER.format(architecture), *marked([MKL_PRODUCT], [MKL_PRODUCT])])
+    (layer,) = step.layers
+    assert (layer.kind, layer.implementation, layer.macs) == ("matmul", implementation, 96 * 784 * 64)
+    assert (layer.source_type, layer.weights_type, layer.shape) == ("f32", "f32", "96x64:64x784")
+    assert layer.time_ms == pytest.approx(0.65541)
+
+
+@pytest.mark.parametrize(("text", "time_ms"), [("21.75ms", 21.75), ("1.5s", 1500), ("830ns", 0.00083)])
+def test_mkls_times_are_read_in_each_unit(text, time_ms):
+    (product,) = parse_verbose([MKL_PRODUCT.replace("655.41us", text)])
+    assert product.time_ms == pytest.approx(time_ms)
+
+
+def test_layers_that_an_engine_told_itself_are_read_back_before_any_trace(tmp_path):
+    layers = layers_of("stock-fp32-avx2.log")[:3]
+    (tmp_path / "output.log").write_text("".join(marked(["no trace\n"])))
+    assert read_trace(tmp_path).layers == ()
+    write_layers(layers, tmp_path)
+    assert list(read_trace(tmp_path).layers) == layers

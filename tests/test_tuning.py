@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from cmake_build import run_cmake
-from cnnbench.case import FIELDS, TestCase
+from cnnbench.case import TestCase
 from cnnbench.cli import main
 from cnnbench.errors import SkippedError
+from cnnbench.parameters import FIELDS
 from cnnbench.report.best_known import ranking
 from cnnbench.result import Criterion, Kpi, load_run
 from cnnbench.tuning.run import Outcome, run_sweep

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cnnbench.launch.shared import ControlBlock
-from cnnbench.worker import InstanceSpec, Predictions, WorkerSpec, _bind_memory, _fill_batch
+from cnnbench.worker import InstanceSpec, Predictions, WorkerSpec, _bind_memory, _fill_batch, _noise
 from null_workload import PATIENCE_S, clean_environment, wait_until
 
 SPEC = WorkerSpec(
@@ -20,8 +20,12 @@ SPEC = WorkerSpec(
     engine="null",
     model="",
     precision="avx_fp32",
+    form=None,
     batch_size=2,
+    micro_batch_size=2,
     mode="throughput",
+    generated=False,
+    io_threads=1,
     steps=None,
     warmup_steps=5,
     trace_steps=None,
@@ -75,8 +79,8 @@ def test_a_batch_has_its_size_and_repeats_the_images(count, size, expected):
     assert batch.flags["C_CONTIGUOUS"]
 
 
-def test_a_batch_of_noise_is_like_images_and_differs_between_instances():
-    first, again, other = (_fill_batch(None, 2, seed) for seed in (0, 0, 1))
+def test_noise_is_like_images_and_differs_between_instances():
+    first, again, other = (_noise(2, seed) for seed in (0, 0, 1))
     assert first.shape == (2, 224, 224, 3)
     assert first.dtype == np.float32
     assert -120 <= first.min() < -110

@@ -1,36 +1,34 @@
-"""Name test cases, and read every parameter of a case from one table.
+"""Name test cases, and put the parameters of a case together.
 
-A case's name fixes what is measured (FUNCTION, MODE, PRECISION, CASE_TYPE); the other parameters come, the later
-winning, from this table's defaults, the workload's sections, those of run.sh's `quick.yaml`, a `--config` file's
-sections, the environment (which is how `--set` and a container's `-e` arrive) and `--name=value` arguments.
+A case's name fixes what is measured (FUNCTION, MODE, PRECISION, CASE_TYPE, maybe TOPOLOGY); the other parameters
+come, the later winning, from the table's defaults, the workload's sections, those of run.sh's `quick.yaml`, a
+`--config` file's sections, the environment (which is how `--set` and a container's `-e` arrive) and `--name=value`
+arguments.
 """
 
 import fnmatch
 import re
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
-import annotated_types
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from cnnbench.errors import UsageError
+from cnnbench.parameters import FIELDS, CaseType, Function, Mode, Parameters, PrecisionName, accepted
 
 Settings = Mapping[str, str]
-Function = Literal["inference"]
-Mode = Literal["throughput", "latency", "accuracy"]
-CaseType = Literal["", "gated", "pkm"]
-InstanceMode = Literal["flex", "numa", "socket"]
-PrecisionName = Literal["avx_int8", "avx_fp32", "avx_bfloat16", "amx_int8", "amx_bfloat16", "amx_bfloat32"]
 
-FIXED_BY_NAME = ("FUNCTION", "MODE", "PRECISION", "CASE_TYPE")
+FIXED_BY_NAME = ("FUNCTION", "MODE", "PRECISION", "CASE_TYPE", "TOPOLOGY")
+"""The parameters that a case's name fixes; TOPOLOGY only where a workload has several networks."""
 
 
 @dataclass(frozen=True)
 class TestCase:
-    """One test case; `workload` is the lower-case name that case names carry."""
+    """One test case.
+
+    `workload`: the lower-case name that case names carry. `topology`: the network, empty where the workload has one.
+    """
 
     __test__ = False  # pytest: not a class of tests
 
@@ -40,32 +38,38 @@ class TestCase:
     case_type: CaseType = ""
     function: Function = "inference"
     sgx: bool = False
+    topology: str = ""
 
     @property
     def name(self) -> str:
-        """The case's name: test_<workload>_[sgx_]<function>_<mode>_<precision>[_gated|_pkm]."""
-        sgx, case_type = "sgx_" if self.sgx else "", f"_{self.case_type}" if self.case_type else ""
-        return f"test_{self.workload}_{sgx}{self.function}_{self.mode}_{self.precision}{case_type}"
+        """The case's name: test_<workload>_[sgx_]<function>_<mode>_<precision>[_<topology>][_gated|_pkm]."""
+        words = ("test", self.workload, "sgx" if self.sgx else "", self.function, self.mode, self.precision)
+        return "_".join(word for word in (*words, self.topology, self.case_type) if word)
 
     @classmethod
-    def parse(cls, name: str, workload: str) -> "TestCase":
-        """Read a case's name; raise UsageError saying how one is made up."""
+    def parse(cls, name: str, workload: str, topologies: Collection[str] = ()) -> "TestCase":
+        """Read a case's name; raise UsageError saying how one is made up.
+
+        `topologies`: the networks that names tell apart; none where the workload has one.
+        """
         alternatives = {
             "function": get_args(Function),
             "mode": get_args(Mode),
             "precision": get_args(PrecisionName),
+            "topology": topologies,
             "case_type": [case_type for case_type in get_args(CaseType) if case_type],
         }
         group = {key: f"(?P<{key}>{'|'.join(words)})" for key, words in alternatives.items()}
-        pattern = "test_{}_(?P<sgx>sgx_)?{function}_{mode}_{precision}(?:_{case_type})?".format(
-            re.escape(workload), **group
+        pattern = "test_{}_(?P<sgx>sgx_)?{function}_{mode}_{precision}{network}(?:_{case_type})?".format(
+            re.escape(workload), network="_{topology}".format(**group) if topologies else "", **group
         )
         found = re.fullmatch(pattern, name)
         if not found:
-            words = "; ".join(f"{key.upper()} {' '.join(values)}" for key, values in alternatives.items())
+            words = "; ".join(f"{key.upper()} {' '.join(values)}" for key, values in alternatives.items() if values)
+            network = "_TOPOLOGY" if topologies else ""
             raise UsageError(
                 f"{name}: not a test case of this workload, which are named "
-                f"test_{workload}_[sgx_]FUNCTION_MODE_PRECISION[_CASE_TYPE] with {words}"
+                f"test_{workload}_[sgx_]FUNCTION_MODE_PRECISION{network}[_CASE_TYPE] with {words}"
             )
         fields: dict[str, Any] = found.groupdict()
         return cls(workload, **fields | {"sgx": bool(fields["sgx"]), "case_type": fields["case_type"] or ""})
@@ -73,126 +77,8 @@ class TestCase:
     @property
     def fixed(self) -> dict[str, str]:
         """The parameters that the name fixes."""
-        return {name: getattr(self, name.lower()) for name in FIXED_BY_NAME}
-
-
-_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def _parse_environment(value: object) -> object:
-    """Read `A=1 B='two words'` as a shell would quote it, without a shell: nothing is expanded or run."""
-    if not isinstance(value, str):
-        return value
-    pairs = {}
-    for word in shlex.split(value):
-        name, separator, text = word.partition("=")
-        if not separator or not _ENVIRONMENT_NAME.fullmatch(name):
-            raise ValueError(f"{word!r} is not NAME=VALUE")
-        pairs[name] = text
-    return pairs
-
-
-Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Cores = Annotated[int, Field(ge=1, le=4096)]
-
-
-class Parameters(BaseModel):
-    """The one table of parameters: names (in upper case outside), types, bounds, defaults and help."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    function: Function = Field("inference", description="what to run")
-    mode: Mode = Field("throughput", description="what to measure")
-    case_type: CaseType = Field(
-        "", description="gated: a quick run with STEPS=10, BATCH_SIZE=1 and all cores of a socket; pkm: the common run"
-    )
-    precision: PrecisionName = Field("avx_fp32", description="data type and instruction set")
-    data_type: Literal["dummy", "real"] = Field(
-        "dummy",
-        description="input: a batch kept in memory, or JPEG files decoded while measuring; accuracy always reads real",
-    )
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="images an inference step takes")
-    cores_per_instance: Cores | Auto = Field(
-        "auto", description="physical cores of an instance; auto: 4 for latency, else all of a socket"
-    )
-    instances: Cores | Auto = Field("auto", description="processes measured together; auto: as many as fit")
-    instance_mode: InstanceMode = Field(
-        "flex",
-        description="flex: as CORES_PER_INSTANCE and INSTANCES say; numa: one instance for each NUMA node, with all of "
-        "its cores; socket: likewise for each socket",
-    )
-    steps: Count | Auto = Field(
-        "auto",
-        description="steps to measure in each instance; auto: until the 95 % confidence interval of throughput is "
-        "within 1 %, between MIN_TIME and MAX_TIME seconds",
-    )
-    warmup_steps: Annotated[int, Field(ge=1, le=10_000)] = Field(5, description="steps before the measured ones")
-    min_time: Annotated[float, Field(ge=0.1, le=86_400)] = Field(10, description="least seconds of STEPS=auto")
-    max_time: Annotated[float, Field(ge=0.1, le=86_400)] = Field(60, description="most seconds of STEPS=auto")
-    weight_sharing: bool = Field(
-        False,
-        description="one process a socket, whose pinned threads share the weights; not for avx_fp32 and amx_bfloat32",
-    )
-    variant: Literal["auto", "itex", "stock", "zentf"] = Field(
-        "auto",
-        description="TensorFlow build; auto: itex where this Python and CPU can run it, else stock; zentf is AMD's and "
-        "not for avx_int8 and amx_int8",
-    )
-    topology: Literal["resnet50v1_5"] = Field("resnet50v1_5", description="the network")
-    model: str = Field("", description="a frozen graph to measure instead, as a path or a staged artefact's name")
-    wrap_key: str = Field(
-        "", description="sgx_ cases only: a file with the key (16 bytes) to encrypt the model with; see doc/sgx.md"
-    )
-    dataset: Literal["procedural", "imagenet"] = Field("procedural", description="the images of DATA_TYPE=real")
-    verbose: bool = Field(False, description="let the framework log to the instances' logs")
-    onednn_verbose: bool = Field(
-        False, description="have oneDNN trace into the instances' logs while measuring, which slows them"
-    )
-    force: bool = Field(False, description="make it an error, not a skip, when this CPU lacks what the precision needs")
-    mpi: bool = Field(False, description="launch the instances through MPI (not available yet)")
-    num_mpi: Cores | Literal[""] = Field("", description="MPI processes a socket (not available yet)")
-    customer_env: Annotated[dict[str, str], BeforeValidator(_parse_environment)] = Field(
-        default_factory=dict, description="more environment of the instances, as A=1 B='two words'"
-    )
-
-
-FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Parameters.model_fields.items()}
-"""The table's rows by the name that users write."""
-
-
-def accepted(name: str) -> str:
-    """Say in words what a parameter accepts."""
-    words = list(_describe_type(FIELDS[name].annotation, FIELDS[name].metadata))
-    return " or ".join(words)
-
-
-def _describe_type(annotation: Any, metadata: Iterable[Any]) -> Iterable[str]:
-    if get_origin(annotation) is Literal:
-        yield ", ".join(str(choice) if choice else "empty" for choice in get_args(annotation))
-    elif get_origin(annotation) is Annotated:
-        inner, *more = get_args(annotation)
-        yield from _describe_type(inner, more)
-    elif annotation in (int, float):
-        constraints = [c for m in metadata for c in (m.metadata if isinstance(m, FieldInfo) else [m])]
-        low = next(c.ge for c in constraints if isinstance(c, annotated_types.Ge))
-        high = next(c.le for c in constraints if isinstance(c, annotated_types.Le))
-        yield f"{low} to {high}"
-    elif annotation is bool:
-        yield "True, False"
-    elif annotation is str:
-        yield "text"
-    elif get_origin(annotation) is dict:
-        yield "NAME=VALUE words, quoted as in a shell"
-    else:
-        for part in get_args(annotation):
-            yield from _describe_type(part, metadata)
-
-
-def default_text(name: str) -> str:
-    """Return a parameter's default as a user would write it; empty when there is none."""
-    default = FIELDS[name].get_default(call_default_factory=True)
-    return "" if default in ("", {}) else f"{default:g}" if isinstance(default, float) else str(default)
+        names = FIXED_BY_NAME if self.topology else FIXED_BY_NAME[:-1]
+        return {name: getattr(self, name.lower()) for name in names}
 
 
 def _plain(name: str, value: str) -> str:
@@ -217,15 +103,16 @@ def parse_arguments(arguments: Iterable[str]) -> dict[str, str]:
     return settings
 
 
-def check_name(name: str) -> None:
-    """Raise UsageError for a name that is not in the table."""
-    if name not in FIELDS:
-        raise UsageError(f"{name}: no such parameter; known are {' '.join(FIELDS)}")
+def check_name(name: str, known: Collection[str] = FIELDS) -> None:
+    """Raise UsageError for a name that is not among the known ones."""
+    if name not in known:
+        where = " of this workload" if name in FIELDS else ""
+        raise UsageError(f"{name}: no such parameter{where}; known are {' '.join(known)}")
 
 
-def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Pick the parameters out of an environment; an empty value means the default."""
-    return {name: environ[name] for name in FIELDS if environ.get(name)}
+def from_environment(environ: Mapping[str, str], known: Iterable[str] = FIELDS) -> dict[str, str]:
+    """Pick the known parameters out of an environment; an empty value means the default."""
+    return {name: environ[name] for name in known if environ.get(name)}
 
 
 def pick_sections(sections: Mapping[str, Settings], case_name: str) -> dict[str, str]:
@@ -237,23 +124,28 @@ def pick_sections(sections: Mapping[str, Settings], case_name: str) -> dict[str,
     return settings
 
 
-def resolve(case: TestCase, asked: Mapping[str, Settings], declared: Mapping[str, Settings] = {}) -> Parameters:
+def resolve(
+    case: TestCase,
+    asked: Mapping[str, Settings],
+    declared: Mapping[str, Settings] = {},
+    known: Collection[str] = FIELDS,
+) -> Parameters:
     """Return a case's parameters.
 
     `asked`: settings by where they come from, the weakest first. `declared`: what holds unless something else is asked
     for, likewise; like the table's defaults, it gives way where it contradicts what is asked for. A layer may repeat
-    what the case's name fixes but not change it. Raises UsageError naming the parameter, the value, where it comes from
-    and what is accepted.
+    what the case's name fixes but not change it. `known`: the parameters that the workload has. Raises UsageError
+    naming the parameter, the value, where it comes from and what is accepted.
     """
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
     for origin, settings in (*declared.items(), *asked.items()):
         for name, text in settings.items():
-            check_name(name)
+            check_name(name, known)
             value = _plain(name, str(text))
             if not value:
                 continue
-            if name in FIXED_BY_NAME and value != case.fixed[name]:
+            if name in case.fixed and value != case.fixed[name]:
                 fixed = case.fixed[name] or "empty"
                 raise UsageError(f"{name}={value} ({origin}): the case {case.name} fixes it as {fixed}")
             values[name], origins[name] = value, origin
@@ -273,6 +165,16 @@ def resolve(case: TestCase, asked: Mapping[str, Settings], declared: Mapping[str
 
 def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str], sgx: bool) -> None:
     """Raise UsageError for values that are fine alone but not together or not yet."""
+    if parameters.micro_batch_size != "auto" and parameters.batch_size % parameters.micro_batch_size:
+        raise UsageError(
+            f"BATCH_SIZE={parameters.batch_size}: must be a multiple of MICRO_BATCH_SIZE={parameters.micro_batch_size} "
+            f"({origins['MICRO_BATCH_SIZE']})"
+        )
+    if parameters.eight_bit_io and parameters.normalization_location == "host":
+        raise UsageError(
+            f"EIGHT_BIT_IO=True ({origins['EIGHT_BIT_IO']}): bytes cannot be normalised before they are handed over; "
+            "give NORMALIZATION_LOCATION=device or none"
+        )
     if parameters.mpi or parameters.num_mpi != "":
         name = "MPI" if parameters.mpi else "NUM_MPI"
         value = getattr(parameters, name.lower())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnbench import ctest
+from cnnbench import ctest, run_benchmark
 from cnnbench.backends import ENGINES
 from cnnbench.case import parse_arguments
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program, measure_peaks, peak_table
@@ -35,6 +35,7 @@ from cnnbench.job import (
 from cnnbench.launch.container import run_engine
 from cnnbench.launch.gramine import find_gramine
 from cnnbench.launch.trusted import check_manifest, count_trusted
+from cnnbench.parameters import FIELDS
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.best_known import ranking, settings_file, summary_table
@@ -43,6 +44,7 @@ from cnnbench.report.layers import show_layers
 from cnnbench.report.table import list_kpis
 from cnnbench.result import RunResult
 from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, measure_job
+from cnnbench.run_benchmark import Request, read_launch, read_request
 from cnnbench.serve import overlay_cache, serve_case
 from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions
 from cnnbench.staging.cache import cache_root
@@ -56,6 +58,8 @@ from cnnbench.tuning.space import DEFAULT_CASES, TUNED, SweepRequest, describe_s
 from cnnbench.workload import declared_cases, load_workload
 
 EMBEDDED = ("procedural", "resnet50v1_5")
+PEAK_PROGRAM = run_benchmark.DIRECTORY.parents[1] / "build" / "cnnbench-peak"
+"""Where the checkout's own cmake makes what measures peaks; commands that no cmake calls look there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, rest = words, []
     if words[:1] == ["ctest"] and "--" in words:
         own, rest = words[: words.index("--")], words[words.index("--") + 1 :]
-    elif words[:1] == ["quickstart"]:
+    elif words[:1] in (["quickstart"], ["run"]):
         own, rest = words[:1], words[1:]
+    elif words[:1] == ["launch"] and "--" in words:
+        own, rest = words[: words.index("--")], words[words.index("--") + 1 :]
     parsed, unknown = parser.parse_known_args(own)
-    if unknown and parsed.command not in ("run", "sweep", "manifest"):
+    if unknown and parsed.command not in ("case", "sweep", "manifest"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     parsed.rest = rest or unknown
     try:
@@ -97,7 +103,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--cpus", metavar="LIST", help="such as 0-3,8; default: one CPU of each core that may be used")
     command.set_defaults(run=_peak)
 
-    command = _add_case_parser(commands, "run", "run one test case")
+    command = _add_case_parser(commands, "case", "run one test case")
     command.add_argument("--logs-root", type=Path, required=True, help="where logs-<case> goes")
     command.add_argument("--backend", choices=["native", "docker"], default="native")
     command.add_argument("--config", type=Path, help="settings file: yaml, globs of case names to parameters")
@@ -107,6 +113,19 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--docker-options", default="", help="more options of the engine's run command")
     _add_container_options(command)
     command.set_defaults(run=_run)
+
+    command = commands.add_parser("run", help="measure a network as the reference harness does", add_help=False)
+    command.set_defaults(run=_run_benchmark)
+
+    command = commands.add_parser(
+        "launch",
+        help="start several instances of `run`",
+        usage="cnnbench launch [--num-instances N] [--num-replicas N] [--numa-aware yes|no] -- run OPTION...",
+    )
+    command.add_argument("--num-instances", type=int, metavar="N", help="processes (default: as many as fit)")
+    command.add_argument("--num-replicas", type=int, metavar="N", help="copies of the network, over all processes")
+    command.add_argument("--numa-aware", choices=["yes", "no"], help="bind memory to NUMA nodes (default: yes)")
+    command.set_defaults(run=_launch)
 
     command = _add_workload_parser(commands, "sweep", "find the fastest settings of cases on this machine")
     command.add_argument("--state", type=Path, required=True, help="where runs are kept, and gone on from")
@@ -340,6 +359,48 @@ def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool
         return 0
     _print_notes(job.notes)
     return _report(*measure_job(job, cache, arguments.logs_root.absolute(), arguments.hang_after, arguments.timeout))
+
+
+def _run_benchmark(arguments: argparse.Namespace) -> int:
+    return _run_request(read_request(arguments.rest, read_cpuinfo().flags))
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    if arguments.rest[:1] != ["run"]:
+        raise UsageError("launch: what is to be launched? give it after --, such as -- run --config resnet50")
+    return _run_request(
+        read_launch(
+            arguments.rest[1:],
+            read_cpuinfo().flags,
+            num_instances=arguments.num_instances,
+            num_replicas=arguments.num_replicas,
+            numa_aware=arguments.numa_aware,
+        )
+    )
+
+
+def _run_request(request: Request) -> int:
+    """Run all that a line of the reference harness asks for; of several runs, end with a table and the worst code."""
+    end_by_exceptions()
+    check_timeout("--timeout", request.timeout_s)
+    environ = {name: value for name, value in os.environ.items() if name not in FIELDS}
+    if PEAK_VARIABLE not in environ and PEAK_PROGRAM.is_file():
+        environ[PEAK_VARIABLE] = str(PEAK_PROGRAM)
+    planned = [plan_case(run_benchmark.DIRECTORY, case, environ, settings) for case, settings in request.runs]
+    cache, codes, logs = cache_root(os.environ), [], []
+    for one in planned:
+        job = prepare_job(one, environ)
+        if request.dry_run:
+            print("\n".join(describe_job(job, cache)))
+            continue
+        _print_notes(job.notes)
+        end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored
+        result, directory = measure_job(job, cache, request.logs_root.absolute(), None, request.timeout_s)
+        codes.append(_report(result, directory))
+        logs.append(directory)
+    if len(logs) > 1:
+        print("\n" + list_kpis(logs).text)
+    return max(codes, default=0)
 
 
 def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:

@@ -22,17 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from cnnbench.case import (
-    FIELDS,
-    FIXED_BY_NAME,
-    Settings,
-    TestCase,
-    accepted,
-    default_text,
-    parse_arguments,
-)
+from cnnbench.case import FIXED_BY_NAME, Settings, parse_arguments
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.launch.container import stop_containers
+from cnnbench.parameters import FIELDS, accepted, default_text
 from cnnbench.progress import STREAM_VARIABLE
 from cnnbench.sweep import Combination, read_sweep
 from cnnbench.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, Workload, load_workload
@@ -171,7 +164,7 @@ def _parse(arguments: Sequence[str]) -> _Options:
 
 
 def _common_settings(options: _Options, defaults: Path | None) -> dict[str, str]:
-    """Return the environment that every run has, for `cnnbench run` to read."""
+    """Return the environment that every run has, for `cnnbench case` to read."""
     settings = {DIRECTORY_VARIABLE: str(Path.cwd())}
     if defaults:
         settings[DEFAULTS_VARIABLE] = str(defaults.absolute())
@@ -213,7 +206,7 @@ def _check_settings(
     common: Settings,
 ) -> None:
     """Resolve every selected case with every combination, as each run will, so that a bad value stops them all."""
-    cases = [TestCase.parse(name, workload.slug) for name in list_cases(build_dir, command)]
+    cases = [workload.parse_case(name) for name in list_cases(build_dir, command)]
     if not cases:
         raise UsageError(f"{shlex.join(command[1:])}: selects no case; -N lists what there is")
     config = common.get(CONFIG_VARIABLE)
@@ -363,7 +356,8 @@ def describe_parameters(workload: Workload) -> str:
     """Return the table of parameters as aligned markdown, with the workload's own defaults where it has any."""
     rows: list[tuple[str, ...]] = [("parameter", "default", "accepted", "meaning")]
     rows += [
-        (name, _describe_default(name, workload), accepted(name), FIELDS[name].description or "") for name in FIELDS
+        (name, _describe_default(name, workload), accepted(name), FIELDS[name].description or "")
+        for name in workload.parameters
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, tuple("-" * width for width in widths))
@@ -373,7 +367,7 @@ def describe_parameters(workload: Workload) -> str:
 
 
 def _describe_default(name: str, workload: Workload) -> str:
-    if name in FIXED_BY_NAME:
+    if name in FIXED_BY_NAME and (name != "TOPOLOGY" or workload.topologies):
         return "by the case's name"
     default = default_text(name)
     own = {glob: settings[name] for glob, settings in workload.defaults.items() if name in settings}

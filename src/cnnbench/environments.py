@@ -23,6 +23,11 @@ REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 ITEX_PYTHONS = ((3, 10), (3, 11))
 """The Pythons that the last ITEX with CPU wheels has wheels for."""
 
+TORCH_PYTHON = (3, 11)
+"""The Python that PyTorch is locked for (requirements/pytorch-cpu.in)."""
+
+INDEXES = dict.fromkeys(("pytorch-cpu", "peers-pytorch"), "https://download.pytorch.org/whl/cpu")
+"""Where else the packages of a lock file are, which PyPI has not."""
 
 QUANTIZER = "quantizer"
 """The environment that quantises an engine's models; nothing is measured with it. It stands beside the builds."""
@@ -30,7 +35,8 @@ QUANTIZER = "quantizer"
 
 def lock_file(engine: str, variant: str) -> Path:
     """Return the lock file of one engine build."""
-    return REQUIREMENTS / f"{engine}-{variant}.lock"
+    name = ENGINES[engine].environment or engine if engine in ENGINES else engine
+    return REQUIREMENTS / f"{name}-{variant}.lock"
 
 
 def choose_variant(
@@ -60,9 +66,12 @@ def choose_variant(
         obstacles["itex"] = "cannot share weights"
     if int8:
         able = ENGINES[engine].int8_variants
-        obstacles |= dict.fromkeys(set(variants) - set(able), f"has no int8 convolutions; choose {' or '.join(able)}")
+        instead = f"; choose {' or '.join(able)}" if able else ""
+        obstacles |= dict.fromkeys(set(variants) - set(able), f"has no int8 convolutions{instead}")
     if requested == "auto":
-        return next(variant for variant in variants if not obstacles[variant])
+        if runnable := [variant for variant in variants if not obstacles[variant]]:
+            return runnable[0]
+        raise SkippedError("; ".join(f"{engine} {variant}: {obstacles[variant]}" for variant in variants))
     if obstacles[requested]:
         raise SkippedError(f"VARIANT={requested}: {obstacles[requested]}")
     return requested
@@ -76,6 +85,8 @@ def _obstacle(variant: str, variants: tuple[str, ...], cpu: CpuInfo, python: tup
         return f"is no build of this engine; there are {', '.join(variants)}"
     if variant == "itex" and python not in ITEX_PYTHONS:
         return f"has no wheels for Python {python[0]}.{python[1]}, only for 3.10 and 3.11"
+    if variant == "cpu" and python != TORCH_PYTHON:
+        return f"its lock file has no PyTorch for Python {python[0]}.{python[1]}, only for 3.11"
     if variant in ("itex", "zentf") and "avx2" not in cpu.flags:
         return "needs a CPU with AVX2"
     return ""
@@ -83,8 +94,9 @@ def _obstacle(variant: str, variants: tuple[str, ...], cpu: CpuInfo, python: tup
 
 def environment_path(engine: str, variant: str, cache: Path) -> Path:
     """Return where an engine build's environment is: its name tells engine, build, Python and lock file."""
-    digest = hashlib.sha256(lock_file(engine, variant).read_bytes()).hexdigest()[:12]
-    return cache / "environments" / f"{engine}-{variant}-cp{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+    lock = lock_file(engine, variant)
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    return cache / "environments" / f"{lock.stem}-cp{sys.version_info[0]}{sys.version_info[1]}-{digest}"
 
 
 def require_environment(engine: str, variant: str, cache: Path) -> None:
@@ -141,8 +153,16 @@ def _make_environment(directory: Path, lock: Path) -> None:
     print(f"making the environment of {lock.stem}: this downloads and unpacks a framework", file=sys.stderr, flush=True)
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
     _run([str(base if base.exists() else sys.executable), "-m", "venv", str(directory)], lock)
-    install = ["-m", "pip", "install", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(lock)]
-    _run([str(directory / "bin" / "python"), *install, "--disable-pip-version-check", "--no-input"], lock)
+    install = [str(directory / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    install += ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(lock)]
+    try:
+        _run(install, lock)
+    except CnnbenchError:
+        if not (index := INDEXES.get(lock.stem)):
+            raise
+        # Only now, as every package would be looked for there too, and where it cannot be reached, waited for.
+        print(f"{lock.name}: not all of it where pip looks: trying {index} as well", file=sys.stderr, flush=True)
+        _run([*install, "--extra-index-url", index], lock)
 
 
 def _run(command: list[str], lock: Path) -> None:

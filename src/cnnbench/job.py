@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.backends import Engine, find_engine
-from cnnbench.case import FIELDS, Parameters, TestCase, settle
+from cnnbench.case import TestCase, settle
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.datasets.index import ImageSet
 from cnnbench.environments import choose_variant, engine_python, environment_path, quantizer_obstacle
@@ -19,7 +20,9 @@ from cnnbench.isa import PRECISIONS, Precision, fit_to_cpu, require
 from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
+from cnnbench.parameters import FIELDS, Parameters
 from cnnbench.platforms import GENERIC, check_platform, detect_platform
+from cnnbench.staging.cache import cache_root
 from cnnbench.staging.inputs import (
     PreparedModel,
     find_check_set,
@@ -31,6 +34,7 @@ from cnnbench.staging.inputs import (
     stage_embedded_model,
 )
 from cnnbench.staging.manifest import load_artefacts
+from cnnbench.staging.networks import chosen_network, prepare_network
 from cnnbench.staging.stage import staged_path
 from cnnbench.topology import format_cpu_list, read_topology
 from cnnbench.workload import Sources, Workload, load_workload
@@ -43,7 +47,7 @@ PLATFORM_VARIABLE = "PLATFORM"
 class PlannedCase:
     """A case as it is to run on this machine, wherever its instances will live.
 
-    `asked`: the parameters as asked for. `parameters`: those that its mode uses.
+    `asked`: the parameters as asked for. `parameters`: those that its mode uses. `engine_name`: the name of `engine`.
     """
 
     workload: Workload
@@ -51,6 +55,7 @@ class PlannedCase:
     asked: Parameters
     parameters: Parameters
     precision: Precision
+    engine_name: str
     engine: Engine
     cpu: CpuInfo
     plan: Plan
@@ -59,14 +64,15 @@ class PlannedCase:
     @property
     def effective(self) -> dict[str, str]:
         """The parameters as they take effect here, by name."""
-        values = {name: getattr(self.parameters, name.lower()) for name in FIELDS}
-        values |= {"INSTANCES": len(self.plan.instances), "CORES_PER_INSTANCE": self.plan.cores_per_instance}
+        values = {name: getattr(self.parameters, name.lower()) for name in self.workload.parameters}
+        values |= {"INSTANCES": len(self.plan.instances) // self.parameters.replicas}
+        values |= {"CORES_PER_INSTANCE": self.plan.cores_per_instance}
         return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
 
     @property
     def requested(self) -> dict[str, str]:
         """The parameters as they were asked for, defaults included, by name."""
-        return {name: _text(getattr(self.asked, name.lower())) for name in FIELDS}
+        return {name: _text(getattr(self.asked, name.lower())) for name in self.workload.parameters}
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Job(PlannedCase):
     def effective(self) -> dict[str, str]:
         """The parameters as they take effect here, by name."""
         values = super().effective | {"VARIANT": self.variant}
-        return {name: values[name] for name in FIELDS if values.get(name)}
+        return {name: values[name] for name in self.workload.parameters if values.get(name)}
 
 
 def _text(value: object) -> str:
@@ -102,13 +108,19 @@ def plan_case(
 ) -> PlannedCase:
     """Resolve and plan a case; raise UsageError for a bad value and SkippedError when this machine cannot run it."""
     workload = load_workload(workload_dir)
-    case = TestCase.parse(case_name, workload.slug)
+    case = workload.parse_case(case_name)
     asked = Sources.read(workload, environ, config).resolve(case, {"argument": arguments})
     parameters, notes = settle(asked)
-    engine, cpu = find_engine(workload.engine), read_cpuinfo()
+    engine_name = parameters.engine if find_engine(workload.engine).harness == "cnn" else workload.engine
+    engine, cpu = find_engine(engine_name), read_cpuinfo()
     precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
+    if engine.harness == "cnn":
+        notes += _check_network(case, parameters)
+        data_type = parameters.precision.partition("_")[2]
+        if data_type in engine.refused:
+            raise SkippedError(f"ENGINE={engine_name}: {engine.refused[data_type]}")
     if parameters.mode == "accuracy" and not engine.preparer:
-        raise UsageError(f"{case.name}: the engine {workload.engine} has no model whose accuracy could be measured")
+        raise UsageError(f"{case.name}: the engine {engine_name} has no model whose accuracy could be measured")
     plan = plan_instances(
         read_topology(),
         PlanRequest(
@@ -117,6 +129,7 @@ def plan_case(
             instances=_unless_auto(parameters.instances),
             weight_sharing=parameters.weight_sharing,
             instance_mode=parameters.instance_mode,
+            replicas=parameters.replicas,
         ),
     )
     if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
@@ -126,7 +139,22 @@ def plan_case(
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
-    return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, (*notes, *plan.notes))
+    return PlannedCase(
+        workload, case, asked, parameters, precision, engine_name, engine, cpu, plan, (*notes, *plan.notes)
+    )
+
+
+def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
+    """Raise UsageError for a network that cannot be had or judged; return what is to be noted of it."""
+    chosen_network(parameters)
+    if parameters.mode == "accuracy":
+        raise UsageError(f"{case.name}: these networks' accuracy is not measured yet; choose throughput or latency")
+    notes = []
+    if not parameters.weights:
+        notes.append("the weights are random: the network is as fast as with any others, but its answers mean nothing")
+    if parameters.half_partial:
+        notes.append("HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32")
+    return notes
 
 
 def _check_wrap_key(key: str, workload: Workload) -> None:
@@ -149,7 +177,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         raise SkippedError(
             f"{planned.precision.name}: {obstacle}"
         )  # a MODEL may be int8 already, which staging finds out
-    variant = choose_variant(planned.workload.engine, p.variant, planned.cpu, p.weight_sharing, int8)
+    variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8)
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | _engine_environment(planned, variant)
     notes = list(planned.notes)
@@ -170,15 +198,20 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
 def _engine_environment(planned: PlannedCase, variant: str) -> dict[str, str]:
     """Return what the instances' environment has beyond the caller's."""
     p = planned.parameters
-    return engine_environment(
+    environment = engine_environment(
         planned.plan,
         planned.precision,
+        planned.engine_name,
         variant,
         p.batch_size,
         p.onednn_verbose,
         p.customer_env,
         enclave=planned.case.sgx,
     )
+    if planned.engine_name == "inductor":
+        compiled = p.model_cache_path or str(cache_root(os.environ) / "compiled")
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
+    return environment
 
 
 def _unless_auto(value: int | str) -> int | None:
@@ -213,8 +246,8 @@ def describe_job(job: Job, cache: Path) -> list[str]:
 
 def _planned_python(job: Job, cache: Path) -> Path:
     if not job.variant:
-        return engine_python(job.workload.engine, "", cache)
-    return environment_path(job.workload.engine, job.variant, cache) / "bin" / "python"
+        return engine_python(job.engine_name, "", cache)
+    return environment_path(job.engine_name, job.variant, cache) / "bin" / "python"
 
 
 @dataclass(frozen=True)
@@ -235,15 +268,18 @@ def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
 
     `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
     """
-    python = engine_python(job.workload.engine, job.variant, cache)
+    python = engine_python(job.engine_name, job.variant, cache)
     if not job.engine.preparer:
         return Inputs(python, None, None)
     images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
     check_set = images.root if images else find_check_set(cache)
+    if job.engine.harness == "cnn":
+        torch = engine_python("pytorch", "cpu", cache)  # builds the networks of all engines
+        return Inputs(python, images, prepare_network(job.parameters, job.engine, check_set, torch, cache))
     model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
     if job.precision.is_int8 and not model.quantized:
         quantizer, variant = job.engine.quantizer, job.variant
-        model = quantize_model(model, job.workload.engine, quantizer, variant, cache, in_image=in_image)
+        model = quantize_model(model, job.engine_name, quantizer, variant, cache, in_image=in_image)
     elif model.quantized and not job.precision.is_int8:
         raise UsageError(
             f"MODEL={job.parameters.model}: is quantised to int8 and cannot be measured as {job.precision.name}; give "

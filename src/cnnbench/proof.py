@@ -15,6 +15,8 @@ MOST_SHARE = 1.01
 More than all of them means that the trace or the graph was not read right, and then nothing is proven.
 """
 FALLBACKS_SHOWN = 10
+UNTOLD = "instructions not told"
+"""The implementation of layers whose engine does not tell what instructions it runs: of these, only the type counts."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class PrecisionProof:
     fallbacks: list[str]
 
     @property
+    def instructions_told(self) -> bool:
+        """Whether the instructions of all layers are known, and not of some only the data type."""
+        return not any(name.startswith(UNTOLD) for name in self.implementations)
+
+    @property
     def facts(self) -> dict[str, str]:
         """What a result says of it: the implementation of the largest share, and the layers that fell back."""
         facts = {f"fell back {number}": line for number, line in enumerate(self.fallbacks, start=1)}
@@ -41,7 +48,7 @@ class PrecisionProof:
 
 def ran_as(precision: Precision, layer: Primitive) -> bool:
     """Tell whether a layer ran on the precision's instructions, types and arithmetic."""
-    runs_it = re.search(precision.trace_isa, layer.implementation) is not None
+    runs_it = layer.implementation == UNTOLD or re.search(precision.trace_isa, layer.implementation) is not None
     types = (layer.source_type, layer.weights_type)
     computed_so = layer.weights_type != "f32" or layer.fpmath == precision.fpmath
     return runs_it and computed_so and all(re.fullmatch(precision.trace_type, found) for found in types)

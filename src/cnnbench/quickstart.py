@@ -10,12 +10,13 @@ from pathlib import Path
 
 from cnnbench import ctest
 from cnnbench.backends import Engine, find_engine
-from cnnbench.case import PrecisionName, TestCase
+from cnnbench.case import TestCase
 from cnnbench.environments import quantizer_obstacle
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, missing_for_precision
 from cnnbench.job import stage_engine
+from cnnbench.parameters import PrecisionName
 from cnnbench.platforms import detect_platform
 from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
@@ -56,7 +57,7 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: s
     if any(word.split("=")[0] in CHOOSING for word in arguments):
         code = run([])
     else:
-        declared = [TestCase.parse(case, workload.slug) for case in ctest.list_cases(directory, [tool])]
+        declared = [workload.parse_case(case) for case in ctest.list_cases(directory, [tool])]
         precisions, lacking = _split_precisions(declared, cpu, find_engine(workload.engine))
         code = run(_choose(_first_cases(workload.slug, precisions)))
         if code < 128:  # else it was interrupted

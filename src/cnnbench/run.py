@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,13 +23,14 @@ from cnnbench.host import sample_frequency_mhz
 from cnnbench.job import NOTHING_STAGED, Inputs, Job, stage_inputs
 from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
+from cnnbench.launch.plan import InstancePlan
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.proof import judge_trace
 from cnnbench.report.kpi_log import write_logs
 from cnnbench.result import INTERRUPTED_RUN, SEEN, WORKER, Criterion, Kpi, RunResult, find_iterations
 from cnnbench.signals import time_limit
-from cnnbench.trace import TRACE_ENVIRONMENT, read_steps
+from cnnbench.trace import TRACE_ENVIRONMENT, read_trace
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -75,16 +77,20 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
         WorkerSpec(
             run_id=run_id,
             controller=os.getpid(),
-            engine=job.workload.engine,
+            engine=job.engine_name,
             model=str(model.graph) if model else "",
             precision=p.precision,
-            batch_size=p.batch_size,
+            form=model.form if model else None,
+            batch_size=p.images_per_step,
+            micro_batch_size=p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size,
             mode=p.mode,
+            generated=p.data_type == "generated",
+            io_threads=max(one.threads for one in process) if p.num_io_threads == "auto" else p.num_io_threads,
             steps=None if p.mode == "accuracy" or p.steps == "auto" else int(p.steps),
             warmup_steps=p.warmup_steps,
             trace_steps=None,
             instances=[InstanceSpec(one.index, list(one.cpus), shares[one.index]) for one in process],
-            memory_node=process[0].memory_node if len({one.memory_node for one in process}) == 1 else None,
+            memory_node=process[0].memory_node if p.numa_aware and _in_one_node(process) else None,
             check_images=str(model.check_images) if model else "",
             shared=str(shared),
             logs=str(logs),
@@ -93,6 +99,10 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
         )
         for process in plan.processes
     ]
+
+
+def _in_one_node(process: Sequence[InstancePlan]) -> bool:
+    return len({one.memory_node for one in process}) == 1
 
 
 def worker_environment(job: Job, spec: WorkerSpec) -> dict[str, str]:
@@ -164,7 +174,9 @@ class Measurement:
         trace = None
         if self._inputs.model is not None:
             directory = self._logs / "trace"
-            environment = worker_environment(self._job, specs[0]) | TRACE_ENVIRONMENT
+            environment = worker_environment(self._job, specs[0])
+            if not self._job.engine.exported:  # OpenVINO's oneDNN fails at some layers when it is to tell of them
+                environment |= TRACE_ENVIRONMENT
             trace = self._write_launch(_trace_spec(specs[0], directory), directory, environment)
         run_workers(
             launches,
@@ -188,7 +200,7 @@ class Measurement:
         total: int | None = None
         if p.mode == "accuracy" and self._inputs.images is not None:
             shares = _share_images(self._inputs.images, instances)
-            total = sum(-(-len(share) // p.batch_size) for share in shares)
+            total = sum(-(-len(share) // p.images_per_step) for share in shares)
         elif p.steps == "auto":
             return Progress(f"measuring {p.mode} {p.precision} until it is precise enough", int(p.max_time), "s")
         else:
@@ -216,8 +228,8 @@ class Measurement:
         return window.seconds >= p.max_time or (width is not None and width <= validity.AUTO_HALF_WIDTH)
 
     def _images(self, steps: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the images of each step: the batch size, as no accuracy run with its smaller last batch is timed."""
-        return [np.full(len(rows), self._job.parameters.batch_size, dtype=np.int64) for rows in steps]
+        """Return the images of each step: all the same, as no accuracy run with its smaller last batch is timed."""
+        return [np.full(len(rows), self._job.parameters.images_per_step, dtype=np.int64) for rows in steps]
 
     def _instance_results(self) -> list[dict[str, Any]]:
         paths = (self._logs / f"instance-{one.index}" / "result.json" for one in self._job.plan.instances)
@@ -327,12 +339,12 @@ class Measurement:
         model = self._inputs.model
         if model is None:
             return []
-        with (self._logs / "trace" / "output.log").open(errors="replace") as trace:
-            step = read_steps(trace)
-        proof = judge_trace(self._job.precision, step, model.macs_per_image * self._job.parameters.batch_size)
+        step = read_trace(self._logs / "trace")
+        proof = judge_trace(self._job.precision, step, model.macs_per_image * self._job.parameters.images_per_step)
         self._proof_facts = proof.facts
         agreement = validity.compare_outputs([directory / "check.npy" for directory in directories], model.reference)
-        kpis.append(Kpi(key="ISA share", unit="%", value=100 * proof.share))
+        told = proof.instructions_told
+        kpis.append(Kpi(key="ISA share" if told else "Data type share", unit="%", value=100 * proof.share))
         kpis.append(Kpi(key="Outputs top-1 agreement", unit="%", value=100 * agreement.top1))
         return [
             validity.judge_precision(self._job.precision, proof),

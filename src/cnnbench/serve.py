@@ -19,12 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cnnbench.case import FIXED_BY_NAME, TestCase, default_text
+from cnnbench.case import FIXED_BY_NAME, TestCase
 from cnnbench.enclaves import TEMPLATE, enclose_job
 from cnnbench.environments import require_environment
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.job import plan_case, prepare_job, stage_inputs
 from cnnbench.launch.container import EXPORT
+from cnnbench.parameters import default_text
 from cnnbench.progress import bytes_text
 from cnnbench.report.kpi_log import STATUS, write_logs
 from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
@@ -46,7 +47,7 @@ ATTENDED_VARIABLE = "CNNBENCH_ATTENDED"
 """Environment variable: set by who holds this container's standard input open for as long as it is to run."""
 
 HANG_VARIABLE = "CNNBENCH_HANG_AFTER"
-"""Environment variable: `cnnbench run --hang-after`."""
+"""Environment variable: `cnnbench case --hang-after`."""
 
 
 def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT, sgx: SgxRoots = HOST_SGX) -> int:
@@ -93,7 +94,7 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
         case = _case_of(environ, load_workload(directory))
         job = prepare_job(plan_case(directory, case.name, environ, {}), environ, enclaves=True)
-        require_environment(job.workload.engine, job.variant, cache_root(environ))
+        require_environment(job.engine_name, job.variant, cache_root(environ))
         inputs, enclaves = stage_inputs(job, overlay_cache(cache_root(environ), scratch / "cache"), in_image=True), None
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
@@ -116,13 +117,14 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
 
 
 def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
-    """Return the case that WORKLOAD, FUNCTION, MODE, PRECISION and CASE_TYPE name."""
+    """Return the case that WORKLOAD, FUNCTION, MODE, PRECISION, CASE_TYPE and, of several, TOPOLOGY name."""
     asked = environ.get("WORKLOAD") or workload.slug
     if asked != workload.slug:
         raise UsageError(f"WORKLOAD={asked}: this image has {workload.slug}")
-    fixed = {name.lower(): environ.get(name) or default_text(name) for name in FIXED_BY_NAME}
+    names = FIXED_BY_NAME if workload.topologies else FIXED_BY_NAME[:-1]
+    fixed = {name.lower(): environ.get(name) or default_text(name) for name in names}
     name = TestCase(workload.slug, sgx=bool(environ.get(GRAMINE_VARIABLE)), **fixed).name  # type: ignore[arg-type]
-    return TestCase.parse(name, workload.slug)
+    return workload.parse_case(name)
 
 
 def overlay_cache(cache: Path, scratch: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Read what oneDNN says that it executed: the lines that it writes with ONEDNN_VERBOSE=1.
+"""Read what oneDNN says that it executed, and MKL: the lines that they write with ONEDNN_VERBOSE=1 and MKL_VERBOSE=1.
 
 Lines are read in the formats of oneDNN 2.x and 3.x, with `dnnl_verbose` or `onednn_verbose` in front and with or
 without the version, time stamp and `primitive` fields; https://uxlfoundation.github.io/oneDNN/dev_guide_verbose.html
@@ -8,19 +8,27 @@ A partition of oneDNN Graph is a part of the network that was handed over whole.
 primitives, which have lines of their own; its `graph,exec` line comes after them and repeats their work, so it is
 never counted, but says by its time stamp which of them it held. Another backend compiles the partition into one piece
 of code, for which there is that line alone, without an instruction set.
+
+MKL's lines are matrix products, which PyTorch leaves to it. Its first line names the instruction set on Intel's
+processors, and none on others.
 """
 
+import json
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from cnnbench.errors import InvalidMeasurementError
 
 STEP_MARK = "cnnbench_trace,step"
 """What a tracing worker writes before each step that counts; what comes before the first is loading and warm-up."""
-TRACE_ENVIRONMENT = {"ONEDNN_VERBOSE": "1", "ONEDNN_VERBOSE_TIMESTAMP": "1"}
+TRACE_ENVIRONMENT = {"ONEDNN_VERBOSE": "1", "ONEDNN_VERBOSE_TIMESTAMP": "1", "MKL_VERBOSE": "1"}
 """The environment of a tracing worker."""
+
+LAYERS = "layers.json"
+"""The file of a tracing worker whose engine tells itself what its layers run on."""
 
 MULTIPLYING = ("convolution", "matmul", "inner_product")
 COMPILED = "partition"
@@ -33,6 +41,14 @@ _INNER_PRODUCT = re.compile(r"mb(\d+)ic(\d+)(?:ih(\d+))?(?:iw(\d+))?oc(\d+)")
 _TYPE = {role: re.compile(rf"(?:^|\s){role}(?:_|:)([a-z]+\d+)") for role in ("src", "wei", "dst")}
 _FPMATH = re.compile(r"attr-fpmath:(?!strict)(\w+)")
 _TIME_STAMP = re.compile(r"\d+\.\d+")
+_MKL_PRODUCT = re.compile(
+    r"MKL_VERBOSE (?P<name>[SD]GEMM)\([NTC],[NTC],(?P<m>\d+),(?P<n>\d+),(?P<k>\d+),\S* "
+    r"(?P<time>[\d.]+)(?P<unit>[num]?s)\b"
+)
+_MKL_BANNER = re.compile(r"MKL_VERBOSE .*\((?:Intel\(R\) )?(AVX2|AVX-512)\b.* enabled processors")
+_MKL_TYPES = {"SGEMM": "f32", "DGEMM": "f64"}
+_MKL_ISA = {"AVX2": "avx2", "AVX-512": "avx512_core"}
+_MS_OF = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
 _MILLISECONDS = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
@@ -79,6 +95,10 @@ def parse_verbose(lines: Iterable[str]) -> list[Primitive]:
     primitives: list[Primitive] = []
     starts_ms: list[float] = []
     for line in lines:
+        if product := _MKL_PRODUCT.match(line):
+            primitives.append(_read_product(product))
+            starts_ms.append(0.0)
+            continue
         fields = line.strip().split(",")
         if fields[0] not in _PREFIXES or "exec" not in fields:
             continue
@@ -94,6 +114,15 @@ def parse_verbose(lines: Iterable[str]) -> list[Primitive]:
             primitives.append(primitive)
             starts_ms.append(0.0 if stamp is None else stamp)
     return primitives
+
+
+def _read_product(found: re.Match[str]) -> Primitive:
+    """Return a matrix product of MKL's as a primitive."""
+    m, n, k = (int(found[name]) for name in ("m", "n", "k"))
+    data_type = _MKL_TYPES[found["name"]]
+    time_ms = float(found["time"]) * _MS_OF[found["unit"]]
+    types = (data_type, data_type, data_type)
+    return Primitive("matmul", f"mkl_{found['name'].lower()}", *types, "", f"{m}x{k}:{k}x{n}", m * n * k, time_ms)
 
 
 def _parse_primitive(fields: Sequence[str]) -> Primitive | None:
@@ -188,12 +217,34 @@ def read_steps(lines: Iterable[str]) -> TracedStep:
     An output without steps has a step without layers.
     """
     steps: list[list[str]] = []
+    mkl_isa = ""
     for line in lines:
         if line.startswith(STEP_MARK):
             steps.append([])
+        elif banner := _MKL_BANNER.match(line):
+            mkl_isa = f":{_MKL_ISA[banner[1]]}"
         elif steps:
             steps[-1].append(line)
-    return _merge_steps([parse_verbose(step) for step in steps])
+    step = _merge_steps([parse_verbose(step) for step in steps])
+    named = (
+        replace(layer, implementation=layer.implementation + mkl_isa * layer.implementation.startswith("mkl_"))
+        for layer in step.layers
+    )
+    return replace(step, layers=tuple(named))
+
+
+def write_layers(layers: Sequence[Primitive], directory: Path) -> None:
+    """Write the layers of a step, as an engine tells them itself, for `read_trace`."""
+    (directory / LAYERS).write_text(json.dumps([asdict(layer) for layer in layers], indent=1), encoding="utf-8")
+
+
+def read_trace(directory: Path) -> TracedStep:
+    """Return what a step of a tracing worker ran: as its engine told, or else by its output's trace."""
+    told = directory / LAYERS
+    if told.is_file():
+        return TracedStep(tuple(Primitive(**layer) for layer in json.loads(told.read_bytes())), ())
+    with (directory / "output.log").open(errors="replace") as lines:
+        return read_steps(lines)
 
 
 def _merge_steps(steps: Sequence[Sequence[Primitive]]) -> TracedStep:

@@ -61,10 +61,11 @@ def _process_cpus(instances: Iterable[InstancePlan], process: int) -> set[int]:
 def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
     """Judge whether the precision asked for is the one that ran."""
     ran = ", ".join(f"{name} {share:.0%}" for name, share in list(proof.implementations.items())[:3])
+    of = precision.name if proof.instructions_told else f"{precision.name}'s data type"
     return Criterion(
         name="precision",
         passed=REQUIRED_SHARE <= proof.share <= MOST_SHARE,
-        found=f"{proof.share:.1%} of the multiply-accumulates ran as {precision.name} ({ran or 'no trace'})",
+        found=f"{proof.share:.1%} of the multiply-accumulates ran as {of} ({ran or 'no trace'})",
         needed=f"{REQUIRED_SHARE:.0%} to {MOST_SHARE:.0%} of what the graph needs",
     )
 

@@ -22,13 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnbench.backends import ENGINES, Backend, LoadSpec, import_part
+from cnnbench.backends import ENGINES, Backend, ImageForm, LoadSpec, import_part
 from cnnbench.launch.shared import ControlBlock, StepTimes
 from cnnbench.measure import measure_steps, warm_up_until_start
-from cnnbench.trace import STEP_MARK
+from cnnbench.trace import STEP_MARK, write_layers
 
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""
+
+GENERATED = 4
+"""How many batches are made beforehand where each step has another."""
 
 TOP = 5
 """How many of an image's best classes are kept."""
@@ -51,12 +54,14 @@ class InstanceSpec:
 class WorkerSpec:
     """All a worker needs to know. Paths are absolute.
 
-    `model`, `check_images`: empty for an engine without a model. `memory_node`: the NUMA node to bind to, None for
-    none. `steps`: None to go on until the stop sign. `trace_steps`: with a number, run so many steps, marking each,
-    after one to warm up, and end, without barrier or times. `shared`: the directory of the control block and the step
-    times. `logs`: where results go. `controller`: the process that starts the worker and without which it ends.
-    `enclave`: whether it runs in one, where its parent and its resident memory cannot be seen; what started it ties it
-    to the controller then.
+    `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
+    graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `generated`: whether a
+    step's batch is copied in from one of several. `io_threads`: how many decode an instance's images. `memory_node`:
+    the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`: with a number,
+    run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`: the directory of
+    the control block and the step times. `logs`: where results go. `controller`: the process that starts the worker and
+    without which it ends. `enclave`: whether it runs in one, where its parent and its resident memory cannot be seen;
+    what started it ties it to the controller then.
     """
 
     run_id: str
@@ -64,8 +69,12 @@ class WorkerSpec:
     engine: str
     model: str
     precision: str
+    form: ImageForm | None
     batch_size: int
+    micro_batch_size: int
     mode: str
+    generated: bool
+    io_threads: int
     steps: int | None
     warmup_steps: int
     trace_steps: int | None
@@ -85,7 +94,9 @@ class WorkerSpec:
     def read(cls, path: Path) -> "WorkerSpec":
         """Read what `write` wrote."""
         fields = json.loads(path.read_text())
-        return cls(**fields | {"instances": [InstanceSpec(**instance) for instance in fields["instances"]]})
+        fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
+        fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
+        return cls(**fields)
 
 
 def _die_with(controller: int) -> None:
@@ -150,8 +161,8 @@ class Instance:
         self._spec, self._plan, self._backend = spec, plan, backend
         self._logs = Path(spec.logs) / f"instance-{plan.index}"
         self._logs.mkdir(exist_ok=True)
-        images = np.load(spec.check_images) if spec.check_images else None
-        self._batch = _fill_batch(images, spec.batch_size, seed=plan.index)
+        self._images = np.load(spec.check_images) if spec.check_images else _noise(GENERATED, seed=plan.index)
+        self._batch = _fill_batch(self._images, spec.batch_size)
 
     def run(self) -> None:
         """Pin this thread, check the outputs, and measure; an error ends the whole process at once."""
@@ -163,29 +174,47 @@ class Instance:
             os._exit(1)  # the other threads would go on at the barrier for ever
 
     def _batches(self) -> Iterator[np.ndarray]:
+        spec = self._spec
         if not self._plan.files:
-            return itertools.repeat(self._batch)
-        read = import_part(ENGINES[self._spec.engine].reader)
-        batches = read(
-            self._plan.files, self._spec.batch_size, len(self._plan.cpus), repeat=self._spec.mode != "accuracy"
-        )
+            return self._copied() if spec.generated else itertools.repeat(self._batch)
+        read = import_part(ENGINES[spec.engine].reader)
+        repeat = spec.mode != "accuracy"
+        batches = read(self._plan.files, spec.batch_size, spec.io_threads, repeat=repeat, form=spec.form)
         return itertools.chain([next(batches)], batches)  # the first batch starts the prefetching, before the barrier
+
+    def _copied(self) -> Iterator[np.ndarray]:
+        """Yield one buffer for ever, each time with another of the batches made beforehand copied into it."""
+        size = self._spec.batch_size
+        made = [_fill_batch(np.roll(self._images, -number, axis=0), size) for number in range(GENERATED)]
+        for batch in itertools.cycle(made):
+            self._batch[:] = batch
+            yield self._batch
+
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
+        """Hand a step's images to the engine, in parts where it takes fewer at once."""
+        size = self._spec.micro_batch_size
+        if len(batch) <= size:
+            return self._backend.infer(batch)
+        return np.concatenate([self._backend.infer(batch[at : at + size]) for at in range(0, len(batch), size)])
 
     def _check_outputs(self) -> None:
         """Infer the check images in batches of the measured size and write the outputs."""
         if not self._spec.check_images:
             return
-        images, size = np.load(self._spec.check_images), self._spec.batch_size
+        images, size = self._images, self._spec.micro_batch_size
         outputs = [self._backend.infer(_fill_batch(images[at:], size)) for at in range(0, len(images), size)]
         np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
 
     def _measure(self) -> None:
-        spec, index, infer = self._spec, self._plan.index, self._backend.infer
+        spec, index, infer = self._spec, self._plan.index, self._infer
         if spec.trace_steps is not None:
             infer(self._batch)  # the warm-up: it makes the primitives and brings the weights into their order
             for number in range(spec.trace_steps):
                 print(f"{STEP_MARK},{number + 1}", flush=True)
                 infer(self._batch)
+            layers = self._backend.layers()
+            if layers is not None:
+                write_layers(layers * -(-spec.batch_size // spec.micro_batch_size), Path(spec.logs))
             return
         shared = Path(spec.shared)
         control, times = ControlBlock(shared), StepTimes(shared, index)
@@ -216,19 +245,20 @@ class Instance:
         partial.replace(self._logs / "result.json")
 
 
-def _fill_batch(images: np.ndarray | None, size: int, seed: int = 0) -> np.ndarray:
-    """Return a batch of exactly `size` images, repeating the given ones, or of noise when there are none.
+def _noise(count: int, seed: int) -> np.ndarray:
+    """Return images of noise (float32, N x 224 x 224 x 3), for an engine without a model."""
+    noise = np.random.Generator(np.random.PCG64(seed)).random((count, 224, 224, 3), dtype=np.float32)
+    return noise * 255 - 120
+
+
+def _fill_batch(images: np.ndarray, size: int) -> np.ndarray:
+    """Return a batch of exactly `size` images, repeating the given ones.
 
     It begins at a page, so that an engine can read it where it is: TensorFlow copies what is not aligned to 64 bytes.
     """
-    shape = (size, *(images.shape[1:] if images is not None else (224, 224, 3)))
-    batch = np.frombuffer(mmap.mmap(-1, math.prod(shape) * 4), dtype=np.float32).reshape(shape)
-    if images is None:
-        np.random.Generator(np.random.PCG64(seed)).random(out=batch, dtype=np.float32)
-        batch *= 255
-        batch -= 120
-    else:
-        batch[:] = images[np.arange(size) % len(images)]
+    shape = (size, *images.shape[1:])
+    batch = np.frombuffer(mmap.mmap(-1, math.prod(shape) * images.itemsize), dtype=images.dtype).reshape(shape)
+    batch[:] = images[np.arange(size) % len(images)]
     return batch
 
 

@@ -1,5 +1,6 @@
 """Read what a workload declares about itself and settings files in the same form; put a case's settings together."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnnbench.case import Parameters, Settings, TestCase, check_name, from_environment, pick_sections, resolve
+from cnnbench.backends import find_engine
+from cnnbench.case import Settings, TestCase, check_name, from_environment, pick_sections, resolve
 from cnnbench.errors import UsageError
+from cnnbench.parameters import FIELDS, Parameters, TopologyName, parameters_of
 from cnnbench.staging.manifest import load_artefacts
 
 DEFAULTS_VARIABLE = "CNNBENCH_DEFAULTS"
@@ -39,8 +42,9 @@ class ImageNames(BaseModel):
 class Workload(BaseModel):
     """A workload's `workload.yaml`.
 
-    `slug`: the name inside case names. `engine`: which lock files make its environments. `images`: the names of its
-    container images, None when it has none. `defaults`: settings by globs of case names.
+    `slug`: the name inside case names. `engine`: which lock files make its environments; where ENGINE is one of its
+    parameters, the default. `topologies`: the networks that its case names tell apart; empty when it has one. `images`:
+    the names of its container images, None when it has none. `defaults`: settings by globs of case names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,8 +53,18 @@ class Workload(BaseModel):
     slug: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
     engine: str
+    topologies: tuple[TopologyName, ...] = ()
     images: ImageNames | None = None
     defaults: Sections
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parameters that its cases have."""
+        return parameters_of(find_engine(self.engine).harness)
+
+    def parse_case(self, name: str) -> TestCase:
+        """Read the name of one of its cases; raise UsageError saying how one is made up."""
+        return TestCase.parse(name, self.slug, self.topologies)
 
 
 def load_workload(directory: Path) -> Workload:
@@ -69,18 +83,19 @@ def load_workload(directory: Path) -> Workload:
 
 def declared_cases(directory: Path, platform: str) -> list[TestCase]:
     """Return the cases that cmake makes of a workload's declarations for a platform, SGX twins left out."""
-    slug = load_workload(directory).slug
+    workload = load_workload(directory)
     declaration = directory / "cmake" / f"{platform}.cmake"
     if not declaration.is_file():
         known = ", ".join(sorted(path.stem for path in declaration.parent.glob("*.cmake"))) or "none"
         raise UsageError(f"PLATFORM={platform}: {directory.name} is not available on it; it is on {known}")
     precisions = _read_words(declaration, "set(PRECISIONS")
     kinds = _read_words(directory / "CMakeLists.txt", "add_workload(CASES")
-    return [
-        TestCase.parse(f"test_{slug}_inference_{mode}_{precision}{'_' if kind else ''}{kind}", slug)
-        for precision in precisions
-        for mode, _, kind in (words.partition("_") for words in kinds)
-    ]
+    cases = []
+    for precision, network in itertools.product(precisions, workload.topologies or [""]):
+        for mode, _, kind in (words.partition("_") for words in kinds):
+            words = ("test", workload.slug, "inference", mode, precision, network, kind)
+            cases.append(workload.parse_case("_".join(word for word in words if word)))
+    return cases
 
 
 def _read_words(path: Path, beginning: str) -> list[str]:
@@ -126,9 +141,12 @@ def _check_sections(path: Path, content: object) -> Sections:
 class Sources:
     """Where a workload's cases get their settings from, read once for all of them.
 
-    `declared` and `config`: the sections of files by their names; see `case.resolve` for what differs between them.
+    `known`: the parameters that they have; `networks`: what their TOPOLOGY may be. `declared` and `config`: the
+    sections of files by their names; see `case.resolve` for what differs between them.
     """
 
+    known: tuple[str, ...]
+    networks: tuple[str, ...]
     declared: Mapping[str, Sections]
     config: Mapping[str, Sections]
     environ: Mapping[str, str]
@@ -139,7 +157,10 @@ class Sources:
         declared = {"workload.yaml": workload.defaults}
         if path := environ.get(DEFAULTS_VARIABLE):
             declared[path] = load_sections(Path(path))
-        return cls(declared, {str(config): load_sections(config)} if config else {}, environ)
+        networks = workload.topologies or (FIELDS["TOPOLOGY"].default,)
+        return cls(
+            workload.parameters, networks, declared, {str(config): load_sections(config)} if config else {}, environ
+        )
 
     def resolve(self, case: TestCase, arguments: Mapping[str, Settings]) -> Parameters:
         """Return a case's parameters, paths in them absolute; raise UsageError for a bad one.
@@ -150,13 +171,16 @@ class Sources:
             {origin: pick_sections(sections, case.name) for origin, sections in files.items()}
             for files in (self.declared, self.config)
         )
-        asked = {**config, "environment": from_environment(self.environ), **arguments}
-        parameters = resolve(case, asked, declared)
+        asked = {**config, "environment": from_environment(self.environ, self.known), **arguments}
+        parameters = resolve(case, asked, declared, self.known)
+        if parameters.topology not in self.networks:
+            raise UsageError(f"TOPOLOGY={parameters.topology}: this workload has {', '.join(self.networks)}")
         directory, located = Path(self.environ.get(DIRECTORY_VARIABLE) or Path.cwd()), {}
         if parameters.model:
             located["model"] = _locate_model(parameters.model, directory)
-        if parameters.wrap_key:
-            located["wrap_key"] = str(directory / Path(parameters.wrap_key).expanduser())
+        for name in ("wrap_key", "weights", "model_cache_path"):
+            if path := getattr(parameters, name):
+                located[name] = str(directory / Path(path).expanduser())
         return parameters.model_copy(update=located)
 
 

@@ -86,7 +86,7 @@ ONE_CORE = Plan((InstancePlan(0, 0, (0,), sockets=(0,), nodes=(0,), memory_node=
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
-    environment = engine_environment(ONE_CORE, PRECISIONS[name], "itex", 1, False, {})
+    environment = engine_environment(ONE_CORE, PRECISIONS[name], "tensorflow", "itex", 1, False, {})
     modes = {key: environment.get(key) for key in ("ONEDNN_DEFAULT_FPMATH_MODE", "ITEX_FP32_MATH_MODE")}
     expected = ("BF16", "BF32") if name.endswith("bfloat32") else (None, None)
     assert tuple(modes.values()) == expected
@@ -107,10 +107,12 @@ def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
     ],
 )
 def test_blocked_layouts_are_asked_for_where_they_were_measured_to_be_ahead(name, variant, batch_size, blocked):
-    environment = engine_environment(ONE_CORE, PRECISIONS[name], variant, batch_size, False, {})
+    environment = engine_environment(ONE_CORE, PRECISIONS[name], "tensorflow", variant, batch_size, False, {})
     assert (environment.get("ITEX_ONEDNN_LAYOUT_OPT") == "1") is blocked
 
 
 def test_a_customers_variable_has_the_last_word():
-    environment = engine_environment(ONE_CORE, PRECISIONS["avx_fp32"], "itex", 1, False, {"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    environment = engine_environment(
+        ONE_CORE, PRECISIONS["avx_fp32"], "tensorflow", "itex", 1, False, {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    )
     assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX2"

@@ -364,3 +364,33 @@ def test_a_plan_is_plain_data(two_sockets):
         "idle_cores": 12,
         "notes": ["12 of 16 usable cores stay idle"],
     }
+
+
+def test_replicas_share_a_process_and_have_cores_of_their_own(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("throughput", cores_per_instance=2, instances=2, replicas=3))
+    assert [one.process for one in plan.instances] == [0, 0, 0, 1, 1, 1]
+    assert [one.threads for one in plan.instances] == [2] * 6
+    assert len(set(plan.cpus)) == 12
+
+
+def test_replicas_divide_the_cores_where_nothing_else_is_said(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("throughput", replicas=4))
+    assert ([one.process for one in plan.instances], plan.cores) == ([0] * 4, 16)
+
+
+def test_a_process_that_would_lack_a_replica_is_not_planned(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("throughput", cores_per_instance=3, replicas=3))
+    assert [one.process for one in plan.instances] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (PlanRequest("throughput", replicas=17), "REPLICAS=17: must be 1 to 16"),
+        (PlanRequest("throughput", instances=6, replicas=3), "INSTANCES=6 with REPLICAS=3: must be 1 to 5"),
+        (PlanRequest("throughput", cores_per_instance=9, replicas=2), "REPLICAS=2: more than the instances"),
+    ],
+)
+def test_replicas_that_do_not_fit_are_refused(two_sockets, request_, words):
+    with pytest.raises(UsageError, match=words):
+        plan_instances(two_sockets, request_)

@@ -5,14 +5,18 @@ controller imports no engine.
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from cnnbench.errors import UsageError
+from cnnbench.trace import Primitive
+
+Harness = Literal["tensorflow", "cnn"]
+"""What an engine is handed, which decides the parameters of its workloads: TensorFlow's frozen graph, or a network."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,21 @@ class LoadSpec:
     verbose: bool
 
 
+@dataclass(frozen=True)
+class ImageForm:
+    """What an engine is handed of an image: a square of `size` pixels a side, RGB, the last axis being the colours.
+
+    `crop_share`: the part of the scaled image's shorter side that the square is. `interpolation`: bilinear or bicubic.
+    `as_bytes`: uint8, else float32. `normalized`: whether ImageNet's mean and deviation have been taken off it.
+    """
+
+    size: int
+    crop_share: float
+    interpolation: str
+    as_bytes: bool
+    normalized: bool
+
+
 class Backend(Protocol):
     """One engine with one network loaded."""
 
@@ -36,7 +55,7 @@ class Backend(Protocol):
         """Make the network ready to infer."""
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Return the class probabilities (float32, N x 1001) of images (float32, N x 224 x 224 x 3)."""
+        """Return the class probabilities (float32, N x classes) of images (N x size x size x 3)."""
 
     def close(self) -> None:
         """Give back what `load` took."""
@@ -44,12 +63,20 @@ class Backend(Protocol):
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs, by name."""
 
+    def layers(self) -> list[Primitive] | None:
+        """Return what a batch's layers run on, as the engine tells it; None where the trace of a library does."""
+
 
 class Reader(Protocol):
     """Reads a share of an image set, decoded and preprocessed as the engine's users would."""
 
-    def __call__(self, files: Sequence[str], batch_size: int, threads: int, repeat: bool) -> Iterator[np.ndarray]:
-        """Yield float32 batches (N x 224 x 224 x 3), in the files' order, the last one of a pass maybe smaller."""
+    def __call__(
+        self, files: Sequence[str], batch_size: int, threads: int, repeat: bool, form: ImageForm | None
+    ) -> Iterator[np.ndarray]:
+        """Yield batches (N x size x size x 3), in the files' order, the last one of a pass maybe smaller.
+
+        `form`: what a network wants; None for the frozen graph's own, float32 of 224 x 224 less the means.
+        """
 
 
 @dataclass(frozen=True)
@@ -60,7 +87,9 @@ class Engine:
     own. `preparer`: the module that stages and prepares its models, run with its environment's Python; none when it
     needs no model. `quantizer`: the module that quantises a prepared model to int8 for one of `int8_variants`, run with
     the Python of the environment of `<engine>-quantizer.lock`. An engine without a model has no outputs to check and no
-    precision to prove.
+    precision to prove. `harness`: which parameters its workloads have. `environment`: whose lock files make its
+    environment, where not its own. `exported`: whether it reads networks as ONNX, and tells itself what their layers
+    run on. `refused`: why it cannot run a data type.
     """
 
     backend: str
@@ -69,6 +98,10 @@ class Engine:
     preparer: str = ""
     quantizer: str = ""
     int8_variants: tuple[str, ...] = ()
+    harness: Harness = "tensorflow"
+    environment: str = ""
+    exported: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 ENGINES = {
@@ -79,6 +112,41 @@ ENGINES = {
         preparer="cnnbench.models.prepare",
         quantizer="cnnbench.models.quantize",
         int8_variants=("itex", "stock"),
+    ),
+    "pytorch": Engine(
+        backend="cnnbench.backends.pytorch:EagerBackend",
+        reader="cnnbench.datasets.jpeg:read_batches",
+        variants=("cpu",),
+        preparer="cnnbench.models.prepare_network",
+        harness="cnn",
+    ),
+    "inductor": Engine(
+        backend="cnnbench.backends.pytorch:InductorBackend",
+        reader="cnnbench.datasets.jpeg:read_batches",
+        variants=("cpu",),
+        preparer="cnnbench.models.prepare_network",
+        harness="cnn",
+        environment="pytorch",
+    ),
+    "onnxruntime": Engine(
+        backend="cnnbench.backends.onnxruntime:OnnxRuntimeBackend",
+        reader="cnnbench.datasets.jpeg:read_batches",
+        variants=("cpu",),
+        preparer="cnnbench.models.prepare_network",
+        harness="cnn",
+        exported=True,
+        refused={
+            "bfloat16": "its CPU execution provider has no bfloat16 convolution",
+            "bfloat32": "its CPU execution provider computes no float32 convolution in bfloat16 on x86",
+        },
+    ),
+    "openvino": Engine(
+        backend="cnnbench.backends.openvino:OpenVinoBackend",
+        reader="cnnbench.datasets.jpeg:read_batches",
+        variants=("cpu",),
+        preparer="cnnbench.models.prepare_network",
+        harness="cnn",
+        exported=True,
     ),
     "null": Engine(backend="cnnbench.backends.null:NullBackend"),
 }

@@ -31,3 +31,6 @@ class NullBackend:
     def describe(self) -> dict[str, str]:
         """Say that nothing ran."""
         return {"null step (ms)": f"{self._step_s * 1000:g}"}
+
+    def layers(self) -> None:
+        """Leave it to oneDNN's trace."""

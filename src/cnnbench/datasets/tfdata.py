@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backends import ImageForm
 from cnnbench.models.graph import IMAGE_SIZE
 
 SHORTER_SIDE = 256
@@ -28,12 +29,15 @@ def _decode(file: Any) -> Any:
     return image - tf.constant(MEANS)
 
 
-def read_batches(files: Sequence[str], batch_size: int, threads: int, repeat: bool) -> Iterator[np.ndarray]:
+def read_batches(
+    files: Sequence[str], batch_size: int, threads: int, repeat: bool, form: ImageForm | None = None
+) -> Iterator[np.ndarray]:
     """Yield preprocessed batches (float32, N x 224 x 224 x 3) in the files' order; see `backends.Reader`.
 
     Decoding runs ahead in `threads` threads, which inherit the caller's pinning. `repeat`: go on from the first file
-    for ever, every batch full.
+    for ever, every batch full. `form`: None, as these graphs take images in this form only.
     """
+    assert form is None
     import tensorflow as tf
 
     dataset = tf.data.Dataset.from_tensor_slices(list(files))

@@ -37,13 +37,17 @@ HEAD_START_NS = 20_000_000
 """How far ahead the start is set, so that instances with short steps have read it when it comes."""
 
 AMBIENT = (
-    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "XLA_", "ZEN"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "XLA_", "ZEN", "TORCH"),
     *("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_", "PYTHON"),
 )
 """How variables of the caller's begin that would change what is measured; only CUSTOMER_ENV passes such on."""
 
-SWITCHES = {"zentf": {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"}}
-"""What turns a build's own kernels on; those of the builds that are not named are TensorFlow's oneDNN kernels."""
+SWITCHES = {
+    ("tensorflow", "itex"): {"TF_ENABLE_ONEDNN_OPTS": "1"},
+    ("tensorflow", "stock"): {"TF_ENABLE_ONEDNN_OPTS": "1"},
+    ("tensorflow", "zentf"): {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"},
+}
+"""What turns the kernels of an engine's build on."""
 BFLOAT16_MATH = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "ITEX_FP32_MATH_MODE": "BF32"}
 """What has float32 computed in bfloat16: by oneDNN where nobody says otherwise, and by ITEX, which does say."""
 BLOCKED_LAYOUT = {"ITEX_ONEDNN_LAYOUT_OPT": "1"}
@@ -66,6 +70,7 @@ def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
 def engine_environment(
     plan: Plan,
     precision: Precision,
+    engine: str,
     variant: str,
     batch_size: int,
     onednn_verbose: bool,
@@ -86,7 +91,7 @@ def engine_environment(
         **(BFLOAT16_MATH if precision.fpmath == "bf16" else {}),
         **(BLOCKED_LAYOUT if blocked else {}),
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
-        **SWITCHES.get(variant, {"TF_ENABLE_ONEDNN_OPTS": "1"}),
+        **SWITCHES.get((engine, variant), {}),
         "PYTHONNOUSERSITE": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         **customer_env,

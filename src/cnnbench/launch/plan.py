@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from cnnbench.case import InstanceMode
 from cnnbench.errors import UsageError
+from cnnbench.parameters import InstanceMode
 from cnnbench.topology import UNKNOWN_NODE, Core, Topology, format_cpu_list
 
 MODES = ("throughput", "latency", "accuracy")
@@ -18,6 +18,7 @@ class PlanRequest:
     """What the case asks for; None is a parameter that was not given, so its default may adapt to the host.
 
     `instance_mode`: `flex`, or `numa` or `socket` for one instance in each, which leaves no number to be given.
+    `replicas`: how many of the planned instances share a process; `instances` are processes then.
     """
 
     mode: str
@@ -25,6 +26,14 @@ class PlanRequest:
     instances: int | None = None
     weight_sharing: bool = False
     instance_mode: InstanceMode = "flex"
+    replicas: int = 1
+
+    @property
+    def count(self) -> int | None:
+        """How many instances are to be placed; None for as many as fit."""
+        if self.instances is None and (self.replicas == 1 or self.cores_per_instance is not None):
+            return None
+        return (1 if self.instances is None else self.instances) * self.replicas
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
     """
     _check(topology, request)
     notes: list[str] = []
-    explicit = request.cores_per_instance is not None or request.instances is not None
+    explicit = request.cores_per_instance is not None or request.count is not None
     if request.instance_mode == "numa":
         groups = [topology.cores_of_node(node) for node in topology.nodes]
     elif request.instance_mode == "socket" or (request.mode != "latency" and not explicit):
@@ -102,12 +111,14 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
         groups = _place(
             topology,
             size,
-            request.instances,
-            cross=request.instances is not None,
+            request.count,
+            cross=request.count is not None,
             spread=request.mode != "latency" and request.cores_per_instance is None,
             weight_sharing=request.weight_sharing,
         )
-    instances = _number_instances(groups, request.weight_sharing)
+    if not (groups := groups[: len(groups) // request.replicas * request.replicas]):
+        raise UsageError(f"REPLICAS={request.replicas}: more than the instances that this host has room for")
+    instances = _number_instances(groups, request)
     idle_cores = len(topology.cores) - sum(instance.threads for instance in instances)
     notes += _placement_notes(topology, request, instances)
     if idle_cores:
@@ -119,7 +130,11 @@ def _check(topology: Topology, request: PlanRequest) -> None:
     """Refuse explicit values this host cannot hold."""
     total = len(topology.cores)
     largest_socket = max(len(topology.cores_of_socket(socket)) for socket in topology.sockets)
-    size, count = request.cores_per_instance, request.instances
+    size, count = request.cores_per_instance, request.count
+    each = f" with REPLICAS={request.replicas}" if request.replicas > 1 else ""
+    asked = 1 if request.instances is None else request.instances
+    if request.replicas > total:
+        raise UsageError(f"REPLICAS={request.replicas}: must be 1 to {total}, the usable physical cores of this host")
     if request.mode not in MODES:
         raise UsageError(f"MODE={request.mode}: must be one of {', '.join(MODES)}")
     if request.instance_mode == "numa" and request.weight_sharing:
@@ -138,12 +153,15 @@ def _check(topology: Topology, request: PlanRequest) -> None:
             "because WEIGHT_SHARING=True keeps an instance in one socket"
         )
     if count is not None and not 1 <= count <= total:
-        raise UsageError(f"INSTANCES={count}: must be 1 to {total}, the usable physical cores of this host")
+        raise UsageError(
+            f"INSTANCES={asked}{each}: must be 1 to {total // request.replicas}, the usable physical cores of this host"
+            f"{each and ' by the replicas of each'}"
+        )
     if size is not None and count is not None and count > (most := _most_instances(topology, size, request)):
         where = " without crossing sockets (WEIGHT_SHARING=True)" if request.weight_sharing else ""
         raise UsageError(
-            f"INSTANCES={count} with CORES_PER_INSTANCE={size}: needs {count * size} physical cores, this host has "
-            f"{total} usable; at most {most} instances of {size} fit{where}"
+            f"INSTANCES={asked}{each} with CORES_PER_INSTANCE={size}: needs {count * size} physical cores, this host "
+            f"has {total} usable; at most {most} instances of {size} fit{where}"
         )
 
 
@@ -158,7 +176,7 @@ def _choose_size(topology: Topology, request: PlanRequest, notes: list[str]) -> 
     """Return the cores per instance, and add a note where the default had to shrink."""
     if request.cores_per_instance is not None:
         return request.cores_per_instance
-    count = request.instances or 1
+    count = request.count or 1
     if request.mode == "latency":
         return _choose_latency_size(topology, request, count, notes)
     return next(
@@ -231,13 +249,15 @@ def _room(domain: Sequence[Cell]) -> int:
     return sum(len(cell) for cell in domain)
 
 
-def _number_instances(groups: Iterable[Sequence[Core]], weight_sharing: bool) -> tuple[InstancePlan, ...]:
-    """Turn groups of cores into numbered instances; with weight sharing those of a socket share a process."""
+def _number_instances(groups: Iterable[Sequence[Core]], request: PlanRequest) -> tuple[InstancePlan, ...]:
+    """Turn groups of cores into numbered instances; replicas share a process, with weight sharing those of a socket."""
     instances = []
     process_of_socket: dict[int, int] = {}
     for index, cores in enumerate(groups):
         nodes = tuple(sorted({core.node for core in cores}))
-        process = process_of_socket.setdefault(cores[0].socket, len(process_of_socket)) if weight_sharing else index
+        process = index // request.replicas
+        if request.weight_sharing:
+            process = process_of_socket.setdefault(cores[0].socket, len(process_of_socket))
         instances.append(
             InstancePlan(
                 index=index,

@@ -12,7 +12,7 @@ from cnnbench.isa import PRECISIONS, Precision
 from cnnbench.proof import ran_as
 from cnnbench.report.table import Format, align
 from cnnbench.result import find_runs
-from cnnbench.trace import TracedStep, read_steps
+from cnnbench.trace import TracedStep, read_trace
 from cnnbench.worker import WorkerSpec
 
 COLUMNS = (
@@ -46,8 +46,7 @@ def load_trace(directory: Path) -> Trace:
             "model and that got as far as tracing"
         )
     spec = WorkerSpec.read(described)
-    with log.open(errors="replace") as lines:
-        step = read_steps(lines)
+    step = read_trace(log.parent)
     if not step.layers:
         raise CnnbenchError(f"{log}: shows no layer of a traced step; its last lines tell what the process did")
     return Trace(runs[-1], PRECISIONS[spec.precision], spec.batch_size, step)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from cnnbench.backends import ImageForm
 from cnnbench.datasets import procedural
 from cnnbench.datasets.imagenet import stage_imagenet
 from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
@@ -39,11 +40,11 @@ EMBEDDED_BY = (*PREPARED_BY, "models/resnet50.py", "datasets/procedural.py")
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model ready to be measured: its folded graph, the fixed batch with its reference answers, and its size.
+    """A model ready to be measured: its graph or network, the fixed batch with its reference answers, and its size.
 
-    `quantized`: whether the model came as an int8 graph. Of a graph that was quantised here, `int8_sha256`: its digest;
-    `calibration`: which images its ranges come from. `predictions`: the float32 model's best class of every measured
-    image, where wanted.
+    `form`: what a network wants images to be like; None for a graph, whose form is fixed. `quantized`: whether the
+    model came as an int8 graph. Of a graph that was quantised here, `int8_sha256`: its digest; `calibration`: which
+    images its ranges come from. `predictions`: the float32 model's best class of every measured image, where wanted.
     """
 
     source: Path
@@ -52,9 +53,8 @@ class PreparedModel:
     check_images: Path
     reference: Path
     macs_per_image: int
-    batch_norms_folded: int
-    pads_folded: int
-    quantized: bool
+    quantized: bool = False
+    form: ImageForm | None = None
     int8_sha256: str = ""
     calibration: str = ""
     predictions: Path | None = None
@@ -112,7 +112,7 @@ def stage_imagenet_set(cache: Path, source: Path | None, python: Path | None, *,
         archives = [None if source is None else source / artefact.file_name for artefact in artefacts]
         if source is not None and not any(archive.exists() for archive in archives if archive):
             module = "cnnbench.datasets.tfrecord"
-            _run_module([str(python), "-m", module, str(source.absolute()), str(destination)])
+            run_module([str(python), "-m", module, str(source.absolute()), str(destination)])
         else:
             tar, devkit = (
                 stage_artefact(artefact, cache, archive) for artefact, archive in zip(artefacts, archives, strict=True)
@@ -165,8 +165,6 @@ def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache:
         check_images=destination / "check_images.npy",
         reference=destination / "reference.npy",
         macs_per_image=facts["macs_per_image"],
-        batch_norms_folded=facts["batch_norms_folded"],
-        pads_folded=facts["pads_folded"],
         quantized=facts["quantized"],
     )
 
@@ -193,7 +191,7 @@ def quantize_model(
             )
         python = quantizer_python(engine, cache)
         # Names in sets decide the order of the nodes: with hashes that differ each time, so would the graph.
-        _run_module(
+        run_module(
             [str(python), "-m", quantizer, variant, str(model.graph), str(images), str(directory)], PYTHONHASHSEED="0"
         )
 
@@ -219,10 +217,10 @@ def digest_sources(files: Iterable[str], root: Path = PACKAGE) -> str:
 
 
 def _run_preparer(python: Path, preparer: str, step: str, first: Path, second: Path, destination: Path) -> None:
-    _run_module([str(python), "-m", preparer, step, str(first), str(second), str(destination)])
+    run_module([str(python), "-m", preparer, step, str(first), str(second), str(destination)])
 
 
-def _run_module(command: list[str], **more: str) -> None:
+def run_module(command: list[str], **more: str) -> None:
     """Run a module of ours with an engine's Python, and `more` in its environment.
 
     Its progress goes to this process's standard error.

@@ -1,0 +1,75 @@
+"""Run a prepared network, exported to ONNX, with ONNX Runtime's CPU execution provider."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from cnnbench.backends import LoadSpec
+from cnnbench.proof import UNTOLD
+from cnnbench.trace import Primitive
+
+INPUT = "images"
+COMPUTING = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+"""Operations of the optimised graph that multiply and accumulate."""
+
+
+class OnnxRuntimeBackend:
+    """A session with one thread for each core of an instance."""
+
+    def load(self, spec: LoadSpec) -> None:
+        """Make the session."""
+        self._path, self._batch_size = spec.model / "network.onnx", 1
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = spec.threads
+        options.log_severity_level = 0 if spec.verbose else 3
+        self._session = onnxruntime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""
+        self._batch_size = len(batch)
+        return self._session.run(None, {INPUT: batch})[0]
+
+    def close(self) -> None:
+        """Let the session go."""
+        del self._session
+
+    def describe(self) -> dict[str, str]:
+        """Return the versions of what runs."""
+        return {"ONNX Runtime": onnxruntime.__version__, "numpy": np.__version__}
+
+    def layers(self) -> list[Primitive]:
+        """Return the computing operations of the optimised graph, before MLAS lays their weights out.
+
+        With what instructions MLAS runs them it does not tell, and of its types only that they are the graph's.
+        """
+        shapes = {
+            value.name: [dimension.dim_value or self._batch_size for dimension in value.type.tensor_type.shape.dim]
+            for graph in (onnx.shape_inference.infer_shapes(onnx.load(self._path)).graph,)
+            for value in (*graph.value_info, *graph.output)
+        }
+        graph = self._optimised()
+        weights = {one.name: one for one in graph.initializer}
+        found = []
+        for node in graph.node:
+            if node.op_type not in COMPUTING:
+                continue
+            held = weights[node.input[1]]
+            outputs = shapes[node.output[0]]
+            transposed = any(one.name == "transB" and one.i for one in node.attribute)
+            per_output = held.dims[1:] if len(held.dims) > 2 or transposed else held.dims[:1]
+            data_type = {onnx.TensorProto.FLOAT: "f32"}.get(held.data_type, "other")
+            macs = int(np.prod(outputs) * np.prod(per_output))
+            found.append(Primitive(node.op_type, UNTOLD, data_type, data_type, data_type, "", "", macs, 0.0))
+        return found
+
+    def _optimised(self) -> onnx.GraphProto:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.log_severity_level = 3
+        with tempfile.TemporaryDirectory() as scratch:
+            options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
+            onnxruntime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+            return onnx.load(options.optimized_model_filepath).graph

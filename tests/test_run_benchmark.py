@@ -1,0 +1,185 @@
+"""The reference harness's command line: what each option becomes, and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from checkout import ROOT
+from cnnbench.cli import main
+from cnnbench.errors import UsageError
+from cnnbench.models.networks import ARCHITECTURES
+from cnnbench.run_benchmark import CONFIGS, DIRECTORY, SLUG, SWITCHES, VALUES, make_parser, read_launch, read_request
+from cnnbench.workload import load_workload
+
+AVX2 = frozenset({"avx2", "fma"})
+AVX512_BF16 = AVX2 | {"avx512f", "avx512_bf16"}
+AMX = AVX512_BF16 | {"amx_tile", "amx_bf16"}
+DOCUMENTED = """
+    config micro-batch-size model data pipeline-splits replicas device-iterations precision iterations half-partial
+    norm-type norm-num-groups enable-fast-groupnorm efficientnet-expand-ratio efficientnet-group-dim profile
+    eight-bit-io normalization-location model-cache-path random-weights batch-size num-instances numa-aware
+    num-io-threads device engine weights
+"""
+NOT_YET = {"pipeline-splits", "profile"}
+
+
+def runs(*words, flags=AVX2):
+    return read_request(words, flags).runs
+
+
+def settings(*words):
+    ((_, found),) = runs("--model", "resnet18", *words)
+    return found
+
+
+def test_the_documented_options_are_there():
+    known = {option.removeprefix("--") for action in make_parser()._actions for option in action.option_strings}
+    assert set(DOCUMENTED.split()) - known == NOT_YET
+
+
+@pytest.mark.parametrize(("option", "parameter"), VALUES.items())
+def test_an_option_with_a_value_is_a_parameter(option, parameter):
+    assert settings(f"--{option}", "x7") == {parameter: "x7"}
+
+
+@pytest.mark.parametrize(("option", "parameter"), SWITCHES.items())
+def test_a_switch_is_a_parameter(option, parameter):
+    assert settings(f"--{option}") == {parameter: "True"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--data", "synthetic"), {"DATA_TYPE": "dummy"}),
+        (("--data", "generated"), {"DATA_TYPE": "generated"}),
+        (("--data", "real"), {"DATA_TYPE": "real"}),
+        (("--normalization-location", "ipu"), {"NORMALIZATION_LOCATION": "device"}),
+        (("--normalization-location", "none"), {"NORMALIZATION_LOCATION": "none"}),
+        (("--numa-aware", "no"), {"NUMA_AWARE": "False"}),
+        (("--random-weights",), {}),
+        (("--device", "cpu"), {}),
+    ],
+)
+def test_options_of_other_words_mean_these_parameters(words, expected):
+    assert settings(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "precision"),
+    [
+        (("--precision", "32.32"), AMX, "avx_fp32"),
+        (("--precision", "16.16"), AMX, "amx_bfloat16"),
+        (("--precision", "16.16"), AVX512_BF16, "avx_bfloat16"),
+        (("--precision", "16.16"), AVX2, "avx_bfloat16"),
+        ((), AMX, "amx_bfloat16"),
+        ((), AVX2, "avx_fp32"),
+    ],
+)
+def test_a_precision_is_what_this_cpu_has_of_it(words, flags, precision):
+    ((case, _),) = runs("--model", "resnet18", *words, flags=flags)
+    assert case == f"test_{SLUG}_inference_throughput_{precision}_resnet18"
+
+
+@pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet_b0", "EfficientNet-B0"])
+def test_a_network_is_known_by_the_ways_it_is_written(name):
+    ((case, _),) = runs("--model", name, "--mode", "latency")
+    assert case == f"test_{SLUG}_inference_latency_avx_fp32_efficientnet_b0"
+
+
+def test_batch_sizes_are_runs_of_their_own():
+    found = [batch["BATCH_SIZE"] for _, batch in runs("--model", "resnet18", "--batch-size", "1", "4..6", "8..16..4")]
+    assert found == ["1", "4", "5", "6", "8", "12", "16"]
+
+
+def test_the_seven_configurations_are_there_and_the_line_wins():
+    assert list(yaml.safe_load(CONFIGS.read_text())) == [
+        "resnet50",
+        "efficientnet-b0",
+        "efficientnet-b4",
+        "efficientnet-b0-g16-gn",
+        "efficientnet-b4-g16-gn",
+        "mobilenet-v3-small",
+        "mobilenet-v3-large",
+    ]
+    ((case, found),) = runs("--config", "efficientnet-b0-g16-gn", "--batch-size", "2", "--norm-num-groups", "8")
+    assert case.endswith("_efficientnet_b0")
+    assert found == {
+        "NORM_TYPE": "group",
+        "NORM_NUM_GROUPS": "8",
+        "ENABLE_FAST_GROUPNORM": "True",
+        "EFFICIENTNET_EXPAND_RATIO": "4",
+        "EFFICIENTNET_GROUP_DIM": "16",
+        "DATA_TYPE": "generated",
+        "BATCH_SIZE": "2",
+    }
+
+
+@pytest.mark.parametrize("config", yaml.safe_load(CONFIGS.read_text()))
+def test_each_configuration_is_planned(config, capsys):
+    assert main(["run", "--config", config, "--precision", "32.32", "--dry-run"]) == 0
+    assert "DATA_TYPE=generated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), "which network\\? give --model or --config; there are resnet18, "),
+        (("--model", "vgg16"), "--model vgg16: no such network; there are resnet18, "),
+        (("--config", "vgg16"), "--config vgg16: not in .*configs.yml; there are resnet50, efficientnet-b0"),
+        (("--model", "resnet18", "--batch-size", "0"), "--batch-size 0: must be 1 or more, or a range"),
+        (("--model", "resnet18", "--batch-size", "8..1"), "--batch-size 8..1: must go upwards"),
+        (("--model", "resnet18", "--random-weights", "--weights", "w.pth"), "--random-weights with --weights w.pth"),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_refused(words, reason):
+    with pytest.raises(UsageError, match=reason):
+        read_request(words, AVX2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--norm-type", "group", "--norm-num-groups", "0"],
+        ["--efficientnet-group-dim", "16"],
+        ["--eight-bit-io"],
+        ["--batch-size", "8", "--micro-batch-size", "3"],
+        ["--norm-num-groups", "8"],
+        ["--replicas", "4096"],
+    ],
+)
+def test_options_that_contradict_each_other_end_with_2(words, capsys):
+    assert main(["run", "--model", "resnet18", "--precision", "32.32", "--dry-run", *words]) == 2
+    assert capsys.readouterr().err.startswith("cnnbench: ")
+
+
+def test_launch_shares_replicas_out_over_processes():
+    request = read_launch(["--model", "resnet18", "--numa-aware", "yes"], AVX2, 2, 4, "no")
+    assert request.runs[0][1] == {"INSTANCES": "2", "REPLICAS": "2", "NUMA_AWARE": "False"}
+    with pytest.raises(UsageError, match="--num-replicas 3: must be a multiple of --num-instances 2"):
+        read_launch(["--model", "resnet18"], AVX2, 2, 3, None)
+
+
+def test_launch_says_what_it_lacks(capsys):
+    assert main(["launch", "--num-instances", "1"]) == 2
+    assert "launch: what is to be launched?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable, "-m", "cnnbench.run_benchmark"], [sys.executable, "-m", "cnnbench", "run"]],
+    ids=["module", "cnnbench run"],
+)
+def test_the_command_is_there_by_each_of_its_names(command, tmp_path):
+    words = [*command, "--model", "resnet18", "--precision", "32.32", "--dry-run"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT / "src")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"test_{SLUG}_inference_throughput_avx_fp32_resnet18\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_workload_has_the_networks_that_there_are():
+    assert load_workload(DIRECTORY).topologies == tuple(ARCHITECTURES)
+    assert Path(DIRECTORY / "run_benchmark.py").stat().st_mode & 0o111
