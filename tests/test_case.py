@@ -58,6 +58,8 @@ GOOD_VALUES = {
     "REPLICAS": (1, {"1": 1, "4096": 4096}),
     "NUMA_AWARE": (True, {"True": True, "False": False}),
     "HALF_PARTIAL": (False, {"True": True, "False": False}),
+    "PROFILE": (False, {"True": True, "False": False}),
+    "PIPELINE_SPLITS": ("", {"layer2 layer3.0": "layer2 layer3.0"}),
     "NUM_IO_THREADS": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
     "MODEL_CACHE_PATH": ("", {"/compiled": "/compiled"}),
     "DATASET": ("procedural", {"procedural": "procedural", "imagenet": "imagenet"}),
@@ -85,6 +87,7 @@ BAD_VALUES = [
     ("REPLICAS", "0", "1 to 4096"),
     ("NUMA_AWARE", "yes please", "True, False"),
     ("HALF_PARTIAL", "half", "True, False"),
+    ("PROFILE", "often", "True, False"),
     ("NUM_IO_THREADS", "none", "1 to 4096 or auto"),
     ("BATCH_SIZE", "0", "1 to 4096"),
     ("BATCH_SIZE", "4097", "1 to 4096"),
@@ -185,6 +188,7 @@ def test_every_parameter_has_its_good_and_bad_values_here():
         "MODEL",  # any text may be a path
         "WEIGHTS",
         "MODEL_CACHE_PATH",
+        "PIPELINE_SPLITS",
         "WRAP_KEY",
     }
 

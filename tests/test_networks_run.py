@@ -1,16 +1,20 @@
 """The workload of networks on real engines, as short as it can be."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from cnnbench.environments import TORCH_PYTHON
+from cnnbench.cli import main
+from cnnbench.environments import TORCH_PYTHON, choose_variant
+from cnnbench.errors import SkippedError
+from cnnbench.host import read_cpuinfo
 from cnnbench.result import load_run
 from cnnbench.run_benchmark import DIRECTORY, SLUG
-from null_workload import clean_environment
+from null_workload import CORES, clean_environment, run_kpi
 
 pytestmark = [
     pytest.mark.engine,
@@ -71,10 +75,12 @@ def test_an_engine_measures_a_network_and_answers_as_pytorch_does(run_case, engi
     assert any("the weights are random" in note for note in run.notes)
 
 
-def test_bytes_generated_on_the_host_are_normalised_inside_and_answered_alike(run_case):
+def test_bytes_generated_on_the_host_are_normalised_inside_and_answered_alike_and_profiled(run_case):
     options = ("--eight_bit_io", "--normalization_location=device", "--data_type=generated")
-    done, logs = run_case("mobilenet_v3_small", *options, "--batch_size=16", "--micro_batch_size=16")
+    done, logs = run_case("mobilenet_v3_small", *options, "--batch_size=16", "--micro_batch_size=16", "--profile")
     run = measured(done, logs)
+    events = json.loads((logs / "trace" / "profile.json").read_text())["traceEvents"]
+    assert any("convolution" in event.get("name", "") for event in events)
     spec = json.loads((logs / "process-0" / "spec.json").read_text())
     assert np.load(spec["check_images"]).dtype == np.uint8
     assert run.effective["DATA_TYPE"] == "generated"
@@ -89,6 +95,29 @@ def test_a_step_of_several_batches_of_real_images_in_parts(run_case):
     assert (spec["batch_size"], spec["micro_batch_size"]) == (32, 8)
 
 
+@pytest.mark.skipif(CORES < 2, reason="replicas need a core each")
+@pytest.mark.parametrize("engine", ["pytorch", "onnxruntime"])
+def test_replicas_are_pinned_threads_of_one_process_and_kpi_sh_counts_them(run_case, engine):
+    done, logs = run_case("resnet18", f"--engine={engine}", "--replicas=2", "--instances=1", "--batch_size=16")
+    run = measured(done, logs)
+    assert (run.effective["INSTANCES"], run.effective["REPLICAS"]) == ("2", "2")
+    assert len({result["pid"] for result in run.instances}) == 1
+    assert run_kpi(logs).returncode == 0
+
+
+def test_layers_of_an_engine_that_tells_no_times_have_none(run_case, capsys):
+    done, logs = run_case("resnet18", "--engine=onnxruntime", "--batch_size=8")
+    measured(done, logs)
+    assert main(["isa", str(logs)]) == 0
+    shown = capsys.readouterr().out
+    assert "one step of 8 images, times not told" in shown
+    assert "time (ms)" not in shown
+    assert main(["isa", str(logs), "--format", "json"]) == 0
+    layers = [one for one in json.loads(capsys.readouterr().out) if one["record"] == "layer"]
+    assert {one["time_ms"] for one in layers} == {None}
+    assert sum(one["gmacs"] for one in layers) == pytest.approx(8 * 1.814073344)
+
+
 def test_weights_of_a_file_are_the_models(run_case, tmp_path):
     weights = tmp_path / "resnet18.safetensors"
     weights.write_bytes(b"no checkpoint")
@@ -99,9 +128,10 @@ def test_weights_of_a_file_are_the_models(run_case, tmp_path):
     assert "no such file; needed a checkpoint" in done.stderr
 
 
-def test_int8_and_accuracy_say_that_they_are_not_there(run_case, engine_cache):
+def test_accuracy_says_that_it_is_not_there_and_int8_too(engine_cache):
+    with pytest.raises(SkippedError, match="pytorch cpu: has no int8 convolutions"):
+        choose_variant("pytorch", "auto", read_cpuinfo(), int8=True)
     for case, code, reason in (
-        (f"test_{SLUG}_inference_throughput_avx_int8_resnet18", 77, ""),
         (f"test_{SLUG}_inference_accuracy_avx_fp32_resnet18", 2, "accuracy is not measured yet"),
         (f"test_{SLUG}_inference_throughput_avx_fp32", 2, "not a test case of this workload"),
     ):
@@ -123,3 +153,35 @@ def test_int8_and_accuracy_say_that_they_are_not_there(run_case, engine_cache):
             text=True,
         )
         assert (done.returncode, reason in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.skipif(CORES < 2, reason="stages need a core each")
+def test_a_pipeline_tells_its_stages_times(run_case):
+    options = ("--pipeline_splits=layer2", "--batch_size=16", "--micro_batch_size=4")
+    done, logs = run_case("resnet18", *options, f"--cores_per_instance={CORES}")
+    run = measured(done, logs)
+    assert run.facts["stage 1"].startswith("the input to layer2, ")
+    assert run.facts["stage 2"].startswith("layer2 to the end, ")
+
+
+@pytest.mark.skipif(CORES < 2, reason="stages need a core each")
+def test_a_wrong_layer_lists_the_right_ones(run_case):
+    done, _ = run_case("resnet18", "--pipeline_splits=layer9", f"--cores_per_instance={CORES}")
+    assert done.returncode == 1
+    assert "PIPELINE_SPLITS=layer9: no such layer of resnet18; it has conv1, bn1, " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--pipeline_splits=layer1 layer2", "--cores_per_instance=1"), "3 stages, but an instance has 1 core; raise"),
+        (("--pipeline_splits=layer2", "--engine=openvino"), "ENGINE=openvino cannot; choose pytorch, inductor"),
+        (("--pipeline_splits=layer2", "--profile"), "PROFILE=True sees one thread alone"),
+        (("--profile", "--engine=onnxruntime"), "PROFILE=True: ENGINE=onnxruntime cannot; choose pytorch, inductor"),
+        (("--precision=avx_bfloat16",), "the case .* fixes it as avx_fp32"),
+    ],
+)
+def test_what_an_engine_or_an_instance_cannot_do_is_refused(run_case, options, reason):
+    done, _ = run_case("resnet18", *options)
+    assert done.returncode == 2
+    assert re.search(reason, done.stderr)

@@ -24,6 +24,8 @@ SPEC = WorkerSpec(
     batch_size=2,
     micro_batch_size=2,
     mode="throughput",
+    splits=(),
+    profile=False,
     generated=False,
     io_threads=1,
     steps=None,
@@ -107,7 +109,7 @@ def test_an_instance_without_images_predicts_nothing(tmp_path):
 
 
 def test_memory_that_is_not_bound_says_why():
-    assert _bind_memory(None) == "not bound: the instance's cores lie in several or unknown NUMA nodes"
+    assert _bind_memory(None) == "not bound: its cores lie in several or unknown NUMA nodes, or it is not to be"
 
 
 def test_memory_that_cannot_be_bound_says_why():

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnbench import ctest, run_benchmark
+from cnnbench import ctest
 from cnnbench.backends import ENGINES
+from cnnbench.benchmark_spec import choose_variants, read_spec
 from cnnbench.case import parse_arguments
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program, measure_peaks, peak_table
 from cnnbench.container_run import DOCKER_OPTIONS_VARIABLE, ContainerOptions, ContainerRun
@@ -19,6 +20,7 @@ from cnnbench.datasets import procedural
 from cnnbench.enclaves import TEMPLATE, render_first
 from cnnbench.environments import choose_variant, engine_python
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.harness import run_request, run_spec
 from cnnbench.host import read_cpuinfo
 from cnnbench.images import ImageOptions, bill_of_materials, build_image, image_labels, plan_images
 from cnnbench.job import (
@@ -35,7 +37,6 @@ from cnnbench.job import (
 from cnnbench.launch.container import run_engine
 from cnnbench.launch.gramine import find_gramine
 from cnnbench.launch.trusted import check_manifest, count_trusted
-from cnnbench.parameters import FIELDS
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.best_known import ranking, settings_file, summary_table
@@ -44,7 +45,7 @@ from cnnbench.report.layers import show_layers
 from cnnbench.report.table import list_kpis
 from cnnbench.result import RunResult
 from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, measure_job
-from cnnbench.run_benchmark import Request, read_launch, read_request
+from cnnbench.run_benchmark import read_launch_line, read_request
 from cnnbench.serve import overlay_cache, serve_case
 from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions
 from cnnbench.staging.cache import cache_root
@@ -58,8 +59,6 @@ from cnnbench.tuning.space import DEFAULT_CASES, TUNED, SweepRequest, describe_s
 from cnnbench.workload import declared_cases, load_workload
 
 EMBEDDED = ("procedural", "resnet50v1_5")
-PEAK_PROGRAM = run_benchmark.DIRECTORY.parents[1] / "build" / "cnnbench-peak"
-"""Where the checkout's own cmake makes what measures peaks; commands that no cmake calls look there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,10 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, rest = words, []
     if words[:1] == ["ctest"] and "--" in words:
         own, rest = words[: words.index("--")], words[words.index("--") + 1 :]
-    elif words[:1] in (["quickstart"], ["run"]):
+    elif words[:1] in (["quickstart"], ["run"], ["launch"]):
         own, rest = words[:1], words[1:]
-    elif words[:1] == ["launch"] and "--" in words:
-        own, rest = words[: words.index("--")], words[words.index("--") + 1 :]
     parsed, unknown = parser.parse_known_args(own)
     if unknown and parsed.command not in ("case", "sweep", "manifest"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -114,18 +111,25 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_container_options(command)
     command.set_defaults(run=_run)
 
-    command = commands.add_parser("run", help="measure a network as the reference harness does", add_help=False)
-    command.set_defaults(run=_run_benchmark)
+    for name, run, text in (
+        ("run", _run_line, "measure a network as the reference harness does; --help has its options"),
+        ("launch", _launch, "start several instances of `run`, which comes after --"),
+    ):
+        command = commands.add_parser(name, help=text, add_help=False)
+        command.set_defaults(run=run)
 
-    command = commands.add_parser(
-        "launch",
-        help="start several instances of `run`",
-        usage="cnnbench launch [--num-instances N] [--num-replicas N] [--numa-aware yes|no] -- run OPTION...",
+    command = commands.add_parser("benchmark", help="run the benchmarks of a spec, and tabulate them")
+    command.add_argument("--spec", type=Path, required=True, metavar="FILE", help="benchmarks.yml, or one like it")
+    command.add_argument(
+        "--benchmark", action="append", default=[], metavar="NAME", help="only this one; may be repeated"
     )
-    command.add_argument("--num-instances", type=int, metavar="N", help="processes (default: as many as fit)")
-    command.add_argument("--num-replicas", type=int, metavar="N", help="copies of the network, over all processes")
-    command.add_argument("--numa-aware", choices=["yes", "no"], help="bind memory to NUMA nodes (default: yes)")
-    command.set_defaults(run=_launch)
+    command.add_argument("--gated", action="store_true", help="only those that are short enough for a small machine")
+    command.add_argument(
+        "--output", type=Path, default=Path("benchmark-results"), metavar="DIR", help="logs, and a CSV of the table"
+    )
+    command.add_argument("--timeout", type=float, metavar="S", help="seconds until a run is ended as invalid")
+    command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+    command.set_defaults(run=_benchmark)
 
     command = _add_workload_parser(commands, "sweep", "find the fastest settings of cases on this machine")
     command.add_argument("--state", type=Path, required=True, help="where runs are kept, and gone on from")
@@ -361,46 +365,23 @@ def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool
     return _report(*measure_job(job, cache, arguments.logs_root.absolute(), arguments.hang_after, arguments.timeout))
 
 
-def _run_benchmark(arguments: argparse.Namespace) -> int:
-    return _run_request(read_request(arguments.rest, read_cpuinfo().flags))
+def _run_line(arguments: argparse.Namespace) -> int:
+    end_by_exceptions()
+    return run_request(read_request(arguments.rest, read_cpuinfo().flags))
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    if arguments.rest[:1] != ["run"]:
-        raise UsageError("launch: what is to be launched? give it after --, such as -- run --config resnet50")
-    return _run_request(
-        read_launch(
-            arguments.rest[1:],
-            read_cpuinfo().flags,
-            num_instances=arguments.num_instances,
-            num_replicas=arguments.num_replicas,
-            numa_aware=arguments.numa_aware,
-        )
-    )
-
-
-def _run_request(request: Request) -> int:
-    """Run all that a line of the reference harness asks for; of several runs, end with a table and the worst code."""
     end_by_exceptions()
-    check_timeout("--timeout", request.timeout_s)
-    environ = {name: value for name, value in os.environ.items() if name not in FIELDS}
-    if PEAK_VARIABLE not in environ and PEAK_PROGRAM.is_file():
-        environ[PEAK_VARIABLE] = str(PEAK_PROGRAM)
-    planned = [plan_case(run_benchmark.DIRECTORY, case, environ, settings) for case, settings in request.runs]
-    cache, codes, logs = cache_root(os.environ), [], []
-    for one in planned:
-        job = prepare_job(one, environ)
-        if request.dry_run:
-            print("\n".join(describe_job(job, cache)))
-            continue
-        _print_notes(job.notes)
-        end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored
-        result, directory = measure_job(job, cache, request.logs_root.absolute(), None, request.timeout_s)
-        codes.append(_report(result, directory))
-        logs.append(directory)
-    if len(logs) > 1:
-        print("\n" + list_kpis(logs).text)
-    return max(codes, default=0)
+    return run_request(read_launch_line(arguments.rest, read_cpuinfo().flags))
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    end_by_exceptions()
+    variants = choose_variants(read_spec(arguments.spec), arguments.benchmark, arguments.gated)
+    if arguments.dry_run:
+        print("\n".join(f"{variant.key}: {variant.line}" for variant in variants))
+        return 0
+    return run_spec(variants, arguments.output.absolute(), arguments.timeout)
 
 
 def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:

@@ -356,7 +356,7 @@ def describe_parameters(workload: Workload) -> str:
     """Return the table of parameters as aligned markdown, with the workload's own defaults where it has any."""
     rows: list[tuple[str, ...]] = [("parameter", "default", "accepted", "meaning")]
     rows += [
-        (name, _describe_default(name, workload), accepted(name), FIELDS[name].description or "")
+        (name, _describe_default(name, workload), _describe_accepted(name, workload), FIELDS[name].description or "")
         for name in workload.parameters
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -364,6 +364,10 @@ def describe_parameters(workload: Workload) -> str:
     return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows
     )
+
+
+def _describe_accepted(name: str, workload: Workload) -> str:
+    return ", ".join(workload.networks) if name == "TOPOLOGY" else accepted(name)
 
 
 def _describe_default(name: str, workload: Workload) -> str:

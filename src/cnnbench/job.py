@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.backends import Engine, find_engine
+from cnnbench.backends import ENGINES, Engine, find_engine
 from cnnbench.case import TestCase, settle
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.datasets.index import ImageSet
@@ -65,8 +65,7 @@ class PlannedCase:
     def effective(self) -> dict[str, str]:
         """The parameters as they take effect here, by name."""
         values = {name: getattr(self.parameters, name.lower()) for name in self.workload.parameters}
-        values |= {"INSTANCES": len(self.plan.instances) // self.parameters.replicas}
-        values |= {"CORES_PER_INSTANCE": self.plan.cores_per_instance}
+        values |= {"INSTANCES": len(self.plan.instances), "CORES_PER_INSTANCE": self.plan.cores_per_instance}
         return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
 
     @property
@@ -116,9 +115,15 @@ def plan_case(
     precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
     if engine.harness == "cnn":
         notes += _check_network(case, parameters)
+        for name in ("PROFILE", "PIPELINE_SPLITS"):
+            if (value := getattr(parameters, name.lower())) and not engine.stages:
+                able = ", ".join(one for one in ENGINES if ENGINES[one].stages)
+                raise UsageError(f"{name}={value}: ENGINE={engine_name} cannot; choose {able}, or leave it out")
         data_type = parameters.precision.partition("_")[2]
         if data_type in engine.refused:
-            raise SkippedError(f"ENGINE={engine_name}: {engine.refused[data_type]}")
+            raise SkippedError(
+                f"ENGINE={engine_name}: {engine.refused[data_type]}; choose another ENGINE, or another precision"
+            )
     if parameters.mode == "accuracy" and not engine.preparer:
         raise UsageError(f"{case.name}: the engine {engine_name} has no model whose accuracy could be measured")
     plan = plan_instances(
@@ -130,8 +135,11 @@ def plan_case(
             weight_sharing=parameters.weight_sharing,
             instance_mode=parameters.instance_mode,
             replicas=parameters.replicas,
+            numa_aware=parameters.numa_aware,
         ),
     )
+    if parameters.pipeline_splits:
+        _check_stages(parameters, plan)
     if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
         require(precision, cpu.flags, force=asked.force)
     if asked.wrap_key:
@@ -150,11 +158,45 @@ def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
     if parameters.mode == "accuracy":
         raise UsageError(f"{case.name}: these networks' accuracy is not measured yet; choose throughput or latency")
     notes = []
+    engine = parameters.engine
+    if ENGINES[engine].exported and parameters.onednn_verbose:
+        raise UsageError(
+            f"ONEDNN_VERBOSE=True: ENGINE={engine} does not survive oneDNN's trace, or has none; leave it out"
+        )
+    without_effect = {
+        "VERBOSE": parameters.verbose and engine != "onnxruntime",
+        "ENABLE_FAST_GROUPNORM": parameters.enable_fast_groupnorm and engine != "inductor",
+        "MODEL_CACHE_PATH": bool(parameters.model_cache_path) and engine != "inductor",
+        "NUM_IO_THREADS": parameters.num_io_threads != "auto" and parameters.data_type != "real",
+    }
+    notes += [
+        f"{name}={getattr(parameters, name.lower())} has no effect with ENGINE={engine} and "
+        f"DATA_TYPE={parameters.data_type}"
+        for name, vain in without_effect.items()
+        if vain
+    ]
+    if not parameters.numa_aware:
+        notes.append("NUMA_AWARE=False: instances' memory is bound to no NUMA node")
     if not parameters.weights:
         notes.append("the weights are random: the network is as fast as with any others, but its answers mean nothing")
     if parameters.half_partial:
         notes.append("HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32")
     return notes
+
+
+def _check_stages(parameters: Parameters, plan: Plan) -> None:
+    """Raise UsageError where an instance lacks a core for each stage of its network."""
+    stages = len(parameters.pipeline_splits.split()) + 1
+    splits = f"PIPELINE_SPLITS={parameters.pipeline_splits}"
+    if parameters.profile:
+        raise UsageError(f"{splits}: PROFILE=True sees one thread alone, and stages have their own; leave one out")
+    if parameters.replicas > 1:
+        raise UsageError(f"{splits}: takes all cores of a process, but REPLICAS={parameters.replicas}; leave one out")
+    if stages > (cores := min(instance.threads for instance in plan.instances)):
+        raise UsageError(
+            f"{splits}: {stages} stages, but an instance has {cores} core{'' if cores == 1 else 's'}; raise "
+            "CORES_PER_INSTANCE, or split at fewer layers"
+        )
 
 
 def _check_wrap_key(key: str, workload: Workload) -> None:
@@ -299,6 +341,10 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> 
     """
     engine = find_engine(name)
     if not engine.preparer:
+        return
+    if engine.harness == "cnn":  # networks are prepared when a case is first run, each for itself
+        for one in (name, "pytorch"):
+            engine_python(one, choose_variant(one, "auto", cpu), cache)
         return
     chosen = choose_variant(name, "auto", cpu)
     python = engine_python(name, chosen, cache)

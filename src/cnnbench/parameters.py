@@ -141,6 +141,15 @@ class Parameters(BaseModel):
     )
     numa_aware: bool = _of("cnn", True, "bind the memory of an instance to its NUMA node, where it lies in one")
     half_partial: bool = _of("cnn", False, "sum up in reduced precision, where a device can; no CPU does")
+    profile: bool = _of(
+        "cnn", False, "have PyTorch profile a step beside the measured ones, into trace/profile.json of the logs"
+    )
+    pipeline_splits: str = _of(
+        "cnn",
+        "",
+        "layers, separated by spaces, at which the network is cut into stages that work at once, each on its share of "
+        "an instance's cores",
+    )
     num_io_threads: Cores | Auto = _of(
         "cnn", "auto", "threads that decode an instance's images; auto: one for each of its cores"
     )

@@ -83,6 +83,8 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             form=model.form if model else None,
             batch_size=p.images_per_step,
             micro_batch_size=p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size,
+            splits=tuple(p.pipeline_splits.split()),
+            profile=p.profile,
             mode=p.mode,
             generated=p.data_type == "generated",
             io_threads=max(one.threads for one in process) if p.num_io_threads == "auto" else p.num_io_threads,
@@ -90,7 +92,7 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             warmup_steps=p.warmup_steps,
             trace_steps=None,
             instances=[InstanceSpec(one.index, list(one.cpus), shares[one.index]) for one in process],
-            memory_node=process[0].memory_node if p.numa_aware and _in_one_node(process) else None,
+            memory_node=process[0].memory_node if _in_one_node(process) else None,
             check_images=str(model.check_images) if model else "",
             shared=str(shared),
             logs=str(logs),
@@ -112,8 +114,10 @@ def worker_environment(job: Job, spec: WorkerSpec) -> dict[str, str]:
 
 
 def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
+    """Return what the tracing worker is told; stages are handed whole steps, as parts at once have no one order."""
     first = replace(spec.instances[0], files=[])
-    return replace(spec, trace_steps=TRACE_STEPS, instances=[first], logs=str(directory))
+    size = spec.batch_size if spec.splits else spec.micro_batch_size
+    return replace(spec, trace_steps=TRACE_STEPS, instances=[first], micro_batch_size=size, logs=str(directory))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from cnnbench.backends import ENGINES
 from cnnbench.case import TestCase
 from cnnbench.errors import UsageError
 from cnnbench.isa import PRECISIONS, missing_for_precision
@@ -53,6 +54,7 @@ SWITCHES = {
     "enable-fast-groupnorm": "ENABLE_FAST_GROUPNORM",
     "eight-bit-io": "EIGHT_BIT_IO",
     "half-partial": "HALF_PARTIAL",
+    "profile": "PROFILE",
 }
 """The options without a value that are a parameter of the cases."""
 RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
@@ -96,7 +98,8 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     for option, name in VALUES.items():
         parser.add_argument(f"--{option}", metavar="VALUE", help=FIELDS[name].description)
     for option, name in SWITCHES.items():
-        parser.add_argument(f"--{option}", action="store_true", help=FIELDS[name].description)
+        parser.add_argument(f"--{option}", action=argparse.BooleanOptionalAction, help=FIELDS[name].description)
+    parser.add_argument("--pipeline-splits", nargs="+", metavar="LAYER", help=FIELDS["PIPELINE_SPLITS"].description)
     parser.add_argument("--device", choices=["cpu"], help="cuda is not built yet")
     parser.add_argument("--logs-root", type=Path, metavar="DIR", help="where logs-<case> goes (default: here)")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds until a run is ended as invalid")
@@ -109,15 +112,18 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
 
     An option of the line is stronger than the same of its configuration.
     """
-    given = vars(make_parser(command).parse_args(list(words)))
-    options = (read_config(given["config"]) if "config" in given else {}) | given
+    parser = make_parser(command)
+    options = vars(parser.parse_args(list(words)))
+    if "config" in options:
+        options = vars(parser.parse_args(read_config(options["config"]))) | options
     settings = {name: str(options[key]) for option, name in VALUES.items() if (key := _key(option)) in options}
-    settings |= {name: "True" for option, name in SWITCHES.items() if options.get(_key(option))}
+    settings |= {name: str(options[key]) for option, name in SWITCHES.items() if (key := _key(option)) in options}
+    if "pipeline_splits" in options:
+        settings["PIPELINE_SPLITS"] = " ".join(options["pipeline_splits"])
     if "data" in options:
-        settings["DATA_TYPE"] = _choose("--data", options["data"], DATA)
+        settings["DATA_TYPE"] = DATA[options["data"]]
     if "normalization_location" in options:
-        location = _choose("--normalization-location", options["normalization_location"], LOCATIONS)
-        settings["NORMALIZATION_LOCATION"] = location
+        settings["NORMALIZATION_LOCATION"] = LOCATIONS[options["normalization_location"]]
     if "numa_aware" in options:
         settings["NUMA_AWARE"] = str(options["numa_aware"] == "yes")
     if options.get("random_weights") and "weights" in options:
@@ -125,10 +131,10 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
     case = TestCase(
         SLUG,
         options.get("mode", "throughput"),
-        _choose_precision(options.get("precision"), cpu_flags),
+        _choose_precision(options.get("precision"), options.get("engine", ""), cpu_flags),
         topology=_choose_network(options.get("model")),
     )
-    sizes = read_sizes([str(word) for word in _as_list(options.get("batch_size", []))])
+    sizes = read_sizes(options.get("batch_size", []))
     batches: list[dict[str, str]] = [{"BATCH_SIZE": str(size)} for size in sizes] or [{}]
     return Request(
         runs=tuple((case.name, settings | batch) for batch in batches),
@@ -138,39 +144,48 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
     )
 
 
-def read_launch(
-    words: Sequence[str],
-    cpu_flags: frozenset[str],
-    num_instances: int | None,
-    num_replicas: int | None,
-    numa_aware: str | None,
-) -> Request:
-    """Read what `launch` is to start; what it says itself about instances is stronger than the line that it starts.
+def read_launch_line(words: Sequence[str], cpu_flags: frozenset[str]) -> Request:
+    """Read `[OPTION...] -- run [OPTION...]`; what is said of instances in front is stronger than the line behind.
 
-    `num_replicas`: copies of the network over all processes, as poprun counts them. Raises UsageError where they cannot
-    be shared out evenly.
+    `--num-replicas`: copies of the network over all processes, as poprun counts them. Raises UsageError where they
+    cannot be shared out evenly, and without a line to launch.
     """
-    instances = num_instances or 1
-    if num_instances is not None and num_instances < 1:
-        raise UsageError(f"--num-instances {num_instances}: must be 1 or more")
-    if num_replicas is not None and (num_replicas < 1 or num_replicas % instances):
-        raise UsageError(f"--num-replicas {num_replicas}: must be a multiple of --num-instances {instances}")
-    more = [] if num_instances is None else ["--num-instances", str(num_instances)]
-    more += [] if num_replicas is None else ["--replicas", str(num_replicas // instances)]
-    more += [] if numa_aware is None else ["--numa-aware", numa_aware]
-    return read_request([*words, *more], cpu_flags, "launch")
+    parser = argparse.ArgumentParser(
+        prog="cnnbench launch", usage="%(prog)s [OPTION...] -- run [OPTION...]", allow_abbrev=False
+    )
+    parser.add_argument("--num-instances", type=int, metavar="N", help="processes (default: as many as fit)")
+    parser.add_argument("--num-replicas", type=int, metavar="N", help="copies of the network, over all processes")
+    parser.add_argument("--numa-aware", choices=["yes", "no"], help="bind memory to NUMA nodes (default: yes)")
+    at = words.index("--") if "--" in words else len(words)
+    own = parser.parse_args(words[:at])
+    if words[at + 1 : at + 2] != ["run"]:
+        raise UsageError("launch: what is to be launched? give it after --, such as -- run --config resnet50")
+    instances = 1 if own.num_instances is None else own.num_instances
+    if instances < 1:
+        raise UsageError(f"--num-instances {instances}: must be 1 or more")
+    if own.num_replicas is not None and (own.num_replicas < 1 or own.num_replicas % instances):
+        raise UsageError(f"--num-replicas {own.num_replicas}: must be a multiple of --num-instances {instances}")
+    counted = own.num_instances is not None or own.num_replicas is not None
+    more = ["--num-instances", str(instances)] if counted else []
+    more += [] if own.num_replicas is None else ["--replicas", str(own.num_replicas // instances)]
+    more += [] if own.numa_aware is None else ["--numa-aware", own.numa_aware]
+    return read_request([*words[at + 2 :], *more], cpu_flags, "launch")
 
 
-def read_config(name: str, path: Path = CONFIGS) -> dict[str, Any]:
-    """Return a configuration's options by argparse's names; raise UsageError listing the known configurations."""
+def read_config(name: str, path: Path = CONFIGS) -> list[str]:
+    """Return a configuration's options as words of the command line; raise UsageError listing the known ones."""
     configs = yaml.safe_load(path.read_text(encoding="utf-8"))
     if name not in configs:
         raise UsageError(f"--config {name}: not in {path}; there are {', '.join(configs)}")
-    options = {_key(option): value for option, value in configs[name].items()}
-    known = {action.dest for action in make_parser()._actions} - {"config", "help"}
-    if unknown := options.keys() - known:
-        raise UsageError(f"{path}, {name}: no such options: {', '.join(sorted(unknown))}")
-    return options
+    words: list[str] = []
+    for option, value in (configs[name] or {}).items():
+        if isinstance(value, bool) and option in (*SWITCHES, "random-weights"):
+            words += [f"--{option}"] if value else []
+        elif isinstance(value, bool):  # yaml reads yes and no so
+            words += [f"--{option}", "yes" if value else "no"]
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def read_sizes(words: Sequence[str]) -> list[int]:
@@ -194,16 +209,6 @@ def _key(option: str) -> str:
     return option.replace("-", "_")
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _choose(option: str, value: object, known: dict[str, str]) -> str:
-    if str(value) not in known:  # argparse has seen those of the line, but not those of a configuration
-        raise UsageError(f"{option} {value}: must be one of {', '.join(known)}")
-    return known[str(value)]
-
-
 def _choose_network(name: str | None) -> Any:
     network = (name or "").lower().replace("-", "_")
     if network not in ARCHITECTURES:
@@ -212,12 +217,15 @@ def _choose_network(name: str | None) -> Any:
     return network
 
 
-def _choose_precision(width: str | None, cpu_flags: frozenset[str]) -> PrecisionName:
-    """Return the precision that a width is on this CPU; without one, the narrowest that it has."""
-    if width is not None and width not in WIDTHS:
-        raise UsageError(f"--precision {width}: must be one of {', '.join(WIDTHS)}")
+def _choose_precision(width: str | None, engine: str, cpu_flags: frozenset[str]) -> PrecisionName:
+    """Return the precision that a width is on this CPU; without one, the narrowest that it and the engine have."""
     names = WIDTHS[width] if width else (*WIDTHS["16.16"], *WIDTHS["32.32"])
-    able = [name for name in names if not missing_for_precision(PRECISIONS[name], cpu_flags)]
+    refused = ENGINES[engine].refused if engine in ENGINES and not width else {}
+    able = [
+        name
+        for name in names
+        if not missing_for_precision(PRECISIONS[name], cpu_flags) and name.partition("_")[2] not in refused
+    ]
     return able[0] if able else names[-1]
 
 

@@ -30,6 +30,9 @@ from cnnbench.trace import STEP_MARK, write_layers
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""
 
+PROFILE = "profile.json"
+"""The file of a tracing worker that an engine's profile is in."""
+
 GENERATED = 4
 """How many batches are made beforehand where each step has another."""
 
@@ -56,7 +59,9 @@ class WorkerSpec:
 
     `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
     graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `generated`: whether a
-    step's batch is copied in from one of several. `io_threads`: how many decode an instance's images. `memory_node`:
+    step's batch is copied in from one of several. `splits`: the layers
+    that stages of the network begin with, which are handed whole steps. `profile`: whether the engine is to profile a
+    step when it is traced. `io_threads`: how many decode an instance's images. `memory_node`:
     the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`: with a number,
     run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`: the directory of
     the control block and the step times. `logs`: where results go. `controller`: the process that starts the worker and
@@ -72,6 +77,8 @@ class WorkerSpec:
     form: ImageForm | None
     batch_size: int
     micro_batch_size: int
+    splits: tuple[str, ...]
+    profile: bool
     mode: str
     generated: bool
     io_threads: int
@@ -95,6 +102,7 @@ class WorkerSpec:
         """Read what `write` wrote."""
         fields = json.loads(path.read_text())
         fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
+        fields["splits"] = tuple(fields["splits"])
         fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
         return cls(**fields)
 
@@ -109,7 +117,7 @@ def _die_with(controller: int) -> None:
 def _bind_memory(node: int | None) -> str:
     """Bind this process's memory to a NUMA node; say how that went."""
     if node is None:
-        return "not bound: the instance's cores lie in several or unknown NUMA nodes"
+        return "not bound: its cores lie in several or unknown NUMA nodes, or it is not to be"
     number = _SYS_SET_MEMPOLICY.get(os.uname().machine)
     if number is None:
         return f"not bound: set_mempolicy is not known on {os.uname().machine}"
@@ -193,7 +201,7 @@ class Instance:
     def _infer(self, batch: np.ndarray) -> np.ndarray:
         """Hand a step's images to the engine, in parts where it takes fewer at once."""
         size = self._spec.micro_batch_size
-        if len(batch) <= size:
+        if len(batch) <= size or self._spec.splits:
             return self._backend.infer(batch)
         return np.concatenate([self._backend.infer(batch[at : at + size]) for at in range(0, len(batch), size)])
 
@@ -209,6 +217,8 @@ class Instance:
         spec, index, infer = self._spec, self._plan.index, self._infer
         if spec.trace_steps is not None:
             infer(self._batch)  # the warm-up: it makes the primitives and brings the weights into their order
+            if spec.profile:  # before the first mark: what a profiler has run is no step
+                self._backend.profile(self._batch, Path(spec.logs) / PROFILE)
             for number in range(spec.trace_steps):
                 print(f"{STEP_MARK},{number + 1}", flush=True)
                 infer(self._batch)
@@ -273,7 +283,16 @@ def main(arguments: list[str]) -> None:
     began_s = time.monotonic()
     backend: Backend = import_part(ENGINES[spec.engine].backend)()
     threads = max(len(instance.cpus) for instance in spec.instances)
-    backend.load(LoadSpec(Path(spec.model), spec.precision, threads, len(spec.instances), spec.verbose))
+    load = LoadSpec(
+        model=Path(spec.model),
+        precision=spec.precision,
+        threads=threads,
+        callers=len(spec.instances),
+        verbose=spec.verbose,
+        splits=spec.splits,
+        micro_batch_size=spec.micro_batch_size,
+    )
+    backend.load(load)
     load_s = time.monotonic() - began_s
 
     instances = [Instance(spec, plan, backend) for plan in spec.instances]

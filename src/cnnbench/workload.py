@@ -62,6 +62,11 @@ class Workload(BaseModel):
         """The names of the parameters that its cases have."""
         return parameters_of(find_engine(self.engine).harness)
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What TOPOLOGY may be in its cases."""
+        return self.topologies or (FIELDS["TOPOLOGY"].default,)
+
     def parse_case(self, name: str) -> TestCase:
         """Read the name of one of its cases; raise UsageError saying how one is made up."""
         return TestCase.parse(name, self.slug, self.topologies)
@@ -157,10 +162,8 @@ class Sources:
         declared = {"workload.yaml": workload.defaults}
         if path := environ.get(DEFAULTS_VARIABLE):
             declared[path] = load_sections(Path(path))
-        networks = workload.topologies or (FIELDS["TOPOLOGY"].default,)
-        return cls(
-            workload.parameters, networks, declared, {str(config): load_sections(config)} if config else {}, environ
-        )
+        sections = {str(config): load_sections(config)} if config else {}
+        return cls(workload.parameters, workload.networks, declared, sections, environ)
 
     def resolve(self, case: TestCase, arguments: Mapping[str, Settings]) -> Parameters:
         """Return a case's parameters, paths in them absolute; raise UsageError for a bad one.

@@ -42,6 +42,8 @@ def make_spec(root, instances, **changes):
         batch_size=1,
         micro_batch_size=1,
         mode="throughput",
+        splits=(),
+        profile=False,
         generated=False,
         io_threads=1,
         steps=None,

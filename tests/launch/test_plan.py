@@ -394,3 +394,8 @@ def test_a_process_that_would_lack_a_replica_is_not_planned(two_sockets):
 def test_replicas_that_do_not_fit_are_refused(two_sockets, request_, words):
     with pytest.raises(UsageError, match=words):
         plan_instances(two_sockets, request_)
+
+
+def test_without_numa_awareness_no_memory_is_bound(two_sockets):
+    plan = plan_instances(two_sockets, PlanRequest("throughput", cores_per_instance=2, numa_aware=False))
+    assert {one.memory_node for one in plan.instances} == {None}

@@ -8,12 +8,14 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from cnnbench.errors import UsageError
-from cnnbench.trace import Primitive
+
+if TYPE_CHECKING:  # an image's environments are made before the rest of this package is there
+    from cnnbench.trace import Primitive
 
 Harness = Literal["tensorflow", "cnn"]
 """What an engine is handed, which decides the parameters of its workloads: TensorFlow's frozen graph, or a network."""
@@ -23,7 +25,8 @@ Harness = Literal["tensorflow", "cnn"]
 class LoadSpec:
     """What a backend needs to load: a prepared graph, a precision's name and the threads of each instance.
 
-    `callers`: how many threads will call `infer` at once, each being an instance that shares the weights.
+    `callers`: how many threads will call `infer` at once, each being an instance that shares the weights. `splits`: the
+    layers at which a network is cut into stages, which then take parts of `micro_batch_size` images.
     """
 
     model: Path
@@ -31,6 +34,8 @@ class LoadSpec:
     threads: int
     callers: int
     verbose: bool
+    splits: tuple[str, ...] = ()
+    micro_batch_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,10 @@ class Backend(Protocol):
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs, by name."""
 
-    def layers(self) -> list[Primitive] | None:
+    def profile(self, batch: np.ndarray, path: Path) -> None:
+        """Profile a step, into a file in the trace format of Chrome and Perfetto; only where `Engine.stages`."""
+
+    def layers(self) -> "list[Primitive] | None":
         """Return what a batch's layers run on, as the engine tells it; None where the trace of a library does."""
 
 
@@ -89,7 +97,8 @@ class Engine:
     the Python of the environment of `<engine>-quantizer.lock`. An engine without a model has no outputs to check and no
     precision to prove. `harness`: which parameters its workloads have. `environment`: whose lock files make its
     environment, where not its own. `exported`: whether it reads networks as ONNX, and tells itself what their layers
-    run on. `refused`: why it cannot run a data type.
+    run on. `stages`: whether it can cut networks into stages, and profile them. `refused`: why it cannot run a data
+    type.
     """
 
     backend: str
@@ -101,6 +110,7 @@ class Engine:
     harness: Harness = "tensorflow"
     environment: str = ""
     exported: bool = False
+    stages: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -119,6 +129,7 @@ ENGINES = {
         variants=("cpu",),
         preparer="cnnbench.models.prepare_network",
         harness="cnn",
+        stages=True,
     ),
     "inductor": Engine(
         backend="cnnbench.backends.pytorch:InductorBackend",
@@ -126,6 +137,7 @@ ENGINES = {
         variants=("cpu",),
         preparer="cnnbench.models.prepare_network",
         harness="cnn",
+        stages=True,
         environment="pytorch",
     ),
     "onnxruntime": Engine(
@@ -147,6 +159,7 @@ ENGINES = {
         preparer="cnnbench.models.prepare_network",
         harness="cnn",
         exported=True,
+        refused={"bfloat32": "its CPU plug-in computes a float32 network in bfloat16 as bfloat16 only"},
     ),
     "null": Engine(backend="cnnbench.backends.null:NullBackend"),
 }

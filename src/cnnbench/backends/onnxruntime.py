@@ -1,6 +1,7 @@
 """Run a prepared network, exported to ONNX, with ONNX Runtime's CPU execution provider."""
 
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +18,36 @@ COMPUTING = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
 class OnnxRuntimeBackend:
-    """A session with one thread for each core of an instance."""
+    """A session for each instance of the process, with one thread for each of its cores."""
 
     def load(self, spec: LoadSpec) -> None:
-        """Make the session."""
-        self._path, self._batch_size = spec.model / "network.onnx", 1
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = spec.threads
-        options.log_severity_level = 0 if spec.verbose else 3
-        self._session = onnxruntime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+        """Note what sessions are made of; an instance makes its own, in its thread, whose pinning others inherit."""
+        self._path, self._batch_size, self._own = spec.model / "network.onnx", 1, threading.local()
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = spec.threads
+        self._options.log_severity_level = 0 if spec.verbose else 3
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""
         self._batch_size = len(batch)
-        return self._session.run(None, {INPUT: batch})[0]
+        if not hasattr(self._own, "session"):
+            self._own.session = self._session(self._options)
+        return self._own.session.run(None, {INPUT: batch})[0]
+
+    def _session(self, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
 
     def close(self) -> None:
-        """Let the session go."""
-        del self._session
+        """Let the sessions go."""
+        del self._own
 
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs."""
         return {"ONNX Runtime": onnxruntime.__version__, "numpy": np.__version__}
+
+    def profile(self, batch: np.ndarray, path: Path) -> None:
+        """Do not: `Engine.stages` is not set."""
+        raise NotImplementedError
 
     def layers(self) -> list[Primitive]:
         """Return the computing operations of the optimised graph, before MLAS lays their weights out.
@@ -71,5 +80,5 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as scratch:
             options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
-            onnxruntime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+            self._session(options)
             return onnx.load(options.optimized_model_filepath).graph

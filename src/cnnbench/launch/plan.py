@@ -18,7 +18,8 @@ class PlanRequest:
     """What the case asks for; None is a parameter that was not given, so its default may adapt to the host.
 
     `instance_mode`: `flex`, or `numa` or `socket` for one instance in each, which leaves no number to be given.
-    `replicas`: how many of the planned instances share a process; `instances` are processes then.
+    `replicas`: how many of the planned instances share a process; `instances` are processes then. `numa_aware`: whether
+    memory is to be bound to an instance's node.
     """
 
     mode: str
@@ -27,6 +28,7 @@ class PlanRequest:
     weight_sharing: bool = False
     instance_mode: InstanceMode = "flex"
     replicas: int = 1
+    numa_aware: bool = True
 
     @property
     def count(self) -> int | None:
@@ -265,7 +267,7 @@ def _number_instances(groups: Iterable[Sequence[Core]], request: PlanRequest) ->
                 cpus=tuple(core.cpus[0] for core in cores),
                 sockets=tuple(sorted({core.socket for core in cores})),
                 nodes=nodes,
-                memory_node=nodes[0] if len(nodes) == 1 and nodes[0] != UNKNOWN_NODE else None,
+                memory_node=nodes[0] if request.numa_aware and len(nodes) == 1 and nodes[0] != UNKNOWN_NODE else None,
             )
         )
     return tuple(instances)

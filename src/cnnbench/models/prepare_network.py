@@ -23,7 +23,7 @@ from cnnbench.datasets.jpeg import read_batches
 from cnnbench.errors import CnnbenchError
 from cnnbench.models.classifier import Classifier
 from cnnbench.models.networks import Network
-from cnnbench.models.torch_networks import build, count_macs
+from cnnbench.models.torch_networks import build, count_macs, split
 from cnnbench.models.torch_weights import load_weights, seed_weights
 
 CHECK_IMAGES = 32
@@ -33,6 +33,7 @@ def prepare(images: Path, destination: Path) -> None:
     """Write all that belongs to the network of `network.json`."""
     request: dict[str, Any] = json.loads((destination / "network.json").read_bytes())
     form, network = ImageForm(**request["form"]), build(Network(**request["network"]))
+    split(network, request["splits"])  # raises where it cannot be split so
     files = load_image_set(images).paths()[:CHECK_IMAGES]
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)

@@ -55,7 +55,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         listed = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
         raise CnnbenchError(
             f"WEIGHTS={path}: not the weights of this network, whose keys are timm's: {listed}; give a checkpoint of"
-            " the same MODEL, NORM_TYPE and EFFICIENTNET_* parameters"
+            " the same TOPOLOGY, NORM_TYPE and EFFICIENTNET_* parameters"
         )
     module.load_state_dict(found, strict=False)
 

@@ -106,7 +106,10 @@ def _records(trace: Trace) -> list[dict[str, Any]]:
         }
         for other in trace.step.others
     ]
-    return [*records, *sorted(totals.values(), key=lambda total: -total["gmacs"]), *others]
+    records += sorted(totals.values(), key=lambda total: -total["gmacs"])
+    if not trace.step.time_ms:  # an engine that tells its layers itself tells no times
+        records = [record | {"time_ms": None, "time_share": None} for record in records]
+    return [*records, *others]
 
 
 def _format_csv(records: list[dict[str, Any]]) -> str:
@@ -124,9 +127,11 @@ def _format_tables(trace: Trace, records: list[dict[str, Any]]) -> str:
     told = ["kind", "shape", "implementation", "types"]
     if any(one["partition"] for one in layers):
         told.append("partition")
-    work = ["count", "GMAC", "time (ms)", "time (%)", "MACs (%)", "as required"]
+    times = ["time (ms)", "time (%)"] if trace.step.time_ms else []
+    work = ["count", "GMAC", *times, "MACs (%)", "as required"]
+    took = f"{trace.step.time_ms:.2f} ms" if times else "times not told"
     parts = [
-        f"{trace.worker}: {trace.precision.name}, one step of {trace.batch_size} images, {trace.step.time_ms:.2f} ms",
+        f"{trace.worker}: {trace.precision.name}, one step of {trace.batch_size} images, {took}",
         align(
             ["layer", *told, *work[1:]],
             [[str(one["number"]), *(one[name] for name in told), *_describe(one)[1:]] for one in layers],
@@ -146,11 +151,11 @@ def _format_tables(trace: Trace, records: list[dict[str, Any]]) -> str:
 
 
 def _describe(record: dict[str, Any]) -> list[str]:
+    times = [f"{record['time_ms']:.3f}", f"{100 * record['time_share']:.1f}"] if record["time_ms"] is not None else []
     return [
         str(record["count"]),
         f"{record['gmacs']:.4f}",
-        f"{record['time_ms']:.3f}",
-        f"{100 * record['time_share']:.1f}",
+        *times,
         f"{100 * record['macs_share']:.2f}",
         "yes" if record["as_required"] else "NO",
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cnnbench.backends import Engine, ImageForm
 from cnnbench.datasets.index import load_manifest
+from cnnbench.environments import lock_file
 from cnnbench.errors import CnnbenchError
 from cnnbench.models.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, Network, check_network
 from cnnbench.parameters import Parameters
@@ -18,6 +19,7 @@ PREPARED_BY = (
     "models/networks.py",
     "models/torch_networks.py",
     "models/torch_weights.py",
+    "models/group_norm.py",
     "models/classifier.py",
     "models/prepare_network.py",
     "datasets/jpeg.py",
@@ -67,9 +69,15 @@ def prepare_network(parameters: Parameters, engine: Engine, images: Path, python
         "normalize_inside": parameters.normalization_location == "device",
         "weights": str(weights or ""),
         "export": engine.exported,
+        "splits": parameters.pipeline_splits.split(),
     }
     source = digest_file(weights) if weights else ""
-    named = request | {"weights": source, "images": load_manifest(images).sha256}
+    made_from = {
+        "weights": source,
+        "images": load_manifest(images).sha256,
+        "by": digest_file(lock_file("pytorch", "cpu")),
+    }
+    named = request | made_from
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
     destination = cache / "prepared" / f"{network.name}-{key[:16]}-{digest_sources(PREPARED_BY)}"
     install_directory(partial(_prepare, request, images, python, engine.preparer), destination)
