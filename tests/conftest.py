@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from cnnbench.environments import choose_variant, engine_python
+from cnnbench.environments import TORCH_PYTHON, choose_variant, engine_python
+from cnnbench.errors import CnnbenchError
 from cnnbench.host import read_cpuinfo
 from cnnbench.staging.cache import cache_root
 
@@ -36,6 +38,17 @@ def cpu_flags(monkeypatch, tmp_path):
 def tensorflow_python(engine_cache: Path) -> Path:
     """A Python with TensorFlow, cnnbench not yet on its path."""
     return engine_python("tensorflow", choose_variant("tensorflow", "auto", read_cpuinfo()), engine_cache)
+
+
+@pytest.fixture(scope="session")
+def pytorch_python(engine_cache: Path) -> Path:
+    """A Python with PyTorch's build for CPUs; skips where that cannot be had, as its index is not everywhere."""
+    if sys.version_info[:2] != TORCH_PYTHON:
+        pytest.skip("PyTorch is locked for Python 3.11 alone")
+    try:
+        return engine_python("pytorch", "cpu", engine_cache)
+    except CnnbenchError as error:
+        pytest.skip(f"PyTorch's build for CPUs cannot be had here: {error}")
 
 
 @pytest.fixture

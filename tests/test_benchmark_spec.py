@@ -8,7 +8,6 @@ import pytest
 
 from cnnbench.benchmark_spec import choose_variants, read_spec
 from cnnbench.cli import main
-from cnnbench.environments import TORCH_PYTHON
 from cnnbench.errors import UsageError
 from cnnbench.run_benchmark import DIRECTORY
 from null_workload import clean_environment
@@ -105,7 +104,7 @@ def test_a_dry_run_lists_the_runs(capsys):
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(sys.version_info[:2] != TORCH_PYTHON, reason="PyTorch is locked for Python 3.11 alone")
+@pytest.mark.usefixtures("pytorch_python")
 def test_a_spec_goes_on_after_a_failing_run_and_does_not_repeat_what_is_done(write, tmp_path, engine_cache):
     line = "cnnbench run --model mobilenet-v3-small --precision 32.32 --batch-size 16 --iterations 8"
     path = write(

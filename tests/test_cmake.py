@@ -37,6 +37,9 @@ def spr(tmp_path_factory, stub):
     return build
 
 
+LATENCY = "resnet50v1_5.*latency_avx_fp32"
+
+
 def _listed(directory, *arguments):
     done = subprocess.run([find_tool("ctest"), "-N", *arguments], cwd=directory, capture_output=True, text=True)
     return dict(re.findall(r"Test +#(\d+): test_resnet50v1_5_tensorflow_xeon_public_(\S+)", done.stdout))
@@ -54,10 +57,10 @@ def _precisions(build, stub, platform):
 
 @pytest.mark.parametrize("where", ["", f"workload/{NAME}"])
 def test_spr_starts_with_the_ten_cases_of_the_reference_document(spr, where):
-    listed = _listed(spr / where)
-    assert [listed[str(number)] for number in range(1, 11)] == REFERENCE_CASES
+    listed = list(_listed(spr / where).values())  # of this workload; in the build directory there are others' too
+    assert listed[:10] == REFERENCE_CASES
     assert len(listed) == 35
-    assert [listed[str(number)] for number in range(11, 36)] == [
+    assert listed[10:] == [
         f"inference_{mode}_{precision}{case_type}"
         for precision in ("amx_int8", "amx_bfloat32", "avx_int8", "avx_bfloat16", "avx_fp32")
         for mode, case_type in [
@@ -137,7 +140,7 @@ def test_labels_choose_cases(spr, where, labels, count):
 
 def test_plain_ctest_runs_a_case_through_validate_sh(spr, stub, tmp_path, monkeypatch):
     monkeypatch.setenv("STUB_LOG", str(tmp_path / "log"))
-    subprocess.run([find_tool("ctest"), "-R", "latency_avx_fp32"], cwd=spr, check=True, capture_output=True)
+    subprocess.run([find_tool("ctest"), "-R", LATENCY], cwd=spr, check=True, capture_output=True)
     ran = json.loads((tmp_path / "log").read_text())
     workload = str(spr / "workload" / NAME)
     assert dict(zip(ran["arguments"][::2], ran["arguments"][1::2], strict=True)) == {
@@ -154,7 +157,7 @@ def test_plain_ctest_runs_a_case_through_validate_sh(spr, stub, tmp_path, monkey
 def test_a_case_that_exits_with_77_is_skipped(spr, tmp_path, monkeypatch):
     for name, value in {"STUB_LOG": str(tmp_path / "log"), "STUB_EXIT": "77"}.items():
         monkeypatch.setenv(name, value)
-    done = subprocess.run([find_tool("ctest"), "-R", "latency_avx_fp32"], cwd=spr, capture_output=True, text=True)
+    done = subprocess.run([find_tool("ctest"), "-R", LATENCY], cwd=spr, capture_output=True, text=True)
     assert "Skipped" in done.stdout
     assert done.returncode == 0
 
@@ -176,7 +179,7 @@ def test_a_case_gets_the_program_that_measures_peaks(spr, tmp_path, monkeypatch,
     monkeypatch.setenv("STUB_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("CNNBENCH_PEAK", "/of/another")
     sweep = spr / "workload" / NAME / "sweep.sh"
-    command = [sweep] if of_a_sweep else [find_tool("ctest"), "-R", "latency_avx_fp32"]
+    command = [sweep] if of_a_sweep else [find_tool("ctest"), "-R", LATENCY]
     subprocess.run(command, cwd=spr, check=True, capture_output=True)
     program = json.loads((tmp_path / "log").read_text())["environment"]["CNNBENCH_PEAK"]
     assert program == str(spr / "cnnbench-peak")

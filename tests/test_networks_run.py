@@ -9,23 +9,20 @@ import numpy as np
 import pytest
 
 from cnnbench.cli import main
-from cnnbench.environments import TORCH_PYTHON, choose_variant
+from cnnbench.environments import choose_variant
 from cnnbench.errors import SkippedError
 from cnnbench.host import read_cpuinfo
 from cnnbench.result import load_run
 from cnnbench.run_benchmark import DIRECTORY, SLUG
 from null_workload import CORES, clean_environment, run_kpi
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(sys.version_info[:2] != TORCH_PYTHON, reason="PyTorch is locked for Python 3.11 alone"),
-]
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("pytorch_python")]
 
 CASE = f"test_{SLUG}_inference_throughput_avx_fp32_"
 
 
 @pytest.fixture(scope="module")
-def run_case(engine_cache, tmp_path_factory):
+def run_case(engine_cache, pytorch_python, tmp_path_factory):
     """Run a network's case to its end; return what it printed and its logs."""
 
     def run(network, *arguments):

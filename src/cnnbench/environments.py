@@ -162,7 +162,7 @@ def _make_environment(directory: Path, lock: Path) -> None:
             raise
         # Only now, as every package would be looked for there too, and where it cannot be reached, waited for.
         print(f"{lock.name}: not all of it where pip looks: trying {index} as well", file=sys.stderr, flush=True)
-        _run([*install, "--extra-index-url", index], lock)
+        _run([*install, "--extra-index-url", index, "--retries", "1", "--timeout", "30"], lock)
 
 
 def _run(command: list[str], lock: Path) -> None:

@@ -2,24 +2,20 @@
 
 import os
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
 from checkout import ROOT
-from cnnbench.environments import TORCH_PYTHON, engine_python
 
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(sys.version_info[:2] != TORCH_PYTHON, reason="PyTorch is locked for Python 3.11 alone")
-def test_networks_in_pytorch(engine_cache):
-    python = engine_python("pytorch", "cpu", engine_cache)
+def test_networks_in_pytorch(pytorch_python):
     tests = Path(__file__).with_name("test_torch_networks.py")
-    words = [python, "-c", PROGRAM, sysconfig.get_path("purelib"), "-q", "-p", "no:cacheprovider", str(tests)]
+    words = [pytorch_python, "-c", PROGRAM, sysconfig.get_path("purelib"), "-q", "-p", "no:cacheprovider", str(tests)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         words, env=environment | {"PYTHONPATH": str(ROOT / "src")}, cwd=ROOT, capture_output=True, text=True

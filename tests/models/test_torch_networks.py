@@ -221,7 +221,7 @@ class TestLoadWeights:
         assert str(raised.value).startswith(f"WEIGHTS={tmp_path}/weights.safetensors: not the weights of this network")
         assert "25 missing: layer4.0.conv1.weight, layer4.0.bn1.weight, layer4.0.bn1.bias, ...;" in str(raised.value)
         assert "1 unexpected: head.weight; 1 misshapen: fc.weight (10 x 512, needed 1000 x 512);" in str(raised.value)
-        assert "give a checkpoint of the same MODEL" in str(raised.value)
+        assert "give a checkpoint of the same TOPOLOGY" in str(raised.value)
         assert digest(other) == before
 
     @pytest.mark.parametrize(
