@@ -215,7 +215,7 @@ def test_weight_sharing_holds_the_instances_of_a_socket_in_one_process(workload)
         ("--cores_per_instance=4096", "CORES_PER_INSTANCE=4096: must be 1 to"),
         ("--weight_sharing=perhaps", "WEIGHT_SHARING=perhaps (argument): must be True, False"),
         ("--weight_sharing", "WEIGHT_SHARING=True (argument): not supported for avx_fp32"),
-        ("--data_type=fake", "DATA_TYPE=fake (argument): must be dummy, real"),
+        ("--data_type=fake", "DATA_TYPE=fake (argument): must be dummy, generated, real"),
         ("--variant=fast", "VARIANT=fast (argument): must be auto, itex, stock, zentf"),
         ("--mpi", "MPI=True (argument): launching through MPI is not available yet"),
         ("--num_mpi=2", "NUM_MPI=2 (argument): launching through MPI is not available yet"),
