@@ -19,10 +19,11 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from cnnbench.backends import ENGINES, Backend, ImageForm, LoadSpec, import_part
+from cnnbench.backends import ENGINES, Backend, ImageForm, LoadSpec, Profiling, import_part
 from cnnbench.launch.shared import ControlBlock, StepTimes
 from cnnbench.measure import measure_steps, warm_up_until_start
 from cnnbench.trace import STEP_MARK, write_layers
@@ -218,7 +219,7 @@ class Instance:
         if spec.trace_steps is not None:
             infer(self._batch)  # the warm-up: it makes the primitives and brings the weights into their order
             if spec.profile:  # before the first mark: what a profiler has run is no step
-                self._backend.profile(self._batch, Path(spec.logs) / PROFILE)
+                cast(Profiling, self._backend).profile(self._batch, Path(spec.logs) / PROFILE)
             for number in range(spec.trace_steps):
                 print(f"{STEP_MARK},{number + 1}", flush=True)
                 infer(self._batch)

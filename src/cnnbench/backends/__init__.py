@@ -6,7 +6,7 @@ controller imports no engine.
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -68,11 +68,15 @@ class Backend(Protocol):
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs, by name."""
 
-    def profile(self, batch: np.ndarray, path: Path) -> None:
-        """Profile a step, into a file in the trace format of Chrome and Perfetto; only where `Engine.stages`."""
-
     def layers(self) -> "list[Primitive] | None":
         """Return what a batch's layers run on, as the engine tells it; None where the trace of a library does."""
+
+
+class Profiling(Backend, Protocol):
+    """An engine that `Engine.stages` is set for."""
+
+    def profile(self, batch: np.ndarray, path: Path) -> None:
+        """Profile a step, into a file in the trace format of Chrome and Perfetto."""
 
 
 class Reader(Protocol):
@@ -114,6 +118,15 @@ class Engine:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
+_OF_NETWORKS = Engine(
+    backend="",
+    reader="cnnbench.datasets.jpeg:read_batches",
+    variants=("cpu",),
+    preparer="cnnbench.models.prepare_network",
+    harness="cnn",
+)
+"""What all engines that are handed networks have in common."""
+
 ENGINES = {
     "tensorflow": Engine(
         backend="cnnbench.backends.tensorflow:TensorFlowBackend",
@@ -123,41 +136,22 @@ ENGINES = {
         quantizer="cnnbench.models.quantize",
         int8_variants=("itex", "stock"),
     ),
-    "pytorch": Engine(
-        backend="cnnbench.backends.pytorch:EagerBackend",
-        reader="cnnbench.datasets.jpeg:read_batches",
-        variants=("cpu",),
-        preparer="cnnbench.models.prepare_network",
-        harness="cnn",
-        stages=True,
+    "pytorch": replace(_OF_NETWORKS, backend="cnnbench.backends.pytorch:EagerBackend", stages=True),
+    "inductor": replace(
+        _OF_NETWORKS, backend="cnnbench.backends.pytorch:InductorBackend", stages=True, environment="pytorch"
     ),
-    "inductor": Engine(
-        backend="cnnbench.backends.pytorch:InductorBackend",
-        reader="cnnbench.datasets.jpeg:read_batches",
-        variants=("cpu",),
-        preparer="cnnbench.models.prepare_network",
-        harness="cnn",
-        stages=True,
-        environment="pytorch",
-    ),
-    "onnxruntime": Engine(
+    "onnxruntime": replace(
+        _OF_NETWORKS,
         backend="cnnbench.backends.onnxruntime:OnnxRuntimeBackend",
-        reader="cnnbench.datasets.jpeg:read_batches",
-        variants=("cpu",),
-        preparer="cnnbench.models.prepare_network",
-        harness="cnn",
         exported=True,
         refused={
             "bfloat16": "its CPU execution provider has no bfloat16 convolution",
             "bfloat32": "its CPU execution provider computes no float32 convolution in bfloat16 on x86",
         },
     ),
-    "openvino": Engine(
+    "openvino": replace(
+        _OF_NETWORKS,
         backend="cnnbench.backends.openvino:OpenVinoBackend",
-        reader="cnnbench.datasets.jpeg:read_batches",
-        variants=("cpu",),
-        preparer="cnnbench.models.prepare_network",
-        harness="cnn",
         exported=True,
         refused={"bfloat32": "its CPU plug-in computes a float32 network in bfloat16 as bfloat16 only"},
     ),

@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -32,10 +31,6 @@ class NullBackend:
     def describe(self) -> dict[str, str]:
         """Say that nothing ran."""
         return {"null step (ms)": f"{self._step_s * 1000:g}"}
-
-    def profile(self, batch: np.ndarray, path: Path) -> None:
-        """Do not: `Engine.stages` is not set."""
-        raise NotImplementedError
 
     def layers(self) -> None:
         """Leave it to oneDNN's trace."""

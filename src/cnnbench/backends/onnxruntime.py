@@ -45,10 +45,6 @@ class OnnxRuntimeBackend:
         """Return the versions of what runs."""
         return {"ONNX Runtime": onnxruntime.__version__, "numpy": np.__version__}
 
-    def profile(self, batch: np.ndarray, path: Path) -> None:
-        """Do not: `Engine.stages` is not set."""
-        raise NotImplementedError
-
     def layers(self) -> list[Primitive]:
         """Return the computing operations of the optimised graph, before MLAS lays their weights out.
 

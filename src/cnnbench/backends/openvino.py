@@ -3,7 +3,6 @@
 import re
 import threading
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,10 +62,6 @@ class OpenVinoBackend:
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs."""
         return {"OpenVINO": ov.__version__, "numpy": np.__version__}
-
-    def profile(self, batch: np.ndarray, path: Path) -> None:
-        """Do not: `Engine.stages` is not set."""
-        raise NotImplementedError
 
     def layers(self) -> list[Primitive]:
         """Return the computing layers of the compiled model of the largest batch, which it describes itself."""

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,10 +63,6 @@ class TensorFlowBackend:
     def describe(self) -> dict[str, str]:
         """Return the versions of TensorFlow and its extension."""
         return framework_versions()
-
-    def profile(self, batch: np.ndarray, path: Path) -> None:
-        """Do not: `Engine.stages` is not set."""
-        raise NotImplementedError
 
     def layers(self) -> None:
         """Leave it to oneDNN's trace."""
