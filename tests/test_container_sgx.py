@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from checkout import WORKLOAD
-from cnnbench.container_run import KEY_INSIDE, ContainerOptions, ContainerRun
+from cnnbench.container_run import FILES, ContainerOptions, ContainerRun
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.images import ImageOptions
 from cnnbench.job import plan_case
@@ -133,8 +133,8 @@ def test_a_wrap_key_is_mounted_read_only(engine, tmp_path):
     key = tmp_path / "my.key"
     key.write_bytes(bytes(16))
     run = engine.run(WRAP_KEY=str(key))
-    assert options_of(run, "--mount") == [f"type=bind,source={key},destination={KEY_INSIDE},readonly"]
-    assert f"WRAP_KEY={KEY_INSIDE}" in options_of(run, "--env")
+    assert options_of(run, "--mount") == [f"type=bind,source={key},destination={FILES['WRAP_KEY']},readonly"]
+    assert f"WRAP_KEY={FILES['WRAP_KEY']}" in options_of(run, "--env")
 
 
 def test_the_container_has_its_own_hang_limit_unless_told(engine):

@@ -28,6 +28,7 @@ from cnnbench.workload import ImageNames, load_workload
 DIRECTORY = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 WORKLOAD = load_workload(DIRECTORY)
 NULL = WORKLOAD.model_copy(update={"engine": "null"})
+NETWORKS = load_workload(ROOT / "workload" / "CNN-PyTorch-Public")
 
 
 def test_images_come_after_those_that_they_are_made_of():
@@ -41,20 +42,38 @@ def test_images_come_after_those_that_they_are_made_of():
 def test_an_engine_without_models_has_no_images_of_them():
     builds = plan_images(DIRECTORY, NULL, ImageOptions())
     assert list(builds) == ["benchmark", "dummy"]
-    assert builds["benchmark"].arguments["VARIANTS"] == ""
+    assert builds["benchmark"].arguments["ENVIRONMENTS"] == ""
     assert set(builds["dummy"].arguments) == {"BENCHMARK_IMAGE"}
+
+
+def test_networks_are_prepared_in_their_containers_which_have_all_their_engines():
+    builds = plan_images(ROOT / "workload" / NETWORKS.name, NETWORKS, ImageOptions(models="resnet50_v1"))
+    assert list(builds) == ["benchmark", "inference-dataset", "dummy", "real"]
+    environments = builds["benchmark"].arguments["ENVIRONMENTS"].split()
+    assert environments == ["pytorch-cpu", "onnxruntime-cpu", "openvino-cpu"]
+    bill = bill_of_materials(NETWORKS, ImageOptions())
+    assert set(bill.python) == {"controller.lock", *(f"{name}.lock" for name in environments)}
+    assert set(bill.artefacts) == {"cnnbench-procedural-1"}
+
+
+@pytest.mark.parametrize(("data_type", "role"), [("dummy", "dummy"), ("generated", "dummy"), ("real", "real")])
+def test_the_image_of_a_case_has_the_data_that_it_reads(data_type, role):
+    name = inference_image(NETWORKS, data_type, False, ImageOptions())
+    assert name == f"ai-cnn-pytorch-public-inference-{role}:latest"
 
 
 @pytest.mark.parametrize(("more", "has"), [("", ["itex", "stock"]), ("zentf", ["itex", "stock", "zentf"])])
 def test_an_image_has_the_builds_that_are_asked_for(more, has):
     benchmark = plan_images(DIRECTORY, WORKLOAD, ImageOptions(more_variants=more))["benchmark"]
-    assert benchmark.arguments["VARIANTS"].split() == has
+    environments = [f"tensorflow-{variant}" for variant in has]
+    assert benchmark.arguments["ENVIRONMENTS"].split() == environments
     locks = bill_of_materials(WORKLOAD, ImageOptions(more_variants=more)).python
-    assert set(locks) == {"controller.lock", *(f"tensorflow-{variant}.lock" for variant in has)}
+    assert set(locks) == {"controller.lock", *(f"{name}.lock" for name in environments)}
 
 
-def test_every_argument_of_a_build_is_one_of_its_dockerfile():
-    for build in plan_images(DIRECTORY, WORKLOAD, ImageOptions(base_image="base:1")).values():
+@pytest.mark.parametrize("workload", [WORKLOAD, NETWORKS], ids=lambda workload: workload.name)
+def test_every_argument_of_a_build_is_one_of_its_dockerfile(workload):
+    for build in plan_images(ROOT / "workload" / workload.name, workload, ImageOptions(base_image="base:1")).values():
         declared = {
             line.split()[1].partition("=")[0]
             for line in (ROOT / build.dockerfile).read_text().splitlines()

@@ -55,7 +55,8 @@ from cnnbench.topology import UNKNOWN_NODE
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
 """Environment variable: more options of the engine's run command."""
 
-MODEL_INSIDE, KEY_INSIDE = "/mnt/model.pb", "/mnt/wrap.key"
+FILES = {"MODEL": "/mnt/model.pb", "WEIGHTS": "/mnt/weights", "WRAP_KEY": "/mnt/wrap.key"}
+"""The parameters that name a file of the host's, and where that is in the container; WEIGHTS keeps its suffix."""
 LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
 
 MEMORY_SHARE = 0.95
@@ -99,10 +100,11 @@ class ContainerRun:
         if platform := os.environ.get(PLATFORM_VARIABLE):
             environment[PLATFORM_VARIABLE] = platform
         mounts = {}
-        if (model := Path(planned.asked.model)).is_absolute():
-            mounts[MODEL_INSIDE], environment["MODEL"] = model, MODEL_INSIDE
-        if planned.asked.wrap_key:
-            mounts[KEY_INSIDE], environment["WRAP_KEY"] = Path(planned.asked.wrap_key), KEY_INSIDE
+        for name, inside in FILES.items():
+            path = Path(getattr(planned.asked, name.lower()))
+            if path.is_absolute():  # a MODEL may be the name of an artefact
+                environment[name] = f"{inside}{path.suffix}" if name == "WEIGHTS" else inside
+                mounts[environment[name]] = path
         device = self._sgx.device if planned.case.sgx else None
         return ContainerSpec(
             name=f"cnnbench-{self._run_id.lower()}",
@@ -254,10 +256,10 @@ class ContainerRun:
             notes.append(f"the image was made from other sources than this program, commit {facts['image made from']}")
         if state.get("OOMKilled"):  # an engine that has gone has no account to give
             facts["container memory"] = f"ran out at the limit, {bytes_text(state['Memory'])}"
-        effective = result.effective
-        if MODEL_INSIDE in self._spec.mounts:
-            effective = effective | {"MODEL": self._planned.asked.model}
         facts, requested = result.facts | facts, self._planned.requested
+        effective = result.effective | {
+            name: requested[name] for name in FILES if self._spec.environment.get(name) in self._spec.mounts
+        }
         known = {"requested": requested, "effective": effective, "facts": facts, "notes": notes}
         if isinstance(interrupt, TimeUpInterrupt):
             late = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")

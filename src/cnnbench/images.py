@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from cnnbench.backends import ENGINES, Engine, find_engine
+from cnnbench.backends import ENGINES, find_engine
 from cnnbench.datasets import procedural
 from cnnbench.environments import QUANTIZER, REQUIREMENTS, lock_file
 from cnnbench.errors import CnnbenchError, UsageError
@@ -43,8 +43,8 @@ GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
 NO_GRAMINE = "none"
 
-IMAGE_VARIANTS = ("itex", "stock")
-"""The builds that every image has, for VARIANT=auto; each takes more than a gigabyte."""
+IMAGE_VARIANTS = ("itex", "stock", "cpu")
+"""The builds that every image has of its engines, where they have them; each takes up to two gigabytes."""
 
 IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 """The Python of Debian 12, which the images have."""
@@ -74,9 +74,16 @@ class ImageOptions:
         """Return an image's full name."""
         return f"{self.registry}/{name}:{self.release}" if self.registry else f"{name}:{self.release}"
 
-    def choose_variants(self, engine: Engine) -> list[str]:
-        """Return the builds of an engine that the images have."""
-        return [one for one in engine.variants if one in (*IMAGE_VARIANTS, *self.more_variants.split())]
+    def choose_environments(self, workload: Workload) -> list[str]:
+        """Return the environments that a workload's images have, by the names of their lock files."""
+        builds = (*IMAGE_VARIANTS, *self.more_variants.split())
+        locks = (
+            lock_file(engine, variant).stem
+            for engine in workload.engines
+            for variant in ENGINES[engine].variants
+            if variant in builds
+        )
+        return list(dict.fromkeys(locks))
 
     def check(self) -> None:
         """Raise UsageError for what no image could be named or made with."""
@@ -121,14 +128,15 @@ def inference_image(workload: Workload, data_type: str, sgx: bool, options: Imag
         raise UsageError(
             f"{workload.name}: declares no images in its workload.yaml, so it runs with BACKEND=native only"
         )
-    role = "sgx" if sgx else data_type
+    role = "sgx" if sgx else "real" if data_type == "real" else "dummy"
     return options.reference(f"{workload.images.inference}-{role}")
 
 
 def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> dict[str, ImageBuild]:
     """Return the images of a workload by role, each after those it is made of.
 
-    `directory`: the workload's, in ROOT/workload. An engine without models has `benchmark` and `dummy` only.
+    `directory`: the workload's, in ROOT/workload. An engine without models has `benchmark` and `dummy` only. Networks
+    are prepared in the containers, so theirs have no `model`; nor do they run in enclaves.
     """
     options.check()
     dummy = inference_image(workload, "dummy", False, options)
@@ -157,11 +165,13 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
             "Dockerfile.2.benchmark",
             "",
             _PACKAGE,
-            base | {"ENGINE": workload.engine, "VARIANTS": " ".join(options.choose_variants(engine))},
+            base | {"ENVIRONMENTS": " ".join(options.choose_environments(workload))},
         )
     ]
+    of_cases, used = ["dummy"], ["BENCHMARK_IMAGE"]
     if engine.preparer:
-        builds += [
+        of_cases, used = ["dummy", "real"], ["BENCHMARK_IMAGE", "DATASET_IMAGE"]
+        builds.append(
             ImageBuild(
                 "inference-dataset",
                 name["inference-dataset"],
@@ -170,22 +180,24 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
                 dataset,
                 {"BENCHMARK_IMAGE": name["benchmark"]} | staging,
                 needs=("benchmark",),
-            ),
+            )
+        )
+    if engine.preparer and engine.harness == "tensorflow":
+        builds.append(
             ImageBuild(
                 "model",
                 name["model"],
                 "Dockerfile.1.model",
                 "",
                 dataset,
-                {key: parts[key] for key in ("BENCHMARK_IMAGE", "DATASET_IMAGE")}
-                | staging
-                | {"ENGINE": workload.engine, "MODELS": options.models},
+                {key: parts[key] for key in used} | staging | {"ENGINE": workload.engine, "MODELS": options.models},
                 needs=("inference-dataset",),
-            ),
-        ]
+            )
+        )
+        of_cases, used = ["dummy", "real", "sgx"], list(parts)
     before = builds[-1].role
-    for role in ("dummy", "real", "sgx") if engine.preparer else ("dummy",):
-        arguments = parts if engine.preparer else {"BENCHMARK_IMAGE": name["benchmark"]}
+    for role in of_cases:
+        arguments = {key: parts[key] for key in used}
         if role == "sgx":
             arguments = arguments | {"GRAMINE": options.gramine}
         builds.append(ImageBuild(role, name[role], f"{own}/Dockerfile", role, (own,), arguments, needs=(before,)))
@@ -283,7 +295,7 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
     (installed,) = re.findall(r"apt-get install (.*)", last_stage)
     gramine = {} if options.gramine == NO_GRAMINE else {"gramine": options.gramine}
     engine = find_engine(workload.engine)
-    locks = [lock_file(workload.engine, variant) for variant in options.choose_variants(engine)]
+    locks = [REQUIREMENTS / f"{name}.lock" for name in options.choose_environments(workload)]
     return BillOfMaterials(
         base_image=options.base_image or default,
         debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,
@@ -294,12 +306,15 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
 
 def _artefacts(options: ImageOptions, engine: str) -> dict[str, str]:
     """Return the checksums of what is staged in the images; of what is made there, those of what makes it."""
-    made = f"made from sources:{digest_sources(EMBEDDED_BY)}"
-    chosen = options.models.split() + ([] if options.dataset_from == "embedded" else list(IMAGENET_ARTEFACTS))
+    made = {procedural.SEED: f"made from sources:{digest_sources(EMBEDDED_BY)}"}
+    chosen = [] if options.dataset_from == "embedded" else list(IMAGENET_ARTEFACTS)
     known = load_artefacts()
-    quantizer = lock_file(engine, QUANTIZER)
-    quantized = {"int8 graphs": f"made with {quantizer.name} sha256:{digest_file(quantizer)}"}
-    return {procedural.SEED: made, "resnet50v1_5-embedded": made, **quantized} | {
+    if find_engine(engine).harness == "tensorflow":
+        chosen = options.models.split() + chosen
+        made["resnet50v1_5-embedded"] = made[procedural.SEED]
+        quantizer = lock_file(engine, QUANTIZER)
+        made["int8 graphs"] = f"made with {quantizer.name} sha256:{digest_file(quantizer)}"
+    return made | {
         name: " ".join(f"{kind}:{value}" for kind in ("sha256", "md5") if (value := getattr(known[name], kind)))
         for name in chosen
     }

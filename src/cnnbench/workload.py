@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnnbench.backends import find_engine
+from cnnbench.backends import ENGINES, find_engine
 from cnnbench.case import Settings, TestCase, check_name, from_environment, pick_sections, resolve
 from cnnbench.errors import UsageError
 from cnnbench.parameters import FIELDS, Parameters, TopologyName, parameters_of
@@ -61,6 +61,12 @@ class Workload(BaseModel):
     def parameters(self) -> tuple[str, ...]:
         """The names of the parameters that its cases have."""
         return parameters_of(find_engine(self.engine).harness)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that its cases may run on: its own, or where ENGINE is a parameter, all that this may be."""
+        alike = (name for name, engine in ENGINES.items() if engine.harness == find_engine(self.engine).harness)
+        return tuple(alike) if "ENGINE" in self.parameters else (self.engine,)
 
     @property
     def networks(self) -> tuple[str, ...]:
