@@ -37,6 +37,7 @@ from cnnbench.job import (
 from cnnbench.launch.container import run_engine
 from cnnbench.launch.gramine import find_gramine
 from cnnbench.launch.trusted import check_manifest, count_trusted
+from cnnbench.native_run import measure_job
 from cnnbench.platforms import check_platform, detect_platform
 from cnnbench.quickstart import quickstart
 from cnnbench.report.best_known import ranking, settings_file, summary_table
@@ -44,7 +45,7 @@ from cnnbench.report.kpi_log import kpi_lines
 from cnnbench.report.layers import show_layers
 from cnnbench.report.table import list_kpis
 from cnnbench.result import RunResult
-from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S, measure_job
+from cnnbench.run import DEFAULT_HANG_S, ENCLAVE_HANG_S
 from cnnbench.run_benchmark import read_launch_line, read_request
 from cnnbench.serve import overlay_cache, serve_case
 from cnnbench.signals import INTERRUPTED, check_timeout, end_by_exceptions

@@ -44,7 +44,7 @@ from cnnbench.launch.container import (
 )
 from cnnbench.progress import Progress, bytes_text
 from cnnbench.report.kpi_log import STATUS, write_logs
-from cnnbench.result import SEEN, Criterion, RunResult, load_run
+from cnnbench.result import SEEN, TIMEOUT, Criterion, RunResult, load_run
 from cnnbench.run import new_logs_directory
 from cnnbench.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
 from cnnbench.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
@@ -262,7 +262,7 @@ class ContainerRun:
         }
         known = {"requested": requested, "effective": effective, "facts": facts, "notes": notes}
         if isinstance(interrupt, TimeUpInterrupt):
-            late = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")
+            late = Criterion(name=TIMEOUT, passed=False, found=str(interrupt), needed="")
             return result.model_copy(update={**known, "criteria": [late], "kpis": []})
         return result.model_copy(update=known)
 
@@ -282,7 +282,7 @@ class ContainerRun:
         planned = self._planned
         failure = Criterion(name="container", passed=False, found=reason, needed="")
         if isinstance(interrupt, TimeUpInterrupt):
-            failure = Criterion(name="timeout", passed=False, found=str(interrupt), needed="")
+            failure = Criterion(name=TIMEOUT, passed=False, found=str(interrupt), needed="")
             facts = facts | {SEEN: reason}
         return RunResult(
             run_id=self._run_id,

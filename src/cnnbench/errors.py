@@ -22,9 +22,6 @@ class InvalidMeasurementError(CnnbenchError):
 class TimeUpInterrupt(KeyboardInterrupt):
     """A time limit is used up: ends whatever is under way as a Ctrl-C would, and tells why."""
 
-    def __init__(self, limit: str, timeout_s: float) -> None:
-        super().__init__(f"not done within {limit}={timeout_s:g} s")
-
 
 class SkippedError(CnnbenchError):
     """The case cannot run on this machine; 77 is ctest's SKIP_RETURN_CODE."""

@@ -13,11 +13,11 @@ from cnnbench.ceiling import PEAK_VARIABLE
 from cnnbench.errors import CnnbenchError, SkippedError
 from cnnbench.host import read_cpuinfo
 from cnnbench.job import Job, describe_job, plan_case, prepare_job
+from cnnbench.native_run import measure_job
 from cnnbench.parameters import FIELDS
 from cnnbench.report.kpi_log import format_number, kpi_lines
 from cnnbench.report.table import align, list_kpis
 from cnnbench.result import RunResult, find_runs, load_run
-from cnnbench.run import measure_job
 from cnnbench.run_benchmark import DIRECTORY, Request
 from cnnbench.signals import check_timeout, end_by_exceptions
 from cnnbench.staging.cache import cache_root

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,17 +80,23 @@ class Job(PlannedCase):
     """A planned case with what runs it here: the engine's build, and the environment of the instances.
 
     `peak_program`: what measures the machine's ceiling; None where there is none, or nothing to hold against it.
+    `rivals`: where the engine is still to be chosen by a trial, the jobs of all that there are, its own among them.
     """
 
     variant: str
     environment: dict[str, str]
     peak_program: Path | None
+    rivals: tuple["Job", ...] = ()
 
     @property
     def effective(self) -> dict[str, str]:
         """The parameters as they take effect here, by name."""
         values = super().effective | {"VARIANT": self.variant}
         return {name: values[name] for name in self.workload.parameters if values.get(name)}
+
+
+AUTO = "auto"
+"""The ENGINE that is chosen by a trial."""
 
 
 def _text(value: object) -> str:
@@ -110,20 +117,14 @@ def plan_case(
     case = workload.parse_case(case_name)
     asked = Sources.read(workload, environ, config).resolve(case, {"argument": arguments})
     parameters, notes = settle(asked)
-    engine_name = parameters.engine if find_engine(workload.engine).harness == "cnn" else workload.engine
+    of_networks = find_engine(workload.engine).harness == "cnn"
+    engine_name = parameters.engine if of_networks and parameters.engine != AUTO else workload.engine
     engine, cpu = find_engine(engine_name), read_cpuinfo()
     precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
-    if engine.harness == "cnn":
+    if of_networks:
         notes += _check_network(case, parameters)
-        for name in ("PROFILE", "PIPELINE_SPLITS"):
-            if (value := getattr(parameters, name.lower())) and not engine.stages:
-                able = ", ".join(one for one in ENGINES if ENGINES[one].stages)
-                raise UsageError(f"{name}={value}: ENGINE={engine_name} cannot; choose {able}, or leave it out")
-        data_type = parameters.precision.partition("_")[2]
-        if data_type in engine.refused:
-            raise SkippedError(
-                f"ENGINE={engine_name}: {engine.refused[data_type]}; choose another ENGINE, or another precision"
-            )
+        if parameters.engine != AUTO:
+            notes += _check_engine(engine_name, parameters)
     if parameters.mode == "accuracy" and not engine.preparer:
         raise UsageError(f"{case.name}: the engine {engine_name} has no model whose accuracy could be measured")
     plan = plan_instances(
@@ -157,24 +158,11 @@ def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
     chosen_network(parameters)
     if parameters.mode == "accuracy":
         raise UsageError(f"{case.name}: these networks' accuracy is not measured yet; choose throughput or latency")
+    if case.sgx:
+        raise UsageError(f"{case.name}: networks run in no enclave; leave out sgx_")
     notes = []
-    engine = parameters.engine
-    if ENGINES[engine].exported and parameters.onednn_verbose:
-        raise UsageError(
-            f"ONEDNN_VERBOSE=True: ENGINE={engine} does not survive oneDNN's trace, or has none; leave it out"
-        )
-    without_effect = {
-        "VERBOSE": parameters.verbose and engine != "onnxruntime",
-        "ENABLE_FAST_GROUPNORM": parameters.enable_fast_groupnorm and engine != "inductor",
-        "MODEL_CACHE_PATH": bool(parameters.model_cache_path) and engine != "inductor",
-        "NUM_IO_THREADS": parameters.num_io_threads != "auto" and parameters.data_type != "real",
-    }
-    notes += [
-        f"{name}={getattr(parameters, name.lower())} has no effect with ENGINE={engine} and "
-        f"DATA_TYPE={parameters.data_type}"
-        for name, vain in without_effect.items()
-        if vain
-    ]
+    if parameters.num_io_threads != "auto" and parameters.data_type != "real":
+        notes.append(f"NUM_IO_THREADS={parameters.num_io_threads} has no effect with DATA_TYPE={parameters.data_type}")
     if not parameters.numa_aware:
         notes.append("NUMA_AWARE=False: instances' memory is bound to no NUMA node")
     if not parameters.weights:
@@ -182,6 +170,32 @@ def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
     if parameters.half_partial:
         notes.append("HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32")
     return notes
+
+
+def _check_engine(name: str, parameters: Parameters) -> list[str]:
+    """Raise UsageError or SkippedError for what an engine cannot do; return notes of what it does not heed."""
+    engine = ENGINES[name]
+    for option in ("PROFILE", "PIPELINE_SPLITS"):
+        if (value := getattr(parameters, option.lower())) and not engine.stages:
+            able = ", ".join(one for one in ENGINES if ENGINES[one].stages)
+            raise UsageError(f"{option}={value}: ENGINE={name} cannot; choose {able}, or leave it out")
+    if engine.exported and parameters.onednn_verbose:
+        raise UsageError(
+            f"ONEDNN_VERBOSE=True: ENGINE={name} does not survive oneDNN's trace, or has none; leave it out"
+        )
+    data_type = parameters.precision.partition("_")[2]
+    if data_type in engine.refused:
+        raise SkippedError(f"ENGINE={name}: {engine.refused[data_type]}; choose another ENGINE, or another precision")
+    without_effect = {
+        "VERBOSE": parameters.verbose and name != "onnxruntime",
+        "ENABLE_FAST_GROUPNORM": parameters.enable_fast_groupnorm and name != "inductor",
+        "MODEL_CACHE_PATH": bool(parameters.model_cache_path) and name != "inductor",
+    }
+    return [
+        f"{option}={getattr(parameters, option.lower())} has no effect with ENGINE={name}"
+        for option, vain in without_effect.items()
+        if vain
+    ]
 
 
 def _check_stages(parameters: Parameters, plan: Plan) -> None:
@@ -209,9 +223,12 @@ def _check_wrap_key(key: str, workload: Workload) -> None:
 def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: bool = False) -> Job:
     """Choose what runs a planned case in this environment; raise SkippedError when nothing here can.
 
-    `enclaves`: whether this is where SGX cases run. Their instances get nothing of this environment.
+    `enclaves`: whether this is where SGX cases run. Their instances get nothing of this environment. With ENGINE=auto,
+    the job is that of the first engine that can, and has those of all as `rivals`.
     """
     p = planned.parameters
+    if p.engine == AUTO and planned.engine.harness == "cnn":
+        return _prepare_rivals(planned, environ)
     if planned.case.sgx and not enclaves:
         raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     int8 = planned.precision.is_int8
@@ -220,6 +237,8 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
             f"{planned.precision.name}: {obstacle}"
         )  # a MODEL may be int8 already, which staging finds out
     variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8)
+    if planned.engine_name == "inductor" and not shutil.which(compiler := environ.get("CXX") or "g++"):
+        raise SkippedError(f"ENGINE=inductor: compiles with {compiler}, which is not here; install it, or set CXX")
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | _engine_environment(planned, variant)
     notes = list(planned.notes)
@@ -235,6 +254,25 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
             notes.append(f"utilization was not measured: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
     fields = {one.name: getattr(planned, one.name) for one in dataclasses.fields(planned)}
     return Job(**fields | {"notes": tuple(notes)}, variant=variant, environment=environment, peak_program=peak_program)
+
+
+def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
+    """Return the job of the first engine that can run a case, with those of all that can; raise where none can."""
+    rivals, obstacles = [], []
+    for name in planned.workload.engines:
+        parameters = planned.parameters.model_copy(update={"engine": name})
+        try:
+            notes = (*planned.notes, *_check_engine(name, parameters))
+            one = dataclasses.replace(
+                planned, parameters=parameters, engine_name=name, engine=ENGINES[name], notes=notes
+            )
+            rivals.append(prepare_job(one, environ))
+        except (UsageError, SkippedError) as error:
+            obstacles.append(f"{name}: {error}")
+    if not rivals:
+        raise SkippedError(f"ENGINE={AUTO}: no engine can: {'; '.join(obstacles)}")
+    notes = (*rivals[0].notes, *(f"ENGINE={AUTO}: not tried: {obstacle}" for obstacle in obstacles))
+    return dataclasses.replace(rivals[0], notes=notes, rivals=tuple(rivals))
 
 
 def _engine_environment(planned: PlannedCase, variant: str) -> dict[str, str]:
@@ -277,7 +315,11 @@ def describe_case(planned: PlannedCase) -> list[str]:
 
 def describe_job(job: Job, cache: Path) -> list[str]:
     """Return the plan and what it would start here as lines of text: what `--dry-run` prints."""
-    lines = [*describe_case(job), "environment, beyond the caller's:"]
+    lines = [*describe_case(job)]
+    if job.rivals:
+        names = ", ".join(rival.engine_name for rival in job.rivals)
+        lines.append(f"note: ENGINE={AUTO}: a trial will choose out of {names}; below is what {job.engine_name} gets")
+    lines.append("environment, beyond the caller's:")
     lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant).items()]
     lines.append("command lines:")
     python = _planned_python(job, cache)

@@ -111,10 +111,11 @@ class Parameters(BaseModel):
     wrap_key: str = _of(
         "tensorflow", "", "sgx_ cases only: a file with the key (16 bytes) to encrypt the model with; see doc/sgx.md"
     )
-    engine: Literal["pytorch", "inductor", "onnxruntime", "openvino"] = _of(
+    engine: Literal["pytorch", "inductor", "onnxruntime", "openvino", "auto"] = _of(
         "cnn",
         "pytorch",
-        "what runs the network: PyTorch's eager mode, torch.compile with frozen weights, ONNX Runtime or OpenVINO",
+        "what runs the network: PyTorch's eager mode, torch.compile with frozen weights, ONNX Runtime or OpenVINO; "
+        "auto: the fastest of those that can, by a trial of a few seconds each before the run",
     )
     weights: str = _of("cnn", "", "a checkpoint of the network, .safetensors or .pth, in place of random weights")
     norm_type: Literal["batch", "group", "none"] = _of("cnn", "batch", "the network's normalisation layers")

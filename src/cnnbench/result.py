@@ -16,6 +16,8 @@ KILLED = "Some instances were killed during execution! See README.md for more."
 """The reason that the reference document gives when an instance has not produced a result."""
 SEEN = "what was seen"
 """The fact that says how a run without a result ended."""
+TIMEOUT = "timeout"
+"""The criterion that a run fails which was not done in time."""
 INTERRUPTED_RUN = "the run was interrupted"
 
 Verdict = Literal["valid", "unstable", "invalid"]

@@ -20,16 +20,14 @@ from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.facts import host_facts, run_notes, software_facts
 from cnnbench.host import sample_frequency_mhz
-from cnnbench.job import NOTHING_STAGED, Inputs, Job, stage_inputs
+from cnnbench.job import Inputs, Job
 from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.plan import InstancePlan
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.proof import judge_trace
-from cnnbench.report.kpi_log import write_logs
-from cnnbench.result import INTERRUPTED_RUN, SEEN, WORKER, Criterion, Kpi, RunResult, find_iterations
-from cnnbench.signals import time_limit
+from cnnbench.result import INTERRUPTED_RUN, SEEN, TIMEOUT, WORKER, Criterion, Kpi, RunResult, find_iterations
 from cnnbench.trace import TRACE_ENVIRONMENT, read_trace
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
@@ -408,7 +406,7 @@ class Measurement:
 
     def reject(self, error: TimeUpInterrupt, facts: dict[str, str]) -> RunResult:
         """Return the result of a run that was not done in time, which need not have begun."""
-        return self._result([], [], [Criterion(name="timeout", passed=False, found=str(error), needed="")], facts)
+        return self._result([], [], [Criterion(name=TIMEOUT, passed=False, found=str(error), needed="")], facts)
 
     def _result(
         self, results: list[dict[str, Any]], kpis: list[Kpi], criteria: list[Criterion], facts: dict[str, str]
@@ -431,30 +429,6 @@ class Measurement:
             criteria=criteria,
             notes=run_notes(job, results),
         )
-
-
-def measure_job(
-    job: Job, cache: Path, root: Path, hang_s: float | None, timeout_s: float | None
-) -> tuple[RunResult, Path]:
-    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
-    hang_s = hang_s or DEFAULT_HANG_S
-    try:
-        with time_limit(timeout_s):
-            inputs = stage_inputs(job, cache)
-            logs = new_logs_directory(root, job.case.name)
-            try:
-                result = Measurement(job, inputs, logs, hang_s).run()
-            except CnnbenchError:
-                if not any(logs.iterdir()):  # nothing was started, and an empty directory would tell of a cut run
-                    logs.rmdir()
-                    logs.parent.rmdir()
-                raise
-    except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
-        logs = new_logs_directory(root, job.case.name)
-        facts = {SEEN: "the time was up while staging"}
-        result = Measurement(job, NOTHING_STAGED, logs, hang_s).reject(error, facts)
-    write_logs(result, logs, result.exit_code)
-    return result, logs
 
 
 def _primary_first(kpis: list[Kpi]) -> list[Kpi]:

@@ -25,6 +25,7 @@ from cnnbench.environments import require_environment
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.job import plan_case, prepare_job, stage_inputs
 from cnnbench.launch.container import EXPORT
+from cnnbench.native_run import choose_engine
 from cnnbench.parameters import default_text
 from cnnbench.progress import bytes_text
 from cnnbench.report.kpi_log import STATUS, write_logs
@@ -95,10 +96,12 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         case = _case_of(environ, load_workload(directory))
         job = prepare_job(plan_case(directory, case.name, environ, {}), environ, enclaves=True)
         require_environment(job.engine_name, job.variant, cache_root(environ))
-        inputs, enclaves = stage_inputs(job, overlay_cache(cache_root(environ), scratch / "cache"), in_image=True), None
+        cache, enclaves = overlay_cache(cache_root(environ), scratch / "cache"), None
+        hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if case.sgx else DEFAULT_HANG_S))
+        job = choose_engine(job, cache, hang_s, in_image=True)
+        inputs = stage_inputs(job, cache, in_image=True)
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
-        hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if enclaves else DEFAULT_HANG_S))
         result = Measurement(job, inputs, logs, hang_s, enclaves).run()
         write_logs(result, logs, result.exit_code)
     except CnnbenchError as error:

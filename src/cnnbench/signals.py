@@ -37,7 +37,7 @@ def check_timeout(option: str, timeout_s: float | None) -> None:
 def time_limit(timeout_s: float | None, name: str = "TIMEOUT") -> Iterator[None]:
     """Raise TimeUpInterrupt, with the limit's name, inside the block when it takes longer."""
     if timeout_s is not None:
-        interrupt = TimeUpInterrupt(name, timeout_s)
+        interrupt = TimeUpInterrupt(f"not done within {name}={timeout_s:g} s")
 
         def end(_number: int, _frame: FrameType | None) -> None:
             _end_by(interrupt)

@@ -1,0 +1,80 @@
+"""Run a job on this machine: stage what it reads, try engines where that is left open, measure, and keep the logs."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
+from cnnbench.job import AUTO, NOTHING_STAGED, Inputs, Job, stage_inputs
+from cnnbench.report.kpi_log import write_logs
+from cnnbench.result import SEEN, TIMEOUT, RunResult
+from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory
+from cnnbench.signals import time_limit
+
+TRIAL_S = 5.0
+"""How long each engine is measured when the fastest is to be chosen."""
+
+
+def measure_job(
+    job: Job, cache: Path, root: Path, hang_s: float | None, timeout_s: float | None
+) -> tuple[RunResult, Path]:
+    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
+    hang_s = hang_s or DEFAULT_HANG_S
+    try:
+        with time_limit(timeout_s):
+            job = choose_engine(job, cache, hang_s)
+            inputs = stage_inputs(job, cache)
+            logs = new_logs_directory(root, job.case.name)
+            try:
+                result = Measurement(job, inputs, logs, hang_s).run()
+            except CnnbenchError:
+                if not any(logs.iterdir()):  # nothing was started, and an empty directory would tell of a cut run
+                    logs.rmdir()
+                    logs.parent.rmdir()
+                raise
+    except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
+        logs = new_logs_directory(root, job.case.name)
+        facts = {SEEN: "the time was up while staging"}
+        result = Measurement(job, NOTHING_STAGED, logs, hang_s).reject(error, facts)
+    write_logs(result, logs, result.exit_code)
+    return result, logs
+
+
+def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = False) -> Job:
+    """Return a job itself, or where its engine is still to be chosen, the rival that a trial finds the fastest.
+
+    What counts is the primary figure: throughput, or the mean latency. An engine whose trial is invalid is out, and
+    where all are, InvalidMeasurementError is raised.
+    """
+    if not job.rivals:
+        return job
+    lower_is_better = job.parameters.mode == "latency"
+    found: dict[str, float] = {}
+    told = []
+    for rival in job.rivals:
+        trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s)
+        if trial.interrupted:
+            raise KeyboardInterrupt
+        if trial.failures and trial.failures[0].name == TIMEOUT:
+            raise TimeUpInterrupt(trial.failures[0].found)
+        if trial.verdict == "invalid":
+            told.append(f"{rival.engine_name} invalid ({trial.reason})")
+            continue
+        primary = next(kpi for kpi in trial.kpis if kpi.primary)
+        found[rival.engine_name] = primary.value
+        told.append(f"{rival.engine_name} {primary.value:.4g} {primary.unit}")
+    if not found:
+        raise InvalidMeasurementError(f"ENGINE={AUTO}: no engine's trial was valid: {'; '.join(told)}")
+    best = (min if lower_is_better else max)(found, key=found.__getitem__)
+    chosen = next(rival for rival in job.rivals if rival.engine_name == best)
+    note = f"ENGINE={AUTO}: {best} is the fastest in trials of {TRIAL_S:g} s: {', '.join(told)}"
+    others = tuple(one for one in job.notes if one not in job.rivals[0].notes)
+    return replace(chosen, notes=(*chosen.notes, *others, note))
+
+
+def _try_engine(rival: Job, inputs: Inputs, hang_s: float) -> RunResult:
+    """Measure an engine for a moment; only its figure is kept."""
+    short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S, "profile": False}
+    job = replace(rival, parameters=rival.parameters.model_copy(update=short), peak_program=None)
+    with tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
+        return Measurement(job, inputs, Path(logs), hang_s).run()
