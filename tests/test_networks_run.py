@@ -25,12 +25,12 @@ CASE = f"test_{SLUG}_inference_throughput_avx_fp32_"
 def run_case(engine_cache, pytorch_python, tmp_path_factory):
     """Run a network's case to its end; return what it printed and its logs."""
 
-    def run(network, *arguments):
+    def run(network, *arguments, **environment):
         root = tmp_path_factory.mktemp("networks")
         command = ["--workload", str(DIRECTORY), "--case", CASE + network, "--logs-root", str(root), *arguments]
         done = subprocess.run(
             [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=8"],
-            env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+            env=clean_environment(CNNBENCH_CACHE=str(engine_cache), **environment),
             capture_output=True,
             text=True,
         )
@@ -159,6 +159,29 @@ def test_a_pipeline_tells_its_stages_times(run_case):
     run = measured(done, logs)
     assert run.facts["stage 1"].startswith("the input to layer2, ")
     assert run.facts["stage 2"].startswith("layer2 to the end, ")
+
+
+def test_the_fastest_engine_is_found_by_a_trial(run_case):
+    run = measured(*run_case("mobilenet_v3_small", "--engine=auto", "--batch_size=16", CXX="no-such-compiler"))
+    assert run.requested["ENGINE"] == "auto"
+    (told,) = [note for note in run.notes if note.startswith("ENGINE=auto: ") and "trials of 5 s" in note]
+    tried = {name: float(value) for name, value in re.findall(r"(\w+) ([0-9.]+) img/s", told)}
+    assert set(tried) == {"pytorch", "onnxruntime", "openvino"}
+    assert run.effective["ENGINE"] == max(tried, key=tried.get)
+    assert told.startswith(f"ENGINE=auto: {run.effective['ENGINE']} is the fastest")
+    assert any("not tried: inductor: ENGINE=inductor: compiles with no-such-compiler" in note for note in run.notes)
+
+
+def test_inductor_without_a_compiler_is_skipped(run_case):
+    done, _ = run_case("resnet18", "--engine=inductor", CXX="no-such-compiler")
+    assert done.returncode == 77
+    assert "ENGINE=inductor: compiles with no-such-compiler, which is not here" in done.stderr
+
+
+def test_a_trial_ends_with_the_time_of_the_run(run_case):
+    done, logs = run_case("resnet18", "--engine=auto", "--batch_size=16", "--timeout", "12", CXX="no-such-compiler")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert load_run(logs).reason == "not done within TIMEOUT=12 s"
 
 
 @pytest.mark.skipif(CORES < 2, reason="stages need a core each")

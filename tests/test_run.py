@@ -105,6 +105,9 @@ def test_throughput_follows_from_the_raw_times(good):
     # Whole steps here, parts of steps at the window's edges there: a step for each instance may be between them.
     assert kpi_of(run, "Throughput") == pytest.approx(4 * completed / ((end - start) / 1e9), rel=0.02)
     assert kpi_of(run, "Throughput") <= 4 * INSTANCES / 0.005
+    assert sum(one["images_per_s"] for one in run.instances) == pytest.approx(kpi_of(run, "Throughput"))
+    if INSTANCES > 1:
+        assert re.fullmatch(r"[0-9.]+ img/s, [0-9.]+ ms in the mean, CPUs [0-9]+", run.facts["instance 1"])
 
 
 def test_requested_and_effective_parameters_are_kept_apart(workload):

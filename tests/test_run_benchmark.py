@@ -175,6 +175,12 @@ def test_launch_shares_replicas_out_over_processes():
         read_launch_line(["--num-instances", "0", "--", "run", "--model", "resnet18"], AVX2)
 
 
+def test_launch_for_the_minimum_latency_measures_latency():
+    line = ["--minimum-latency", "--", "run", "--model", "resnet18", "--mode", "throughput"]
+    ((case, _),) = read_launch_line(line, AVX2).runs
+    assert "_latency_" in case
+
+
 @pytest.mark.parametrize(("words", "instances"), [((), "1"), (("--num-instances", "2"), "2")])
 def test_launched_replicas_are_all_there_are(words, instances):
     line = ["--num-replicas", "4", *words, "--", "run", "--model", "resnet18", "--num-instances", "7"]

@@ -82,6 +82,16 @@ def test_throughput_of_two_instances_of_different_speed_is_that_of_both():
     throughput = stats.estimate_throughput(steps, images, window)
     assert throughput.mean == pytest.approx(80 + 400 / 7, rel=1e-12)
     assert throughput.half_width == pytest.approx(0, abs=1e-9)
+    figures = stats.instance_figures(steps, images, window)
+    assert [one["images_per_s"] for one in figures] == pytest.approx([80, 400 / 7])
+    assert [one["latency_mean_ms"] for one in figures] == pytest.approx([100, 70])
+
+
+def test_an_instance_without_a_whole_step_in_the_window_has_no_latency():
+    steps = [back_to_back([1000 * MS]), back_to_back([100 * MS] * 3, start_ns=200 * MS)]
+    figures = stats.instance_figures(steps, [images_of(one) for one in steps], stats.common_window(steps))
+    assert [one["latency_mean_ms"] for one in figures] == [None, pytest.approx(100)]
+    assert figures[0]["images_per_s"] == pytest.approx(1)
 
 
 def test_a_smaller_last_batch_counts_as_what_it_held():

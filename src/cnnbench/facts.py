@@ -56,6 +56,19 @@ def software_facts(results: list[dict[str, Any]], trace: Path, inputs: Inputs) -
     return facts
 
 
+def instance_facts(results: list[dict[str, Any]]) -> dict[str, str]:
+    """Return a line for each of several instances: its part of the throughput, its latency and its CPUs."""
+    if len(results) == 1:
+        return {}
+    lines = {}
+    for result in results:
+        latency = result["latency_mean_ms"]
+        step = "no whole step in the window" if latency is None else f"{latency:.4g} ms in the mean"
+        cpus = format_cpu_list(result["cpus"])
+        lines[f"instance {result['index']}"] = f"{result['images_per_s']:.4g} img/s, {step}, CPUs {cpus}"
+    return lines
+
+
 def run_notes(job: Job, results: list[dict[str, Any]]) -> list[str]:
     """Return the job's notes and what is to be noted of how its instances shared cores and had their memory bound."""
     notes = list(job.notes)

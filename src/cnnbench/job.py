@@ -158,6 +158,8 @@ def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
     chosen_network(parameters)
     if parameters.mode == "accuracy":
         raise UsageError(f"{case.name}: these networks' accuracy is not measured yet; choose throughput or latency")
+    if parameters.engine == AUTO and parameters.mode == "accuracy":
+        raise UsageError(f"ENGINE={AUTO}: chooses by speed, which {case.name} does not measure; name an engine")
     if case.sgx:
         raise UsageError(f"{case.name}: networks run in no enclave; leave out sgx_")
     notes = []

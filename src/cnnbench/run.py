@@ -18,7 +18,7 @@ from cnnbench.cgroup import CpuQuota, read_cpu_quotas
 from cnnbench.contention import CpuSample, compare_quotas, compare_samples, sample_cpu_time, with_siblings
 from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
-from cnnbench.facts import host_facts, run_notes, software_facts
+from cnnbench.facts import host_facts, instance_facts, run_notes, software_facts
 from cnnbench.host import sample_frequency_mhz
 from cnnbench.job import Inputs, Job
 from cnnbench.launch.enclave import Enclaves
@@ -269,6 +269,9 @@ class Measurement:
             criteria += self._judge_accuracy(directories, kpis)
         else:
             criteria += timed
+            figures = stats.instance_figures(steps, self._images(steps), window)
+            results = [result | figure for result, figure in zip(results, figures, strict=True)]
+            facts |= instance_facts(results)
             if contention is not None:
                 criteria.append(validity.judge_contention(contention))
             else:

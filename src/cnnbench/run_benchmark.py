@@ -82,6 +82,9 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME", help=f"the network: {', '.join(ARCHITECTURES)}")
     parser.add_argument("--mode", choices=["throughput", "latency"], help="what to measure (default: throughput)")
     parser.add_argument(
+        "--minimum-latency", dest="mode", action="store_const", const="latency", help="the same as --mode latency"
+    )
+    parser.add_argument(
         "--precision", choices=WIDTHS, help="32.32: float32; 16.16: bfloat16 (default: 16.16 where the CPU has it)"
     )
     parser.add_argument(
@@ -156,6 +159,11 @@ def read_launch_line(words: Sequence[str], cpu_flags: frozenset[str]) -> Request
     parser.add_argument("--num-instances", type=int, metavar="N", help="processes (default: as many as fit)")
     parser.add_argument("--num-replicas", type=int, metavar="N", help="copies of the network, over all processes")
     parser.add_argument("--numa-aware", choices=["yes", "no"], help="bind memory to NUMA nodes (default: yes)")
+    parser.add_argument(
+        "--minimum-latency",
+        action="store_true",
+        help="measure latency, in instances of 4 cores, at the cost of some throughput",
+    )
     at = words.index("--") if "--" in words else len(words)
     own = parser.parse_args(words[:at])
     if words[at + 1 : at + 2] != ["run"]:
@@ -169,6 +177,7 @@ def read_launch_line(words: Sequence[str], cpu_flags: frozenset[str]) -> Request
     more = ["--num-instances", str(instances)] if counted else []
     more += [] if own.num_replicas is None else ["--replicas", str(own.num_replicas // instances)]
     more += [] if own.numa_aware is None else ["--numa-aware", own.numa_aware]
+    more += ["--minimum-latency"] if own.minimum_latency else []
     return read_request([*words[at + 2 :], *more], cpu_flags, "launch")
 
 

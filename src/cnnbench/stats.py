@@ -111,6 +111,25 @@ def estimate_throughput(steps: Sequence[np.ndarray], images: Sequence[np.ndarray
     return Estimate(completed / window.seconds, _half_width(slice_rates(steps, images, window)))
 
 
+def instance_figures(
+    steps: Sequence[np.ndarray], images: Sequence[np.ndarray], window: Window
+) -> list[dict[str, float | None]]:
+    """Return what each instance did in the window of all: `images_per_s`, which add up, and `latency_mean_ms`.
+
+    The latency is None for an instance without a whole step in the window.
+    """
+    figures: list[dict[str, float | None]] = []
+    for rows, counts in zip(steps, images, strict=True):
+        times_ms = inference_times_ms([rows], window)
+        figures.append(
+            {
+                "images_per_s": estimate_throughput([rows], [counts], window).mean,
+                "latency_mean_ms": float(times_ms.mean()) if len(times_ms) else None,
+            }
+        )
+    return figures
+
+
 def _half_width(samples: np.ndarray) -> float | None:
     """Return the half-width of the mean's 95 % interval by Student's t; None for fewer than MIN_SLICES samples."""
     if len(samples) < MIN_SLICES:
