@@ -23,7 +23,7 @@ if answer=$("${cli[@]}" version 2>&1); then
     cmake=$(PATH=$bin:$PATH command -v cmake)
     "$cmake" -S . -B build-container -DBACKEND=docker -DCONTAINER_CLI="${cli[*]}" -DRELEASE=test \
         -DBASE_IMAGE="${CNNBENCH_BASE_IMAGE-}" -DCNNBENCH_PYTHON="$bin/python"
-    "$cmake" --build build-container
+    "$cmake" --build build-container --target ResNet50-TensorFlow-Xeon-Public # the other's: tests/container
     "${cli[@]}" images '*resnet50v1_5-tensorflow*'
 else
     no_engine="NOT RUN: no container engine answers to \`${cli[*]} version\`: ${answer##*$'\n'} (see doc/containers.md)"
