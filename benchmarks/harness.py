@@ -78,7 +78,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
             shared = Path(name)
             control = ControlBlock.create(shared, 1)
-            run = Run([], 1, shared, Limits(enough=None, hang_s=300))
+            run = Run([], [0], shared, Limits(enough=None, hang_s=300))
             print(shared, file=process.stdin, flush=True)
             progress = Progress("block", arguments.steps, "steps", stream=io.StringIO())
             run.wait_until(run.measured_enough, progress, run.count_measured)

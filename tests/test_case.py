@@ -66,8 +66,9 @@ GOOD_VALUES = {
     "VERBOSE": (False, {"True": True, "1": True}),
     "ONEDNN_VERBOSE": (False, {"True": True, "1": True}),
     "FORCE": (False, {"True": True, "False": False}),
-    "MPI": (False, {"False": False}),
-    "NUM_MPI": ("", {}),
+    "MPI": (False, {"True": True, "False": False}),
+    "NUM_MPI": ("", {"1": 1, "4096": 4096}),
+    "HOSTFILE": ("", {}),
     "CUSTOMER_ENV": ({}, {"A=1": {"A": "1"}, "A=1 B='two words'": {"A": "1", "B": "two words"}}),
 }
 EACH_GOOD_VALUE = [(name, text, value) for name, (_, texts) in GOOD_VALUES.items() for text, value in texts.items()]
@@ -189,6 +190,7 @@ def test_every_parameter_has_its_good_and_bad_values_here():
         "WEIGHTS",
         "MODEL_CACHE_PATH",
         "PIPELINE_SPLITS",
+        "HOSTFILE",
         "WRAP_KEY",
     }
 
@@ -335,10 +337,39 @@ def test_numbers_of_instances_and_cores_are_refused_where_the_mode_decides_them(
     assert value_of(resolve_environment({name: "2", "INSTANCE_MODE": "flex"}), name) == 2
 
 
-@pytest.mark.parametrize(("name", "value"), [("MPI", "True"), ("NUM_MPI", "2")])
-def test_mpi_is_refused_until_it_works(name, value):
-    with pytest.raises(UsageError, match=rf"^{name}={value} \(environment\): .*MPI is not available yet; leave it out"):
-        resolve_environment({name: value})
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            {"NUM_MPI": "2", "INSTANCES": "4"},
+            "NUM_MPI=2 \\(environment\\): decides how many .* INSTANCES=4 \\(environment",
+        ),
+        ({"NUM_MPI": "2", "INSTANCE_MODE": "numa"}, "NUM_MPI=2 .* INSTANCE_MODE=numa .*; leave one of the two out"),
+        ({"NUM_MPI": "2", "REPLICAS": "2"}, "NUM_MPI=2 .* each in a process of its own, but REPLICAS=2"),
+        ({"HOSTFILE": "hosts"}, "HOSTFILE=hosts \\(environment\\): only MPI launches on several hosts; give MPI=True"),
+    ],
+)
+def test_what_contradicts_a_launch_through_mpi(settings, reason):
+    with pytest.raises(UsageError, match=reason):
+        resolve_environment(settings)
+
+
+def test_weights_are_not_shared_between_ranks():
+    case = TestCase("x", "throughput", "avx_bfloat16")
+    with pytest.raises(UsageError, match=r"NUM_MPI=2 .* but WEIGHT_SHARING=True"):
+        resolve(case, {"environment": {"NUM_MPI": "2", "WEIGHT_SHARING": "True"}})
+
+
+@pytest.mark.parametrize("name", ["MPI", "NUM_MPI"])
+def test_an_enclave_is_not_launched_through_mpi(name):
+    case = TestCase("x", "throughput", "avx_fp32", sgx=True)
+    with pytest.raises(UsageError, match=f"^{name}=.*SGX cases run in a container, where nothing is launched through"):
+        resolve(case, {"environment": {name: "1" if name == "NUM_MPI" else "True"}})
+
+
+def test_ranks_a_socket_imply_mpi():
+    parameters, _ = settle(resolve_environment({"NUM_MPI": "2"}))
+    assert (parameters.mpi, parameters.num_mpi) == (True, 2)
 
 
 REAL = {"DATA_TYPE": "real"}

@@ -189,6 +189,17 @@ def test_launched_replicas_are_all_there_are(words, instances):
     assert found["INSTANCES"] == instances
 
 
+def test_launch_through_mpi():
+    own = ["--launcher", "mpi", "--num-mpi", "2", "--hostfile", "hosts"]
+    ((_, found),) = read_launch_line([*own, "--", "run", "--model", "resnet18"], AVX2).runs
+    assert found == {"MPI": "True", "NUM_MPI": "2", "HOSTFILE": "hosts"}
+    ((_, found),) = read_launch_line(["--launcher", "local", "--", "run", "--model", "resnet18"], AVX2).runs
+    assert found == {}
+    for option in ("--num-mpi", "--hostfile"):
+        with pytest.raises(UsageError, match=f"--launcher local with {option} 2: give --launcher mpi"):
+            read_launch_line(["--launcher", "local", option, "2", "--", "run", "--model", "resnet18"], AVX2)
+
+
 def test_a_configuration_is_read_as_the_line_is(tmp_path):
     path = tmp_path / "configs.yml"
     path.write_text(

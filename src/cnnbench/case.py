@@ -175,10 +175,7 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str], sgx
             f"EIGHT_BIT_IO=True ({origins['EIGHT_BIT_IO']}): bytes cannot be normalised before they are handed over; "
             "give NORMALIZATION_LOCATION=device or none"
         )
-    if parameters.mpi or parameters.num_mpi != "":
-        name = "MPI" if parameters.mpi else "NUM_MPI"
-        value = getattr(parameters, name.lower())
-        raise UsageError(f"{name}={value} ({origins[name]}): launching through MPI is not available yet; leave it out")
+    _refuse_mpi_combinations(parameters, origins, sgx)
     for name in ("CORES_PER_INSTANCE", "INSTANCES"):
         value = getattr(parameters, name.lower())
         if parameters.instance_mode != "flex" and value != "auto":
@@ -198,6 +195,29 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str], sgx
         )
 
 
+def _refuse_mpi_combinations(parameters: Parameters, origins: Mapping[str, str], sgx: bool) -> None:
+    """Raise UsageError for what contradicts a launch through MPI, or makes no sense without one."""
+    if sgx and (parameters.mpi or parameters.num_mpi != ""):
+        name = "MPI" if parameters.mpi else "NUM_MPI"
+        raise UsageError(
+            f"{name}={getattr(parameters, name.lower())} ({origins[name]}): SGX cases run in a container, where "
+            "nothing is launched through MPI; leave it out"
+        )
+    if parameters.hostfile and not parameters.mpi and parameters.num_mpi == "":
+        raise UsageError(
+            f"HOSTFILE={parameters.hostfile} ({origins['HOSTFILE']}): only MPI launches on several "
+            "hosts; give MPI=True or NUM_MPI"
+        )
+    alone = {"INSTANCES": "auto", "INSTANCE_MODE": "flex", "REPLICAS": 1, "WEIGHT_SHARING": False}
+    for name, needed in alone.items():
+        value = getattr(parameters, name.lower())
+        if parameters.num_mpi != "" and value != needed:
+            raise UsageError(
+                f"NUM_MPI={parameters.num_mpi} ({origins['NUM_MPI']}): decides how many instances there are, each in a "
+                f"process of its own, but {name}={value} ({origins[name]}); leave one of the two out"
+            )
+
+
 def _reconcile_times(parameters: Parameters, origins: Mapping[str, str], asked: Mapping[str, Settings]) -> Parameters:
     """Let the one of MIN_TIME and MAX_TIME that nobody asked for give way to the other."""
     if parameters.min_time <= parameters.max_time:
@@ -215,6 +235,8 @@ def settle(parameters: Parameters) -> tuple[Parameters, list[str]]:
 
     Nothing is refused here, so that a sweep over all modes may set what only some of them use.
     """
+    if parameters.num_mpi != "":
+        parameters = parameters.model_copy(update={"mpi": True})
     if parameters.mode != "accuracy":
         return parameters, []
     always = {

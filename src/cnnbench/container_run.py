@@ -85,6 +85,8 @@ class ContainerRun:
 
     def __init__(self, planned: PlannedCase, options: ContainerOptions, root: Path, sgx: SgxRoots = HOST_SGX) -> None:
         options.images.check()
+        if planned.ranks:
+            raise UsageError("MPI=True: nothing is launched through MPI in a container; choose BACKEND=native")
         self._planned, self._options, self._root, self._sgx = planned, options, root, sgx
         self._started = datetime.now(timezone.utc)
         self._run_id = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"

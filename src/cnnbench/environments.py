@@ -32,6 +32,9 @@ INDEXES = dict.fromkeys(("pytorch-cpu", "peers-pytorch"), "https://download.pyto
 QUANTIZER = "quantizer"
 """The environment that quantises an engine's models; nothing is measured with it. It stands beside the builds."""
 
+RANKS = ("mpi", "ranks")
+"""The environment of MPI's ranks, as engine and build: mpi4py, and what their part of cnnbench imports."""
+
 
 def lock_file(engine: str, variant: str) -> Path:
     """Return the lock file of one engine build."""

@@ -14,12 +14,13 @@ from cnnbench.backends import ENGINES, Engine, find_engine
 from cnnbench.case import TestCase, settle
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.datasets.index import ImageSet
-from cnnbench.environments import choose_variant, engine_python, environment_path, quantizer_obstacle
+from cnnbench.environments import RANKS, choose_variant, engine_python, environment_path, quantizer_obstacle
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, fit_to_cpu, require
 from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
+from cnnbench.launch.mpi import Ranks, find_mpirun, is_root, mpirun_command, plan_ranks
 from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
 from cnnbench.parameters import FIELDS, Parameters
 from cnnbench.platforms import GENERIC, check_platform, detect_platform
@@ -49,6 +50,7 @@ class PlannedCase:
     """A case as it is to run on this machine, wherever its instances will live.
 
     `asked`: the parameters as asked for. `parameters`: those that its mode uses. `engine_name`: the name of `engine`.
+    `ranks`: where MPI is to start the plan's processes; None without MPI.
     """
 
     workload: Workload
@@ -60,6 +62,7 @@ class PlannedCase:
     engine: Engine
     cpu: CpuInfo
     plan: Plan
+    ranks: Ranks | None
     notes: tuple[str, ...]
 
     @property
@@ -80,12 +83,14 @@ class Job(PlannedCase):
     """A planned case with what runs it here: the engine's build, and the environment of the instances.
 
     `peak_program`: what measures the machine's ceiling; None where there is none, or nothing to hold against it.
+    `mpirun`: Open MPI's; None without MPI.
     `rivals`: where the engine is still to be chosen by a trial, the jobs of all that there are, its own among them.
     """
 
     variant: str
     environment: dict[str, str]
     peak_program: Path | None
+    mpirun: Path | None
     rivals: tuple["Job", ...] = ()
 
     @property
@@ -127,8 +132,9 @@ def plan_case(
             notes += _check_engine(engine_name, parameters)
     if parameters.mode == "accuracy" and not engine.preparer:
         raise UsageError(f"{case.name}: the engine {engine_name} has no model whose accuracy could be measured")
+    topology = read_topology()
     plan = plan_instances(
-        read_topology(),
+        topology,
         PlanRequest(
             mode=parameters.mode,
             cores_per_instance=_unless_auto(parameters.cores_per_instance),
@@ -137,8 +143,12 @@ def plan_case(
             instance_mode=parameters.instance_mode,
             replicas=parameters.replicas,
             numa_aware=parameters.numa_aware,
+            num_mpi=parameters.num_mpi or None,
         ),
     )
+    ranks = None
+    if parameters.mpi:
+        ranks, plan = plan_ranks(plan, topology, parameters.num_mpi or None, parameters.hostfile)
     if parameters.pipeline_splits:
         _check_stages(parameters, plan)
     if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
@@ -149,7 +159,7 @@ def plan_case(
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
     return PlannedCase(
-        workload, case, asked, parameters, precision, engine_name, engine, cpu, plan, (*notes, *plan.notes)
+        workload, case, asked, parameters, precision, engine_name, engine, cpu, plan, ranks, (*notes, *plan.notes)
     )
 
 
@@ -250,12 +260,27 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
         notes.append("oneDNN traced while measuring, which costs throughput")
     peak_program = None
-    if planned.engine.preparer and p.mode != "accuracy":
+    if planned.engine.preparer and p.mode != "accuracy" and planned.plan.cores > len(planned.plan.cpus):
+        notes.append("utilization was not measured: the instances are on several hosts")
+    elif planned.engine.preparer and p.mode != "accuracy":
         peak_program = find_peak_program(environ)
         if peak_program is None:
             notes.append(f"utilization was not measured: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
     fields = {one.name: getattr(planned, one.name) for one in dataclasses.fields(planned)}
-    return Job(**fields | {"notes": tuple(notes)}, variant=variant, environment=environment, peak_program=peak_program)
+    return Job(
+        **fields | {"notes": tuple(notes)},
+        variant=variant,
+        environment=environment,
+        peak_program=peak_program,
+        mpirun=find_mpirun() if planned.ranks else None,
+    )
+
+
+def ranks_command(job: Job, python: Path, file: Path) -> list[str]:
+    """Return the command that starts a job's ranks with their environment's Python; `file` is what they are told."""
+    assert job.ranks is not None
+    assert job.mpirun is not None
+    return mpirun_command(job.mpirun, job.ranks, python, file, root=is_root())
 
 
 def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
@@ -306,11 +331,12 @@ def describe_case(planned: PlannedCase) -> list[str]:
     lines += [f"  {name}={value}" for name, value in planned.effective.items()]
     lines.append("instances:")
     for instance in planned.plan.instances:
+        host = f", host {instance.host}" if instance.host else ""
         node = "not bound" if instance.memory_node is None else f"node {instance.memory_node}"
         lines.append(
             f"  {instance.index}: process {instance.process}, {instance.threads} threads, "
             f"CPUs {format_cpu_list(instance.cpus)}, sockets {format_cpu_list(instance.sockets)}, "
-            f"NUMA nodes {format_cpu_list(instance.nodes)}, memory {node}"
+            f"NUMA nodes {format_cpu_list(instance.nodes)}, memory {node}{host}"
         )
     return lines + [f"note: {note}" for note in planned.notes]
 
@@ -324,6 +350,10 @@ def describe_job(job: Job, cache: Path) -> list[str]:
     lines.append("environment, beyond the caller's:")
     lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant).items()]
     lines.append("command lines:")
+    if job.ranks:
+        python = environment_path(*RANKS, cache) / "bin" / "python"
+        lines.append("  " + " ".join(ranks_command(job, python, Path("LOGS/mpi/job.json"))))
+        return lines
     python = _planned_python(job, cache)
     for number in range(len(job.plan.processes)):
         lines.append("  " + " ".join(worker_command(python, Path(f"LOGS/process-{number}/spec.json"))))
@@ -338,11 +368,15 @@ def _planned_python(job: Job, cache: Path) -> Path:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null."""
+    """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null.
+
+    `ranks_python`: what runs MPI's ranks; None without MPI.
+    """
 
     python: Path
     images: ImageSet | None
     model: PreparedModel | None
+    ranks_python: Path | None = None
 
 
 NOTHING_STAGED = Inputs(Path(), None, None)
@@ -354,6 +388,11 @@ def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
 
     `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
     """
+    inputs = _stage_for_engine(job, cache, in_image=in_image)
+    return dataclasses.replace(inputs, ranks_python=engine_python(*RANKS, cache)) if job.ranks else inputs
+
+
+def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
     python = engine_python(job.engine_name, job.variant, cache)
     if not job.engine.preparer:
         return Inputs(python, None, None)

@@ -161,8 +161,15 @@ class Parameters(BaseModel):
         False, description="have oneDNN trace into the instances' logs while measuring, which slows them"
     )
     force: bool = Field(False, description="make it an error, not a skip, when this CPU lacks what the precision needs")
-    mpi: bool = Field(False, description="launch the instances through MPI (not available yet)")
-    num_mpi: Cores | Literal[""] = Field("", description="MPI processes a socket (not available yet)")
+    mpi: bool = Field(False, description="launch the processes through MPI, each as a rank of Open MPI's mpirun")
+    num_mpi: Cores | Literal[""] = Field(
+        "",
+        description="MPI ranks a socket, an instance each, sharing out its cores unless CORES_PER_INSTANCE says less; "
+        "implies MPI=True",
+    )
+    hostfile: str = Field(
+        "", description="hosts to launch on through MPI, a file as mpirun reads it, this host first; empty: this alone"
+    )
     customer_env: Annotated[dict[str, str], BeforeValidator(_parse_environment)] = Field(
         default_factory=dict, description="more environment of the instances, as A=1 B='two words'"
     )

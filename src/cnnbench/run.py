@@ -20,14 +20,16 @@ from cnnbench.datasets.index import ImageSet
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.facts import host_facts, instance_facts, run_notes, software_facts
 from cnnbench.host import sample_frequency_mhz
-from cnnbench.job import Inputs, Job
+from cnnbench.job import Inputs, Job, ranks_command
 from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
+from cnnbench.launch.mpi import JOB, REPORT, MpirunLaunch, RankJob, RankReport
 from cnnbench.launch.plan import InstancePlan
 from cnnbench.launch.shared import StepTimes
 from cnnbench.progress import Progress
 from cnnbench.proof import judge_trace
 from cnnbench.result import INTERRUPTED_RUN, SEEN, TIMEOUT, WORKER, Criterion, Kpi, RunResult, find_iterations
+from cnnbench.topology import read_topology
 from cnnbench.trace import TRACE_ENVIRONMENT, read_trace
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
@@ -140,6 +142,7 @@ class Measurement:
         self._ceiling: Ceiling | None = None
         self._ceiling_failure = ""
         self._proof_facts: dict[str, str] = {}
+        self._ranks: RankReport | None = None
 
     def run(self) -> RunResult:
         """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception."""
@@ -180,6 +183,8 @@ class Measurement:
             if not self._job.engine.exported:  # OpenVINO's oneDNN fails at some layers when it is to tell of them
                 environment |= TRACE_ENVIRONMENT
             trace = self._write_launch(_trace_spec(specs[0], directory), directory, environment)
+        if self._job.ranks:
+            launches = [self._gather_in_ranks(launches, shared)]
         run_workers(
             launches,
             trace,
@@ -188,6 +193,30 @@ class Measurement:
             self._progress(),
             self._look,
         )
+
+        if self._job.ranks:
+            self._ranks = RankReport.read(self._logs / "mpi" / REPORT)
+            self._job = replace(self._job, plan=self._ranks.bound(self._job.plan))
+
+    def _gather_in_ranks(self, launches: Sequence[WorkerLaunch], shared: Path) -> WorkerLaunch:
+        """Return the launch of mpirun in place of the workers' own: its ranks start them, from the same specs."""
+        job, python = self._job, self._inputs.ranks_python
+        assert python is not None
+        directory = self._logs / "mpi"
+        directory.mkdir()
+        RankJob(
+            shared=str(shared),
+            logs=str(self._logs),
+            python=str(self._inputs.python),
+            hang_s=self._hang_s,
+            cpus=list(read_topology().cpus),
+            numa_aware=job.parameters.numa_aware,
+            instances=len(job.plan.instances),
+            environments=[launch.environment for launch in launches],
+        ).write(directory / JOB)
+        indices = tuple(index for launch in launches for index in launch.instances)
+        command = ranks_command(job, python, directory / JOB)
+        return MpirunLaunch(command, job.environment, directory / "output.log", indices)
 
     def _write_launch(self, spec: WorkerSpec, directory: Path, environment: dict[str, str]) -> WorkerLaunch:
         directory.mkdir()
@@ -255,11 +284,12 @@ class Measurement:
             kpis.append(Kpi(key="Input wait", unit="%", value=100 * stats.input_wait_share(steps, window)))
         first, last = self._looks
         looked_s = last.time_s - first.time_s
-        contention = compare_samples(first.cpu_time, last.cpu_time, job.plan.cores, looked_s)
+        cpu_times = self._ranks.cpu_times() if self._ranks else (first.cpu_time, last.cpu_time, looked_s)
+        contention = compare_samples(cpu_times[0], cpu_times[1], job.plan.cores, cpu_times[2])
         if contention is not None:
             kpis.append(Kpi(key="Other load", unit="%", value=100 * contention.others))
             kpis.append(Kpi(key="Stolen time", unit="%", value=100 * contention.steal))
-        throttling = compare_quotas(first.quotas, last.quotas, job.plan.cores, looked_s)
+        throttling = compare_quotas(first.quotas, last.quotas, len(job.plan.cpus), looked_s)
         if throttling is not None:
             kpis.append(Kpi(key="Throttled time", unit="%", value=100 * throttling.share))
         criteria += self._judge_model(directories, kpis)
@@ -278,9 +308,11 @@ class Measurement:
                 facts = {"contention": f"not judged: {window.seconds:.2f} s are too short to tell it"} | facts
             if throttling is not None:
                 criteria.append(validity.judge_throttling(throttling))
+            if self._ranks and self._ranks.hosts > 1:
+                criteria.append(validity.judge_clocks(self._ranks.clock_error_ns / 1e9, window.seconds))
         if not any(kpi.primary for kpi in kpis):
             criteria.append(validity.reject_without_steps(p.mode))
-        resident = {result["pid"]: result["resident_bytes"] for result in results}
+        resident = {(result.get("host"), result["pid"]): result["resident_bytes"] for result in results}
         if None not in resident.values():
             kpis.append(Kpi(key="Resident memory", unit="MiB", value=sum(resident.values()) / 2**20))
         if self._frequencies:
@@ -424,13 +456,14 @@ class Measurement:
             effective=job.effective,
             facts=host_facts(job, self._load_before)
             | software_facts(results, self._logs / "trace" / "output.log", self._inputs)
+            | (self._ranks.facts() if self._ranks else {})
             | facts
             | self._proof_facts,
             plan=job.plan.to_dict(),
             instances=results,
             kpis=_primary_first(kpis),
             criteria=criteria,
-            notes=run_notes(job, results),
+            notes=run_notes(job, results) + (self._ranks.notes() if self._ranks else []),
         )
 
 

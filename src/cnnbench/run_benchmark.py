@@ -30,6 +30,7 @@ SLUG = "cnn_pytorch_public"
 WIDTHS: dict[str, tuple[PrecisionName, ...]] = {"32.32": ("avx_fp32",), "16.16": ("amx_bfloat16", "avx_bfloat16")}
 """What a precision of the reference is here: the first that the CPU has, or else the last, which then says why not."""
 DATA = {"synthetic": "dummy", "generated": "generated", "real": "real"}
+LAUNCHERS = ("local", "mpi")
 LOCATIONS = {"host": "host", "device": "device", "ipu": "device", "none": "none"}
 
 VALUES = {
@@ -48,6 +49,8 @@ VALUES = {
     "cores-per-instance": "CORES_PER_INSTANCE",
     "num-io-threads": "NUM_IO_THREADS",
     "dataset": "DATASET",
+    "num-mpi": "NUM_MPI",
+    "hostfile": "HOSTFILE",
 }
 """The options that are a parameter of the cases under another name or the same, with any value that it takes."""
 SWITCHES = {
@@ -97,6 +100,7 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
         "--normalization-location", choices=LOCATIONS, help="where images are normalised; ipu is device"
     )
     parser.add_argument("--numa-aware", choices=["yes", "no"], help="bind instances' memory to their NUMA node")
+    parser.add_argument("--launcher", choices=LAUNCHERS, help="start processes here by itself, or through MPI")
     parser.add_argument("--random-weights", action="store_true", help="as without --weights, which it contradicts")
     for option, name in VALUES.items():
         parser.add_argument(f"--{option}", metavar="VALUE", help=FIELDS[name].description)
@@ -129,6 +133,11 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
         settings["NORMALIZATION_LOCATION"] = LOCATIONS[options["normalization_location"]]
     if "numa_aware" in options:
         settings["NUMA_AWARE"] = str(options["numa_aware"] == "yes")
+    if (launcher := options.get("launcher")) == "mpi":
+        settings["MPI"] = "True"
+    for option in ("num-mpi", "hostfile"):
+        if launcher == "local" and _key(option) in options:
+            raise UsageError(f"--launcher local with --{option} {options[_key(option)]}: give --launcher mpi")
     if options.get("random_weights") and "weights" in options:
         raise UsageError(f"--random-weights with --weights {options['weights']}: leave one of the two out")
     case = TestCase(
@@ -164,6 +173,11 @@ def read_launch_line(words: Sequence[str], cpu_flags: frozenset[str]) -> Request
         action="store_true",
         help="measure latency, in instances of 4 cores, at the cost of some throughput",
     )
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, help="start processes here by itself (default), or through MPI"
+    )
+    parser.add_argument("--num-mpi", metavar="N", help=FIELDS["NUM_MPI"].description)
+    parser.add_argument("--hostfile", metavar="FILE", help=FIELDS["HOSTFILE"].description)
     at = words.index("--") if "--" in words else len(words)
     own = parser.parse_args(words[:at])
     if words[at + 1 : at + 2] != ["run"]:
@@ -176,7 +190,9 @@ def read_launch_line(words: Sequence[str], cpu_flags: frozenset[str]) -> Request
     counted = own.num_instances is not None or own.num_replicas is not None
     more = ["--num-instances", str(instances)] if counted else []
     more += [] if own.num_replicas is None else ["--replicas", str(own.num_replicas // instances)]
-    more += [] if own.numa_aware is None else ["--numa-aware", own.numa_aware]
+    for option in ("numa-aware", "launcher", "num-mpi", "hostfile"):
+        value = getattr(own, _key(option))
+        more += [] if value is None else [f"--{option}", value]
     more += ["--minimum-latency"] if own.minimum_latency else []
     return read_request([*words[at + 2 :], *more], cpu_flags, "launch")
 

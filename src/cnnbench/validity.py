@@ -15,6 +15,7 @@ from cnnbench.result import KILLED, Criterion
 from cnnbench.stats import MIN_SLICES, Estimate, Steadiness
 from cnnbench.topology import format_cpu_list
 
+CLOCKS_BOUND = 0.01
 CONTENTION_BOUND = 0.05
 THROTTLED_BOUND = 0.01
 DRIFT_BOUND = 0.05
@@ -43,13 +44,15 @@ def judge_pinning(plan: Plan, affinities: Mapping[int, Mapping[str, Sequence[int
         for thread, cpus in affinities[instance.index].items():
             if not allowed.issuperset(cpus):
                 strays.append(f"thread {thread} of instance {instance.index} on {format_cpu_list(cpus)}")
-    used = plan.cpus
-    if len(used) != len(set(used)):
+    hosts = dict.fromkeys(instance.host for instance in plan.instances)
+    used = {host: [cpu for one in plan.instances if one.host == host for cpu in one.cpus] for host in hosts}
+    if any(len(cpus) != len(set(cpus)) for cpus in used.values()):
         strays.append("instances share a CPU")
+    where = "; ".join(f"{format_cpu_list(cpus)}{f' of {host}' if host else ''}" for host, cpus in used.items())
     return Criterion(
         name="pinning",
         passed=not strays,
-        found="; ".join(strays[:3]) if strays else f"all threads on {format_cpu_list(used)}",
+        found="; ".join(strays[:3]) if strays else f"all threads on {where}",
         needed="every thread on the planned CPUs",
     )
 
@@ -90,6 +93,17 @@ def judge_contention(contention: Contention) -> Criterion:
         passed=contention.others + contention.steal <= CONTENTION_BOUND,
         found=f"other processes took {contention.others:.1%} of the cores' time, the hypervisor {contention.steal:.1%}",
         needed=f"at most {CONTENTION_BOUND:.0%} together: stop other work on this machine",
+        severity="unstable",
+    )
+
+
+def judge_clocks(error_s: float, window_s: float) -> Criterion:
+    """Judge whether the times of several hosts are known well enough to speak of one common window."""
+    return Criterion(
+        name="clocks",
+        passed=error_s <= CLOCKS_BOUND * window_s,
+        found=f"times of other hosts are known to {1e3 * error_s:.3g} ms in a window of {window_s:.3g} s",
+        needed=f"to {CLOCKS_BOUND:.0%} of it: measure for longer, or have all hosts' clocks kept by one server",
         severity="unstable",
     )
 

@@ -187,7 +187,7 @@ class Sources:
         directory, located = Path(self.environ.get(DIRECTORY_VARIABLE) or Path.cwd()), {}
         if parameters.model:
             located["model"] = _locate_model(parameters.model, directory)
-        for name in ("wrap_key", "weights", "model_cache_path"):
+        for name in ("wrap_key", "weights", "model_cache_path", "hostfile"):
             if path := getattr(parameters, name):
                 located[name] = str(directory / Path(path).expanduser())
         return parameters.model_copy(update=located)

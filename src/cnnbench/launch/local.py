@@ -112,6 +112,10 @@ class WorkerLaunch:
     log: Path
     instances: tuple[int, ...]
 
+    def process(self) -> "WorkerProcess":
+        """Return the process, not yet started."""
+        return WorkerProcess(self)
+
 
 class WorkerProcess:
     """A started worker: a session of its own, so that it can be killed whole and a Ctrl-C does not reach it first."""
@@ -161,6 +165,10 @@ class WorkerProcess:
         lines = self.launch.log.read_text(errors="replace").strip().splitlines()
         return f"{how}; last in {self.launch.log}: {lines[-1] if lines else '(nothing)'}"
 
+    def explain_end(self) -> InvalidMeasurementError:
+        """Return what makes a run invalid in which it has ended so."""
+        return KilledError(f"process {self.pid} was {self.describe_end()}")
+
 
 class KilledError(InvalidMeasurementError):
     """An instance was killed, hung or crashed; the message is the documented one, `detail` says what was seen."""
@@ -183,28 +191,29 @@ class Limits:
 
 
 class Run:
-    """The processes of one run, and the control block they share."""
+    """Some processes of a run, and the control block they share; `instances`: the numbers of those that they hold."""
 
-    def __init__(self, workers: Sequence[WorkerProcess], instances: int, shared: Path, limits: Limits) -> None:
+    def __init__(
+        self, workers: Sequence[WorkerProcess], instances: Sequence[int], shared: Path, limits: Limits
+    ) -> None:
         self._workers, self._instances, self._shared, self._limits = workers, instances, shared, limits
         self._control = ControlBlock(shared)
-        self._seen = [(0, time.monotonic())] * instances
+        self._seen = dict.fromkeys(instances, (0, time.monotonic()))
         self._judged_s = time.monotonic()
 
-    def _steps(self) -> list[int]:
-        return [self._control.steps(index) for index in range(self._instances)]
-
     def _states(self) -> list[State]:
-        return [self._control.state(index) for index in range(self._instances)]
+        return [self._control.state(index) for index in self._instances]
 
     def check_alive(self) -> None:
         """Raise KilledError when a worker has ended early or an instance makes no headway."""
         for worker in self._workers:
             if worker.exit_code is not None:
-                raise KilledError(f"process {worker.pid} was {worker.describe_end()}")
+                raise worker.explain_end()
         now = time.monotonic()
-        for index, steps in enumerate(self._steps()):
-            if steps != self._seen[index][0] or self._control.state(index) is State.DONE:
+        for index in self._instances:
+            if (steps := self._control.steps(index)) != self._seen[index][0] or self._control.state(
+                index
+            ) is State.DONE:
                 self._seen[index] = (steps, now)
             elif now - self._seen[index][1] > self._limits.hang_s:
                 raise KilledError(f"instance {index} hung: no step for {self._limits.hang_s:g} s")
@@ -233,7 +242,7 @@ class Run:
 
     def count_measured(self) -> int:
         """Return how many steps have been recorded, by all instances together."""
-        return sum(self._control.measured(index) for index in range(self._instances))
+        return sum(self._control.measured(index) for index in self._instances)
 
     def measured_enough(self) -> bool:
         """Tell whether the instances are done, or what they have measured is enough."""
@@ -242,7 +251,7 @@ class Run:
         if self._limits.enough is None or time.monotonic() - self._judged_s < JUDGE_S:
             return False
         self._judged_s = time.monotonic()
-        return self._limits.enough([StepTimes.read(self._shared, index) for index in range(self._instances)])
+        return self._limits.enough([StepTimes.read(self._shared, index) for index in self._instances])
 
     def finish(self) -> None:
         """Stop the instances and wait until every worker has written its results and ended well."""
@@ -255,7 +264,7 @@ class Run:
                     raise KilledError(f"process {worker.pid} did not end within {patience_s:g} s of being told to")
                 time.sleep(POLL_S)
             if worker.exit_code != 0:
-                raise KilledError(f"process {worker.pid} was {worker.describe_end()}")
+                raise worker.explain_end()
 
 
 def run_tracer(launch: WorkerLaunch, hang_s: float) -> None:
@@ -295,8 +304,8 @@ def run_workers(
             run_tracer(trace, limits.hang_s)
             tracing.advance(1)
     with ExitStack() as stack:
-        workers = [stack.enter_context(WorkerProcess(launch)) for launch in launches]
-        run = Run(workers, instances, shared, limits)
+        workers = [stack.enter_context(launch.process()) for launch in launches]
+        run = Run(workers, range(instances), shared, limits)
         loading = Progress("loading and warming up", instances, "instances")
         run.wait_until(lambda: run.count_ready() == instances, loading, run.count_ready)
         run.open_barrier()

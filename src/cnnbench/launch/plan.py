@@ -19,7 +19,8 @@ class PlanRequest:
 
     `instance_mode`: `flex`, or `numa` or `socket` for one instance in each, which leaves no number to be given.
     `replicas`: how many of the planned instances share a process; `instances` are processes then. `numa_aware`: whether
-    memory is to be bound to an instance's node.
+    memory is to be bound to an instance's node. `num_mpi`: instances in each socket, which leaves only their cores
+    to be given.
     """
 
     mode: str
@@ -29,6 +30,7 @@ class PlanRequest:
     instance_mode: InstanceMode = "flex"
     replicas: int = 1
     numa_aware: bool = True
+    num_mpi: int | None = None
 
     @property
     def count(self) -> int | None:
@@ -40,7 +42,10 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class InstancePlan:
-    """One instance: the logical CPUs it is pinned to, one per physical core, and where they lie."""
+    """One instance: the logical CPUs it is pinned to, one per physical core, and where they lie.
+
+    `host`: where MPI launched it; empty without MPI.
+    """
 
     index: int
     process: int
@@ -48,11 +53,17 @@ class InstancePlan:
     sockets: tuple[int, ...]
     nodes: tuple[int, ...]
     memory_node: int | None  # the node to bind memory to; None when the cores lie in several or an unknown one
+    host: str = ""
 
     @property
     def threads(self) -> int:
         """Return the number of intra-op threads: one for each core."""
         return len(self.cpus)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as data that JSON can hold, without a host where there is but one."""
+        fields = {**asdict(self), "threads": self.threads}
+        return fields if self.host else {name: value for name, value in fields.items() if name != "host"}
 
 
 @dataclass(frozen=True)
@@ -70,12 +81,13 @@ class Plan:
 
     @property
     def cpus(self) -> tuple[int, ...]:
-        """Return the CPUs in use, one of each physical core."""
-        return tuple(cpu for instance in self.instances for cpu in instance.cpus)
+        """Return the CPUs in use, one of each physical core; where MPI launches on several hosts, on the first."""
+        here = self.instances[0].host
+        return tuple(cpu for instance in self.instances if instance.host == here for cpu in instance.cpus)
 
     @property
     def cores(self) -> int:
-        """Return the number of physical cores in use."""
+        """Return the number of physical cores in use, on all hosts."""
         return sum(instance.threads for instance in self.instances)
 
     @property
@@ -87,7 +99,7 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Return the plan as data that JSON can hold."""
         return {
-            "instances": [{**asdict(instance), "threads": instance.threads} for instance in self.instances],
+            "instances": [instance.to_dict() for instance in self.instances],
             "processes": [[instance.index for instance in process] for process in self.processes],
             "cores": self.cores,
             "cores_per_instance": self.cores_per_instance,
@@ -104,7 +116,9 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
     _check(topology, request)
     notes: list[str] = []
     explicit = request.cores_per_instance is not None or request.count is not None
-    if request.instance_mode == "numa":
+    if request.num_mpi is not None:
+        groups = _place_in_sockets(topology, request, request.num_mpi)
+    elif request.instance_mode == "numa":
         groups = [topology.cores_of_node(node) for node in topology.nodes]
     elif request.instance_mode == "socket" or (request.mode != "latency" and not explicit):
         groups = [topology.cores_of_socket(socket) for socket in topology.sockets]
@@ -165,6 +179,24 @@ def _check(topology: Topology, request: PlanRequest) -> None:
             f"INSTANCES={asked}{each} with CORES_PER_INSTANCE={size}: needs {count * size} physical cores, this host "
             f"has {total} usable; at most {most} instances of {size} fit{where}"
         )
+
+
+def _place_in_sockets(topology: Topology, request: PlanRequest, count: int) -> list[tuple[Core, ...]]:
+    """Place `count` instances in each socket, on its cores in their order, as mpirun maps `ppr:COUNT:socket`."""
+    room = min(len(topology.cores_of_socket(socket)) for socket in topology.sockets)
+    if count > room:
+        raise UsageError(f"NUM_MPI={count}: must be 1 to {room}, the usable cores of this host's smallest socket")
+    size = request.cores_per_instance or min(room // count, LATENCY_CORES if request.mode == "latency" else room)
+    if count * size > room:
+        raise UsageError(
+            f"NUM_MPI={count} with CORES_PER_INSTANCE={size}: needs {count * size} cores in each socket, this host's "
+            f"smallest has {room} usable"
+        )
+    groups = []
+    for socket in topology.sockets:
+        cores = topology.cores_of_socket(socket)
+        groups += [cores[at : at + size] for at in range(0, count * size, size)]
+    return groups
 
 
 def _most_instances(topology: Topology, size: int, request: PlanRequest) -> int:

@@ -80,6 +80,10 @@ class ControlBlock:
         """Return how many steps an instance has ended, the warm-up's included: a sign of life."""
         return self._words[(index + 1) * _ROW + _STEPS]
 
+    def set_steps(self, index: int, steps: int) -> None:
+        """Say how many steps an instance has ended: for one that writes into a control block elsewhere."""
+        self._words[(index + 1) * _ROW + _STEPS] = steps
+
     def measured(self, index: int) -> int:
         """Return how many steps an instance has recorded."""
         return self._words[(index + 1) * _ROW + _MEASURED]

@@ -1,0 +1,153 @@
+"""Where MPI is to start ranks, the command that starts them, and what is refused; nothing is started here."""
+
+from pathlib import Path
+
+import pytest
+
+from cnnbench.errors import SkippedError, UsageError
+from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
+from cnnbench.launch.plan import PlanRequest, plan_instances
+from cnnbench.topology import read_topology
+from sysfs import make_sysfs_tree
+
+HERE = Ranks(4, "ppr:2:socket", 8, None)
+TAIL = ["/env/bin/python", "-m", "cnnbench.launch.rank", "/logs/mpi/job.json"]
+
+
+def command_of(ranks, root):
+    return mpirun_command(Path("/bin/mpirun"), ranks, Path(TAIL[0]), Path(TAIL[-1]), root=root)
+
+
+def test_the_command_maps_and_binds_as_mpi_does():
+    command = command_of(HERE, root=False)
+    assert command[:6] == ["setpriv", "--pdeathsig", "TERM", "/bin/mpirun", "-n", "4"]
+    words = " ".join(command)
+    assert "--map-by ppr:2:socket:pe=8 --bind-to core" in words
+    assert "-x PYTHONPATH" in words  # other hosts get no variable of itself
+    assert command[-4:] == TAIL
+    assert "--allow-run-as-root" not in words
+    assert "--hostfile" not in words
+
+
+def test_root_and_hosts_have_options_of_their_own():
+    command = command_of(Ranks(4, "slot", 1, Path("/a/hosts")), root=True)
+    assert command[3:9] == ["/bin/mpirun", "--allow-run-as-root", "-n", "4", "--hostfile", "/a/hosts"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("node1\n", {"node1": None}),
+        ("node1 slots=2\n# node9\nnode2 slots = 4 max_slots=8 # its twin\n", {"node1": 2, "node2": 4}),
+        ("node1 slots=2\nnode1 slots=3\n", {"node1": 5}),
+        ("node1\n\nnode1 slots=3\n", {"node1": 3}),
+    ],
+)
+def test_hosts_and_slots_of_a_hostfile(tmp_path, text, hosts):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    assert read_hostfile(path) == hosts
+
+
+def test_a_hostfile_without_hosts_or_that_is_not_there(tmp_path):
+    path = tmp_path / "hosts"
+    with pytest.raises(UsageError, match="hosts: no such file; needed are lines such as"):
+        read_hostfile(path)
+    path.write_text("# none yet\n")
+    with pytest.raises(UsageError, match="hosts: no host in it"):
+        read_hostfile(path)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    def make(**layout):
+        return read_topology(make_sysfs_tree(tmp_path / "machine", **layout))
+
+    return make
+
+
+@pytest.fixture
+def snc2(machine):
+    """2 sockets of 2 NUMA nodes, 4 cores a node."""
+    return machine(sockets=2, cores_per_socket=8, nodes_per_socket=2)
+
+
+@pytest.mark.parametrize(
+    ("request_", "mapping", "cores", "count"),
+    [
+        (PlanRequest("throughput", num_mpi=2), "ppr:2:socket", 4, 4),
+        (PlanRequest("throughput", num_mpi=3), "ppr:3:socket", 2, 6),
+        (PlanRequest("throughput", num_mpi=2, cores_per_instance=1), "ppr:2:socket", 1, 4),
+        (PlanRequest("latency", num_mpi=1), "ppr:1:socket", 4, 2),
+        (PlanRequest("throughput"), "ppr:1:socket", 8, 2),
+        (PlanRequest("throughput", instance_mode="numa"), "ppr:1:numa", 4, 4),
+        (PlanRequest("throughput", cores_per_instance=2), "ppr:2:numa", 2, 8),
+        (PlanRequest("throughput", cores_per_instance=3), "ppr:1:numa", 3, 4),
+        (PlanRequest("throughput", cores_per_instance=2, instances=1), "slot", 2, 1),
+        (PlanRequest("throughput", cores_per_instance=1, instances=4, replicas=2), "slot", 2, 4),
+        (PlanRequest("throughput", cores_per_instance=4, weight_sharing=True), "ppr:1:socket", 8, 2),
+    ],
+)
+def test_ranks_are_mapped_as_planned(snc2, request_, mapping, cores, count):
+    plan = plan_instances(snc2, request_)
+    ranks, spread = plan_ranks(plan, snc2, request_.num_mpi, "")
+    assert (ranks.mapping, ranks.cores, ranks.count) == (mapping, cores, count)
+    assert spread == plan
+
+
+def test_ranks_a_socket_lie_in_their_socket_in_order(snc2):
+    plan = plan_instances(snc2, PlanRequest("throughput", num_mpi=3))
+    assert [one.cpus for one in plan.instances] == [(0, 1), (2, 3), (4, 5), (8, 9), (10, 11), (12, 13)]
+    assert [one.sockets for one in plan.instances] == [(0,)] * 3 + [(1,)] * 3
+
+
+def test_every_host_of_a_file_has_the_same_ranks(snc2, tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("node1 slots=4\nnode2 slots=4\n")
+    plan = plan_instances(snc2, PlanRequest("throughput", num_mpi=2))
+    ranks, spread = plan_ranks(plan, snc2, 2, str(hostfile))
+    assert (ranks.count, ranks.hostfile) == (8, hostfile)
+    assert [one.host for one in spread.instances] == ["node1"] * 4 + ["node2"] * 4
+    assert [one.index for one in spread.instances] == [one.process for one in spread.instances] == list(range(8))
+    assert (spread.cores, len(spread.cpus)) == (32, 16)
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (PlanRequest("throughput", num_mpi=9), "NUM_MPI=9: must be 1 to 8, the usable cores of this host's smallest"),
+        (PlanRequest("throughput", num_mpi=3, cores_per_instance=3), "CORES_PER_INSTANCE=3: needs 9 cores in each so"),
+    ],
+)
+def test_what_a_socket_has_no_room_for(snc2, request_, reason):
+    with pytest.raises(UsageError, match=reason):
+        plan_instances(snc2, request_)
+
+
+def test_a_host_without_slots_enough(snc2, tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("node1 slots=4\nnode2 slots=3\n")
+    plan = plan_instances(snc2, PlanRequest("throughput", num_mpi=2))
+    with pytest.raises(UsageError, match="node2 has slots=3, but is to have 4 ranks; raise it"):
+        plan_ranks(plan, snc2, 2, str(hostfile))
+
+
+def test_processes_that_differ_in_cores(machine):
+    uneven = machine(sockets=2, cores_per_socket=4, threads_per_core=1, offline=[7])
+    plan = plan_instances(uneven, PlanRequest("throughput"))
+    with pytest.raises(UsageError, match="MPI=True: gives every process as many cores, but these have 3-4; give NUM_"):
+        plan_ranks(plan, uneven, None, "")
+
+
+def test_without_mpirun_the_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SkippedError, match="no mpirun on PATH; needed is Open MPI: apt-get install openmpi-bin"):
+        find_mpirun()
+
+
+def test_another_mpi_is_told_by_its_version(monkeypatch, tmp_path):
+    (tmp_path / "mpirun").write_text("#!/bin/sh\necho HYDRA build details:\n")
+    (tmp_path / "mpirun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SkippedError, match="mpirun is HYDRA build details:; needed is Open MPI's: apt-get install"):
+        find_mpirun()
