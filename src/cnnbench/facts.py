@@ -6,6 +6,7 @@ from typing import Any
 from cnnbench.cgroup import read_cpu_quotas
 from cnnbench.host import read_host
 from cnnbench.job import Inputs, Job
+from cnnbench.launch.plan import Plan
 from cnnbench.topology import format_cpu_list
 
 
@@ -56,16 +57,16 @@ def software_facts(results: list[dict[str, Any]], trace: Path, inputs: Inputs) -
     return facts
 
 
-def instance_facts(results: list[dict[str, Any]]) -> dict[str, str]:
-    """Return a line for each of several instances: its part of the throughput, its latency and its CPUs."""
-    if len(results) == 1:
+def instance_facts(plan: Plan, figures: list[dict[str, float | None]]) -> dict[str, str]:
+    """Return a line for each of several instances: its part of the throughput, its latency, and where it ran."""
+    if len(figures) == 1:
         return {}
     lines = {}
-    for result in results:
-        latency = result["latency_mean_ms"]
+    for one, figure in zip(plan.instances, figures, strict=True):
+        latency = figure["latency_mean_ms"]
         step = "no whole step in the window" if latency is None else f"{latency:.4g} ms in the mean"
-        cpus = format_cpu_list(result["cpus"])
-        lines[f"instance {result['index']}"] = f"{result['images_per_s']:.4g} img/s, {step}, CPUs {cpus}"
+        where = f"CPUs {format_cpu_list(one.cpus)}" + (f" of {one.host}" if one.host else "")
+        lines[f"instance {one.index}"] = f"{figure['images_per_s']:.4g} img/s, {step}, {where}"
     return lines
 
 

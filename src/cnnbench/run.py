@@ -301,7 +301,7 @@ class Measurement:
             criteria += timed
             figures = stats.instance_figures(steps, self._images(steps), window)
             results = [result | figure for result, figure in zip(results, figures, strict=True)]
-            facts |= instance_facts(results)
+            facts |= instance_facts(job.plan, figures)
             if contention is not None:
                 criteria.append(validity.judge_contention(contention))
             else:
