@@ -92,6 +92,7 @@ def test_a_container_has_the_cpus_of_its_plan_alone(workload):
         (["--docker-options=--hostname 'a"], 2, "--docker-options --hostname 'a: No closing quotation"),
         (["--release", "a b"], 2, "RELEASE=a b: must be a tag"),
         (["--pull-timeout", "0"], 2, "--pull-timeout 0: must be more than 0"),
+        (["--mpi"], 2, "MPI=True: nothing is launched through MPI in a container; choose BACKEND=native"),
     ],
 )
 def test_a_bad_option_is_refused(workload, arguments, code, message):

@@ -272,16 +272,15 @@ class Namespaces:
         )
         self.agent.chmod(0o755)
 
-    def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end in the first one."""
-        words = " ".join(map(shlex.quote, command))
+    def start(self, command: list[str]) -> subprocess.Popen[str]:
+        """Start a command in the first one; what is started is its process itself, for signals."""
         enter = ["nsenter", f"--net=/var/run/netns/{self._names[0]}", "unshare", "--uts"]
-        return subprocess.run(
-            [*enter, "sh", "-c", f"hostname first; exec {words}"],
-            env=clean_environment(OMPI_MCA_plm_rsh_agent=str(self.agent), **environment),
-            capture_output=True,
+        return subprocess.Popen(
+            [*enter, "sh", "-c", f"hostname first; exec {shlex.join(command)}"],
+            env=clean_environment(OMPI_MCA_plm_rsh_agent=str(self.agent)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=LOAD_S,
         )
 
 
@@ -302,14 +301,21 @@ def namespaces(tmp_path):
     made.__exit__()
 
 
+def start_on_both(namespaces, workload, steps):
+    arguments = ["--num_mpi=1", "--cores_per_instance=1", f"--hostfile={namespaces.hostfile}", f"--steps={steps}"]
+    return namespaces.start(workload.command(*arguments, step_of(20)))
+
+
 def run_on_both(namespaces, workload):
-    arguments = ["--num_mpi=1", "--cores_per_instance=1", f"--hostfile={namespaces.hostfile}"]
-    return namespaces.run(workload.command(*arguments, "--steps=60", step_of(20)))
+    """Run a case to its end; return its exit code and what it printed."""
+    with start_on_both(namespaces, workload, 60) as controller:
+        output, _ = controller.communicate(timeout=LOAD_S)
+    return controller.returncode, output
 
 
 def test_two_hosts_are_measured_over_one_window(namespaces, workload):
-    done = run_on_both(namespaces, workload)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = run_on_both(namespaces, workload)
+    assert code == 0, output
     run = load_run(workload.logs())
     each = len(TOPOLOGY.sockets)
     assert run.facts["MPI ranks"].startswith(f"{each} on first, {each} on second; ")
@@ -332,16 +338,16 @@ def test_two_hosts_are_measured_over_one_window(namespaces, workload):
 def test_a_host_that_lacks_what_the_run_reads_is_named_with_it(namespaces, workload):
     engine = Path(sys.executable)  # the null engine's Python is the controller's
     namespaces.write_agent(before=f"mount -t tmpfs none {engine.parent}")
-    done = run_on_both(namespaces, workload)
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert re.search(rf"#INVALID RESULT: rank \d+ on second: {engine} is not there; every host needs", done.stdout)
+    code, output = run_on_both(namespaces, workload)
+    assert code == 3, output
+    assert re.search(rf"#INVALID RESULT: rank \d+ on second: {engine} is not there; every host needs", output)
 
 
 def test_logs_come_from_hosts_that_have_no_room_for_them(namespaces, workload):
     workload.logs_root.mkdir()
     namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")
-    done = run_on_both(namespaces, workload)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = run_on_both(namespaces, workload)
+    assert code == 0, output
     assert (workload.logs() / f"process-{len(TOPOLOGY.sockets)}" / "output.log").exists()
 
 
@@ -349,8 +355,38 @@ def test_the_first_host_must_be_the_one_that_the_run_is_started_on(namespaces, w
     namespaces.hostfile.write_text("10.213.97.2 slots=4096\n")
     workload.logs_root.mkdir()
     namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")
-    done = run_on_both(namespaces, workload)
-    assert done.returncode == 3, done.stdout + done.stderr
+    code, output = run_on_both(namespaces, workload)
+    assert code == 3, output
     reason = "rank 0 on second: .* not there; HOSTFILE is to name the host that the run is started on first"
-    assert re.search(reason, done.stdout)
+    assert re.search(reason, output)
     assert not load_run(workload.logs()).kpis
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+def test_nothing_is_left_on_another_host(namespaces, workload, number):
+    before = shared_directories()
+    with start_on_both(namespaces, workload, 1_000_000) as controller:
+        wait_until_measuring(workload, *range(2 * len(TOPOLOGY.sockets)))
+        assert len(workers_of(workload.logs_root)) == 2 * len(TOPOLOGY.sockets)
+        controller.send_signal(number)
+        controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == (3 if number == signal.SIGINT else -number)
+    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+    for directory in shared_directories() - before:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_a_rank_killed_on_another_host_is_told(namespaces, workload):
+    with start_on_both(namespaces, workload, 1_000_000) as controller:
+        wait_until_measuring(workload, *range(2 * len(TOPOLOGY.sockets)))
+        (victim, *_) = (pid for pid in ranks_of(workload.logs_root) if on_second(pid))
+        os.kill(victim, signal.SIGKILL)
+        controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == 3
+    assert re.search(r"on node \S+ exited on signal 9 \(Killed\)", load_run(workload.logs()).facts["what was seen"])
+    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+
+
+def on_second(pid):
+    """Say whether a process is on the second host, which alone has a clock of its own."""
+    return Path(f"/proc/{pid}/ns/time").readlink() != Path("/proc/self/ns/time").readlink()
