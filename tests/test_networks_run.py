@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 
 from cnnbench.cli import main
-from cnnbench.environments import choose_variant
-from cnnbench.errors import SkippedError
-from cnnbench.host import read_cpuinfo
 from cnnbench.result import load_run
 from cnnbench.run_benchmark import DIRECTORY, SLUG
 from null_workload import CORES, clean_environment, run_kpi
@@ -19,22 +16,23 @@ from null_workload import CORES, clean_environment, run_kpi
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("pytorch_python")]
 
 CASE = f"test_{SLUG}_inference_throughput_avx_fp32_"
+ACCURACY = CASE.replace("throughput", "accuracy")
 
 
 @pytest.fixture(scope="module")
 def run_case(engine_cache, pytorch_python, tmp_path_factory):
     """Run a network's case to its end; return what it printed and its logs."""
 
-    def run(network, *arguments, **environment):
+    def run(network, *arguments, case=CASE, **environment):
         root = tmp_path_factory.mktemp("networks")
-        command = ["--workload", str(DIRECTORY), "--case", CASE + network, "--logs-root", str(root), *arguments]
+        command = ["--workload", str(DIRECTORY), "--case", case + network, "--logs-root", str(root), *arguments]
         done = subprocess.run(
             [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=8"],
             env=clean_environment(CNNBENCH_CACHE=str(engine_cache), **environment),
             capture_output=True,
             text=True,
         )
-        return done, root / f"logs-{CASE}{network}" / "itr-1" / "worker-0"
+        return done, root / f"logs-{case}{network}" / "itr-1" / "worker-0"
 
     return run
 
@@ -125,31 +123,28 @@ def test_weights_of_a_file_are_the_models(run_case, tmp_path):
     assert "no such file; needed a checkpoint" in done.stderr
 
 
-def test_accuracy_says_that_it_is_not_there_and_int8_too(engine_cache):
-    with pytest.raises(SkippedError, match="pytorch cpu: has no int8 convolutions"):
-        choose_variant("pytorch", "auto", read_cpuinfo(), int8=True)
-    for case, code, reason in (
-        (f"test_{SLUG}_inference_accuracy_avx_fp32_resnet18", 2, "accuracy is not measured yet"),
-        (f"test_{SLUG}_inference_throughput_avx_fp32", 2, "not a test case of this workload"),
-    ):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "cnnbench",
-                "case",
-                "--workload",
-                str(DIRECTORY),
-                "--case",
-                case,
-                "--logs-root",
-                "x",
-            ],
-            env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode, reason in done.stderr) == (code, True), done.stderr
+def test_accuracy_of_a_fitted_network_is_far_from_chance(run_case):
+    done, logs = run_case("mobilenet_v3_small", "--engine=openvino", case=ACCURACY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert kpis(run)["Accuracy top-1"] >= 25  # of 100 classes
+    assert kpis(run)["Accuracy top-5"] >= 50
+    assert kpis(run)["Outputs top-1 agreement"] == 100
+    assert "Top-1 loss" not in kpis(run)
+    assert {one.name: one.found for one in run.criteria}["coverage"] == "1000 of 1000 images answered"
+    assert any("a last layer was fitted to the drawn training images" in note for note in run.notes)
+
+
+def test_what_a_network_without_weights_cannot_know_is_skipped(run_case):
+    done, _ = run_case("resnet18", "--dataset=imagenet", case=ACCURACY)
+    assert done.returncode == 77
+    assert "accuracy on DATASET=imagenet needs a trained network: give WEIGHTS" in done.stderr
+
+
+def test_a_case_names_its_network(run_case):
+    done, _ = run_case("", case=CASE.removesuffix("_"))
+    assert done.returncode == 2
+    assert "not a test case of this workload" in done.stderr
 
 
 @pytest.mark.skipif(CORES < 2, reason="stages need a core each")

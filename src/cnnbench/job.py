@@ -36,7 +36,13 @@ from cnnbench.staging.inputs import (
     stage_embedded_model,
 )
 from cnnbench.staging.manifest import load_artefacts
-from cnnbench.staging.networks import chosen_network, prepare_network
+from cnnbench.staging.networks import (
+    NETWORK_QUANTIZER,
+    chosen_network,
+    predict_network,
+    prepare_network,
+    quantize_network,
+)
 from cnnbench.staging.stage import staged_path
 from cnnbench.topology import format_cpu_list, read_topology
 from cnnbench.workload import Sources, Workload, load_workload
@@ -164,20 +170,28 @@ def plan_case(
 
 
 def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
-    """Raise UsageError for a network that cannot be had or judged; return what is to be noted of it."""
+    """Raise UsageError for a network that cannot be had, SkippedError for one that knows nothing; return notes."""
     chosen_network(parameters)
-    if parameters.mode == "accuracy":
-        raise UsageError(f"{case.name}: these networks' accuracy is not measured yet; choose throughput or latency")
-    if parameters.engine == AUTO and parameters.mode == "accuracy":
+    accuracy, notes = parameters.mode == "accuracy", []
+    if accuracy and not parameters.weights and parameters.dataset != "procedural":
+        raise SkippedError(
+            f"{case.name}: accuracy on DATASET={parameters.dataset} needs a trained network: give WEIGHTS; without, "
+            "only what the drawn images show is known to it"
+        )
+    if parameters.engine == AUTO and accuracy:
         raise UsageError(f"ENGINE={AUTO}: chooses by speed, which {case.name} does not measure; name an engine")
     if case.sgx:
         raise UsageError(f"{case.name}: networks run in no enclave; leave out sgx_")
-    notes = []
     if parameters.num_io_threads != "auto" and parameters.data_type != "real":
         notes.append(f"NUM_IO_THREADS={parameters.num_io_threads} has no effect with DATA_TYPE={parameters.data_type}")
     if not parameters.numa_aware:
         notes.append("NUMA_AWARE=False: instances' memory is bound to no NUMA node")
-    if not parameters.weights:
+    if not parameters.weights and accuracy:
+        notes.append(
+            "the weights are seeded, and a last layer was fitted to the drawn training images: the accuracy tells what "
+            "a precision costs, and nothing of the network"
+        )
+    elif not parameters.weights:
         notes.append("the weights are random: the network is as fast as with any others, but its answers mean nothing")
     if parameters.half_partial:
         notes.append("HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32")
@@ -400,7 +414,12 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
     check_set = images.root if images else find_check_set(cache)
     if job.engine.harness == "cnn":
         torch = engine_python("pytorch", "cpu", cache)  # builds the networks of all engines
-        return Inputs(python, images, prepare_network(job.parameters, job.engine, check_set, torch, cache))
+        network = prepare_network(job.parameters, job.engine, check_set, torch, cache)
+        if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
+            network = predict_network(network, job.engine, images.root, torch, cache)
+        if job.precision.is_int8:
+            network = quantize_network(network, engine_python(NETWORK_QUANTIZER, "cpu", cache), cache)
+        return Inputs(python, images, network)
     model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
     if job.precision.is_int8 and not model.quantized:
         quantizer, variant = job.engine.quantizer, job.variant
@@ -426,7 +445,7 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> 
     if not engine.preparer:
         return
     if engine.harness == "cnn":  # networks are prepared when a case is first run, each for itself
-        for one in (name, "pytorch"):
+        for one in (name, "pytorch", *([NETWORK_QUANTIZER] if int8 and engine.int8_variants else [])):
             engine_python(one, choose_variant(one, "auto", cpu), cache)
         return
     chosen = choose_variant(name, "auto", cpu)

@@ -394,7 +394,7 @@ class Measurement:
         if images is None or model is None:
             raise CnnbenchError("an accuracy run needs an engine with a model")
         shares = range(len(directories))
-        labels = np.concatenate([images.labels[share :: len(directories)] for share in shares])
+        labels = np.concatenate([images.labels[share :: len(directories)] for share in shares]) + model.label_offset
         predictions = [np.load(directory / "predictions.npy") for directory in directories]
         answered = sum(len(rows) for rows in predictions)
         coverage = validity.judge_coverage(answered, len(images))

@@ -27,8 +27,15 @@ DIRECTORY = Path(__file__).parents[2] / "workload" / "CNN-PyTorch-Public"
 CONFIGS = DIRECTORY / "configs.yml"
 SLUG = "cnn_pytorch_public"
 
-WIDTHS: dict[str, tuple[PrecisionName, ...]] = {"32.32": ("avx_fp32",), "16.16": ("amx_bfloat16", "avx_bfloat16")}
-"""What a precision of the reference is here: the first that the CPU has, or else the last, which then says why not."""
+WIDTHS: dict[str, tuple[PrecisionName, ...]] = {
+    "32.32": ("avx_fp32",),
+    "16.16": ("amx_bfloat16", "avx_bfloat16"),
+    "8.8": ("amx_int8", "avx_int8"),
+}
+"""What a precision of the reference is here: the first that the CPU has, or else the last, which then says why not.
+
+8.8 is ours: the reference has none of 8 bits.
+"""
 DATA = {"synthetic": "dummy", "generated": "generated", "real": "real"}
 LAUNCHERS = ("local", "mpi")
 LOCATIONS = {"host": "host", "device": "device", "ipu": "device", "none": "none"}
@@ -88,7 +95,9 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
         "--minimum-latency", dest="mode", action="store_const", const="latency", help="the same as --mode latency"
     )
     parser.add_argument(
-        "--precision", choices=WIDTHS, help="32.32: float32; 16.16: bfloat16 (default: 16.16 where the CPU has it)"
+        "--precision",
+        choices=WIDTHS,
+        help="32.32: float32; 16.16: bfloat16; 8.8: int8 (default: 16.16 where the CPU has it)",
     )
     parser.add_argument(
         "--batch-size", nargs="+", metavar="N", help="images of a batch; several, or a range as 1..80 or 1..80..8"

@@ -97,8 +97,9 @@ class Engine:
 
     `variants`: its builds, each with a lock file `<engine>-<variant>.lock`; none when it needs no environment of its
     own. `preparer`: the module that stages and prepares its models, run with its environment's Python; none when it
-    needs no model. `quantizer`: the module that quantises a prepared model to int8 for one of `int8_variants`, run with
-    the Python of the environment of `<engine>-quantizer.lock`. An engine without a model has no outputs to check and no
+    needs no model. `int8_variants`: the builds that compute in int8. `quantizer`: the module that quantises a prepared
+    graph for one of them, run with the Python of the environment of `<engine>-quantizer.lock`; none for networks, which
+    are quantised alike for all engines. An engine without a model has no outputs to check and no
     precision to prove. `harness`: which parameters its workloads have. `environment`: whose lock files make its
     environment, where not its own. `exported`: whether it reads networks as ONNX, and tells itself what their layers
     run on. `stages`: whether it can cut networks into stages, and profile them. `refused`: why it cannot run a data
@@ -127,6 +128,8 @@ _OF_NETWORKS = Engine(
 )
 """What all engines that are handed networks have in common."""
 
+_NOT_QUANTIZED = {"int8": "its networks are not quantised; onnxruntime and openvino run them in int8"}
+
 ENGINES = {
     "tensorflow": Engine(
         backend="cnnbench.backends.tensorflow:TensorFlowBackend",
@@ -136,13 +139,20 @@ ENGINES = {
         quantizer="cnnbench.models.quantize",
         int8_variants=("itex", "stock"),
     ),
-    "pytorch": replace(_OF_NETWORKS, backend="cnnbench.backends.pytorch:EagerBackend", stages=True),
+    "pytorch": replace(
+        _OF_NETWORKS, backend="cnnbench.backends.pytorch:EagerBackend", stages=True, refused=_NOT_QUANTIZED
+    ),
     "inductor": replace(
-        _OF_NETWORKS, backend="cnnbench.backends.pytorch:InductorBackend", stages=True, environment="pytorch"
+        _OF_NETWORKS,
+        backend="cnnbench.backends.pytorch:InductorBackend",
+        stages=True,
+        environment="pytorch",
+        refused=_NOT_QUANTIZED,
     ),
     "onnxruntime": replace(
         _OF_NETWORKS,
         backend="cnnbench.backends.onnxruntime:OnnxRuntimeBackend",
+        int8_variants=("cpu",),
         exported=True,
         refused={
             "bfloat16": "its CPU execution provider has no bfloat16 convolution",
@@ -152,6 +162,7 @@ ENGINES = {
     "openvino": replace(
         _OF_NETWORKS,
         backend="cnnbench.backends.openvino:OpenVinoBackend",
+        int8_variants=("cpu",),
         exported=True,
         refused={"bfloat32": "its CPU plug-in computes a float32 network in bfloat16 as bfloat16 only"},
     ),

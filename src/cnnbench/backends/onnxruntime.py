@@ -13,8 +13,11 @@ from cnnbench.proof import UNTOLD
 from cnnbench.trace import Primitive
 
 INPUT = "images"
-COMPUTING = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
-"""Operations of the optimised graph that multiply and accumulate."""
+COMPUTING = dict.fromkeys(("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"), 1)
+COMPUTING |= dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), 3)
+"""Operations of the optimised graph that multiply and accumulate, and which of their inputs the weights are."""
+
+_TYPES = {onnx.TensorProto.FLOAT: "f32", onnx.TensorProto.INT8: "s8", onnx.TensorProto.UINT8: "u8"}
 
 
 class OnnxRuntimeBackend:
@@ -57,15 +60,17 @@ class OnnxRuntimeBackend:
         }
         graph = self._optimised()
         weights = {one.name: one for one in graph.initializer}
+        turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
         found = []
         for node in graph.node:
             if node.op_type not in COMPUTING:
                 continue
-            held = weights[node.input[1]]
+            name = node.input[COMPUTING[node.op_type]]
+            held = weights[turned.get(name, name)]
             outputs = shapes[node.output[0]]
             transposed = any(one.name == "transB" and one.i for one in node.attribute)
             per_output = held.dims[1:] if len(held.dims) > 2 or transposed else held.dims[:1]
-            data_type = {onnx.TensorProto.FLOAT: "f32"}.get(held.data_type, "other")
+            data_type = "f32" if name in turned else _TYPES.get(held.data_type, "other")
             macs = int(np.prod(outputs) * np.prod(per_output))
             found.append(Primitive(node.op_type, UNTOLD, data_type, data_type, data_type, "", "", macs, 0.0))
         return found

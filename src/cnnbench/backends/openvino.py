@@ -9,10 +9,14 @@ import numpy as np
 import openvino as ov
 
 from cnnbench.backends import LoadSpec
+from cnnbench.host import read_cpuinfo
 from cnnbench.trace import Primitive
 
 COMPUTING = ("Convolution", "FullyConnected", "MatMul")
 """Layer types of the compiled model that multiply and accumulate."""
+
+RESCALED = "/DequantizationMultiply"
+"""What follows in the name of a quantised layer that its scale was fused into."""
 
 _TYPES = {"FP32": "f32", "BF16": "bf16", "I8": "s8", "U8": "u8"}
 _AVX512 = {"bf16": "avx512_core_bf16", "s8": "avx512_core_vnni", "f32": "avx512_core"}
@@ -69,12 +73,12 @@ class OpenVinoBackend:
         macs = {
             op.get_friendly_name(): count for op in self._reshaped(size).get_ordered_ops() if (count := _count_macs(op))
         }
-        found = []
+        found, vnni = [], "avx_vnni" in read_cpuinfo().flags
         for node in self._models[size].get_runtime_model().get_ordered_ops():
             tell = partial(_tell, node.get_rt_info())
             if tell("layerType") in COMPUTING:
-                names = tell("originalLayersNames").split(",")
-                found.append(_describe(tell("primitiveType"), [macs[name] for name in names if name in macs]))
+                names = [name.removesuffix(RESCALED) for name in tell("originalLayersNames").split(",")]
+                found.append(_describe(tell("primitiveType"), [macs[name] for name in names if name in macs], vnni))
         return found
 
 
@@ -92,12 +96,17 @@ def _count_macs(op: Any) -> int:
     return int(np.prod(outputs) * np.prod(per_output[kind]))
 
 
-def _describe(primitive_type: str, macs: list[int]) -> Primitive:
-    """Return one layer; `primitive_type` is such as brgconv_avx512_amx_1x1_I8."""
+def _describe(primitive_type: str, macs: list[int], vnni: bool) -> Primitive:
+    """Return one layer; `primitive_type` is such as brgconv_avx512_amx_1x1_I8.
+
+    `vnni`: whether the CPU has AVX-VNNI, which oneDNN's int8 kernels for AVX2 then use, under the same name.
+    """
     name, _, type_name = primitive_type.rpartition("_")
     data_type = _TYPES.get(type_name, type_name.lower())
     isa = next((isa for isa in ("avx512_amx", "avx512", "avx2", "sse42") if isa in name), "")
     rest = re.sub("_+", "_", name.replace(isa, "", 1)).strip("_") if isa else name
     full = "avx512_core_amx" if isa == "avx512_amx" else _AVX512.get(data_type, isa) if isa == "avx512" else isa
+    if isa == "avx2" and data_type in ("s8", "u8") and vnni:
+        full = "avx2_vnni"
     implementation = f"{rest}:{full}" if full else rest
     return Primitive("convolution", implementation, data_type, data_type, data_type, "", "", sum(macs), 0.0)

@@ -45,6 +45,7 @@ class PreparedModel:
     `form`: what a network wants images to be like; None for a graph, whose form is fixed. `quantized`: whether the
     model came as an int8 graph. Of a graph that was quantised here, `int8_sha256`: its digest; `calibration`: which
     images its ranges come from. `predictions`: the float32 model's best class of every measured image, where wanted.
+    `label_offset`: what to add to a set's label, which counts the background, for the number of the model's output.
     """
 
     source: Path
@@ -58,6 +59,7 @@ class PreparedModel:
     int8_sha256: str = ""
     calibration: str = ""
     predictions: Path | None = None
+    label_offset: int = 0
 
 
 def stage_procedural(part: str, cache: Path, *, verify: bool = False) -> ImageSet:
