@@ -11,7 +11,7 @@ import pytest
 from cnnbench.cli import main
 from cnnbench.environments import choose_variant
 from cnnbench.errors import SkippedError
-from cnnbench.host import read_cpuinfo
+from cnnbench.host import find_gpu_obstacle, read_cpuinfo
 from cnnbench.result import load_run
 from cnnbench.run_benchmark import DIRECTORY, SLUG
 from null_workload import CORES, clean_environment, run_kpi
@@ -159,6 +159,28 @@ def test_a_pipeline_tells_its_stages_times(run_case):
     run = measured(done, logs)
     assert run.facts["stage 1"].startswith("the input to layer2, ")
     assert run.facts["stage 2"].startswith("layer2 to the end, ")
+
+
+@pytest.mark.skipif(bool(obstacle := find_gpu_obstacle()), reason=f"no NVIDIA GPU: {obstacle}")
+@pytest.mark.parametrize("data", ["synthetic", "generated", "real"])
+@pytest.mark.parametrize(
+    "words", [(), ("--cuda-graphs",), ("--engine", "inductor"), ("--engine", "inductor", "--cuda-graphs")]
+)
+@pytest.mark.parametrize("precision", ["16.16", "32.32"])
+def test_a_network_runs_on_a_gpu(engine_cache, tmp_path, precision, words, data):
+    line = ["--model", "resnet18", "--device", "cuda", "--precision", precision, "--data", data, "--iterations", "50"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnbench", "run", *line, *words, "--batch-size", "32"],
+        env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    (logs,) = tmp_path.glob("logs-*/itr-1/worker-0")
+    run = measured(done, logs)
+    assert {"GPU", "CUDA", "cuDNN", "PyTorch"} <= set(run.facts)
+    assert kpis(run)["Data type share"] >= 95
+    assert len(run.instances) == 1
 
 
 @pytest.mark.skipif(CORES < 2, reason="stages need a core each")

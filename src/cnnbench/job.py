@@ -9,11 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.backends import ENGINES, Engine, find_engine
+from cnnbench.backends import ENGINES, GPU_VARIANT, Engine, find_engine
 from cnnbench.case import TestCase, settle
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.datasets.index import ImageSet
-from cnnbench.environments import choose_variant, engine_python, environment_path, quantizer_obstacle
+from cnnbench.environments import (
+    GPU_PYTHON_VARIABLE,
+    choose_variant,
+    engine_python,
+    environment_path,
+    own_gpu_python,
+    quantizer_obstacle,
+)
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, fit_to_cpu, require
@@ -119,7 +126,12 @@ def plan_case(
             if (value := getattr(parameters, name.lower())) and not engine.stages:
                 able = ", ".join(one for one in ENGINES if ENGINES[one].stages)
                 raise UsageError(f"{name}={value}: ENGINE={engine_name} cannot; choose {able}, or leave it out")
-        data_type = parameters.precision.partition("_")[2]
+        if precision.on_gpu and not engine.gpu:
+            able = ", ".join(one for one in ENGINES if ENGINES[one].gpu)
+            raise SkippedError(
+                f"ENGINE={engine_name}: runs on CPUs only here, and {precision.name} on a GPU; choose {able}"
+            )
+        data_type = precision.data_type
         if data_type in engine.refused:
             raise SkippedError(
                 f"ENGINE={engine_name}: {engine.refused[data_type]}; choose another ENGINE, or another precision"
@@ -180,8 +192,19 @@ def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
     if not parameters.weights:
         notes.append("the weights are random: the network is as fast as with any others, but its answers mean nothing")
     if parameters.half_partial:
-        notes.append("HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32")
+        notes.append(_note_half_partial(PRECISIONS[parameters.precision]))
     return notes
+
+
+def _note_half_partial(precision: Precision) -> str:
+    if not precision.on_gpu:
+        return "HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32"
+    if precision.is_float32:
+        return f"HALF_PARTIAL=True has no effect: {precision.name} has no 16-bit numbers to sum up in 16 bits"
+    return (
+        f"HALF_PARTIAL=True: cuBLAS may sum up {precision.data_type} matrix products in 16 bits; cuDNN's convolutions, "
+        "nearly all of these networks, are summed up in float32 all the same"
+    )
 
 
 def _check_stages(parameters: Parameters, plan: Plan) -> None:
@@ -219,7 +242,8 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         raise SkippedError(
             f"{planned.precision.name}: {obstacle}"
         )  # a MODEL may be int8 already, which staging finds out
-    variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8)
+    on_gpu = planned.precision.on_gpu
+    variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8, on_gpu)
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | _engine_environment(planned, variant)
     notes = list(planned.notes)
@@ -228,8 +252,12 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
     if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
         notes.append("oneDNN traced while measuring, which costs throughput")
+    if own := own_gpu_python(variant):
+        notes.append(f"PyTorch is that of {GPU_PYTHON_VARIABLE}={own}, not that of requirements/pytorch-cuda.lock")
     peak_program = None
-    if planned.engine.preparer and p.mode != "accuracy":
+    if on_gpu:
+        notes.append("utilization was not measured: what measures peaks here measures CPUs, not GPUs")
+    elif planned.engine.preparer and p.mode != "accuracy":
         peak_program = find_peak_program(environ)
         if peak_program is None:
             notes.append(f"utilization was not measured: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
@@ -287,8 +315,8 @@ def describe_job(job: Job, cache: Path) -> list[str]:
 
 
 def _planned_python(job: Job, cache: Path) -> Path:
-    if not job.variant:
-        return engine_python(job.engine_name, "", cache)
+    if not job.variant or own_gpu_python(job.variant):
+        return engine_python(job.engine_name, job.variant, cache)
     return environment_path(job.engine_name, job.variant, cache) / "bin" / "python"
 
 
@@ -316,7 +344,8 @@ def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
     images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
     check_set = images.root if images else find_check_set(cache)
     if job.engine.harness == "cnn":
-        torch = engine_python("pytorch", "cpu", cache)  # builds the networks of all engines
+        build = GPU_VARIANT if job.precision.on_gpu else "cpu"
+        torch = engine_python("pytorch", build, cache)  # builds the networks of all engines
         return Inputs(python, images, prepare_network(job.parameters, job.engine, check_set, torch, cache))
     model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
     if job.precision.is_int8 and not model.quantized:

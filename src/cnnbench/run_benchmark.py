@@ -9,7 +9,7 @@ which.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ SLUG = "cnn_pytorch_public"
 
 WIDTHS: dict[str, tuple[PrecisionName, ...]] = {"32.32": ("avx_fp32",), "16.16": ("amx_bfloat16", "avx_bfloat16")}
 """What a precision of the reference is here: the first that the CPU has, or else the last, which then says why not."""
+HALF_TYPES: dict[str, PrecisionName] = {"float16": "cuda_float16", "bfloat16": "cuda_bfloat16"}
+"""What 16.16 is on a GPU, by --half-type."""
 DATA = {"synthetic": "dummy", "generated": "generated", "real": "real"}
 LOCATIONS = {"host": "host", "device": "device", "ipu": "device", "none": "none"}
 
@@ -55,6 +57,7 @@ SWITCHES = {
     "eight-bit-io": "EIGHT_BIT_IO",
     "half-partial": "HALF_PARTIAL",
     "profile": "PROFILE",
+    "cuda-graphs": "CUDA_GRAPHS",
 }
 """The options without a value that are a parameter of the cases."""
 RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
@@ -82,7 +85,7 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME", help=f"the network: {', '.join(ARCHITECTURES)}")
     parser.add_argument("--mode", choices=["throughput", "latency"], help="what to measure (default: throughput)")
     parser.add_argument(
-        "--precision", choices=WIDTHS, help="32.32: float32; 16.16: bfloat16 (default: 16.16 where the CPU has it)"
+        "--precision", choices=WIDTHS, help="32.32: float32; 16.16: 16 bits (default: 16.16 where the device has it)"
     )
     parser.add_argument(
         "--batch-size", nargs="+", metavar="N", help="images of a batch; several, or a range as 1..80 or 1..80..8"
@@ -100,7 +103,10 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     for option, name in SWITCHES.items():
         parser.add_argument(f"--{option}", action=argparse.BooleanOptionalAction, help=FIELDS[name].description)
     parser.add_argument("--pipeline-splits", nargs="+", metavar="LAYER", help=FIELDS["PIPELINE_SPLITS"].description)
-    parser.add_argument("--device", choices=["cpu"], help="cuda is not built yet")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where the network runs (default: cpu)")
+    parser.add_argument(
+        "--half-type", choices=HALF_TYPES, help="what 16 bits are on a GPU (default: float16); on CPUs bfloat16 alone"
+    )
     parser.add_argument("--logs-root", type=Path, metavar="DIR", help="where logs-<case> goes (default: here)")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds until a run is ended as invalid")
     parser.add_argument("--dry-run", action="store_true", help="print the plans and stop")
@@ -131,7 +137,7 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
     case = TestCase(
         SLUG,
         options.get("mode", "throughput"),
-        _choose_precision(options.get("precision"), options.get("engine", ""), cpu_flags),
+        _choose_precision(options, cpu_flags),
         topology=_choose_network(options.get("model")),
     )
     sizes = read_sizes(options.get("batch_size", []))
@@ -217,8 +223,17 @@ def _choose_network(name: str | None) -> Any:
     return network
 
 
-def _choose_precision(width: str | None, engine: str, cpu_flags: frozenset[str]) -> PrecisionName:
-    """Return the precision that a width is on this CPU; without one, the narrowest that it and the engine have."""
+def _choose_precision(options: Mapping[str, Any], cpu_flags: frozenset[str]) -> PrecisionName:
+    """Return the precision that a width is on the device; without one, the narrowest that it and the engine have."""
+    width, engine, half_type = options.get("precision"), options.get("engine", ""), options.get("half_type")
+    if half_type and width == "32.32":
+        raise UsageError(f"--half-type {half_type} with --precision 32.32: leave one of the two out")
+    if options.get("device") == "cuda":
+        return "cuda_fp32" if width == "32.32" else HALF_TYPES[half_type or "float16"]
+    if half_type == "float16":
+        raise UsageError("--half-type float16: networks run in it on a GPU only; give --device cuda, or leave it out")
+    if half_type:
+        width = "16.16"
     names = WIDTHS[width] if width else (*WIDTHS["16.16"], *WIDTHS["32.32"])
     refused = ENGINES[engine].refused if engine in ENGINES and not width else {}
     able = [

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cnnbench.backends import Engine, ImageForm
 from cnnbench.datasets.index import load_manifest
-from cnnbench.environments import lock_file
 from cnnbench.errors import CnnbenchError
 from cnnbench.models.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, Network, check_network
 from cnnbench.parameters import Parameters
@@ -75,7 +74,7 @@ def prepare_network(parameters: Parameters, engine: Engine, images: Path, python
     made_from = {
         "weights": source,
         "images": load_manifest(images).sha256,
-        "by": digest_file(lock_file("pytorch", "cpu")),
+        "by": str(python),
     }
     named = request | made_from
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
