@@ -112,7 +112,7 @@ def test_a_spec_goes_on_after_a_failing_run_and_does_not_repeat_what_is_done(wri
     path = write(
         f"bad:\n  cmd: {line} --weights {tmp_path}/none.pth\n"
         f"good:\n  parameters: {{engine: [pytorch]}}\n  cmd: {line} --engine {{engine}}\n"
-        "  output: [[img/s, Throughput], [nothing, None such], [on, PyTorch]]\n  env: {A: two words}\n"
+        "  output: [[img/s, Throughput], [nothing, None such], [version, PyTorch]]\n  env: {A: two words}\n"
     )
     output = tmp_path / "out"
 
@@ -132,7 +132,7 @@ def test_a_spec_goes_on_after_a_failing_run_and_does_not_repeat_what_is_done(wri
     assert float(good["img/s"]) > 0
     assert good["engine"] == "pytorch"
     assert good["nothing"] == ""
-    assert good["on"].startswith("2.")  # a fact, not a KPI
+    assert good["version"].startswith("2.")  # a fact, not a KPI
     assert good["img/s"] in first.stdout
     again = run()
     assert again.returncode == 1

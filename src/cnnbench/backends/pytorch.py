@@ -53,10 +53,10 @@ class EagerBackend:
         if spec.splits:
             stages = [self._compile(stage) for stage in split(network, spec.splits)]
             self._pipeline = Pipeline(classifier, stages, spec.splits, spec.micro_batch_size)
-            self._call: Call = self._pipeline
+            self._network: Call = self._pipeline
         else:
-            self._plain = self._compile(classifier)
-            self._call = GraphedCall(self._plain, kept=spec.data_type == "dummy") if spec.cuda_graphs else self._plain
+            self._network = self._compile(classifier)
+        self._call = GraphedCall(self._network, spec.data_type == "dummy") if spec.cuda_graphs else self._network
 
     def _compile(self, network: nn.Module) -> Call:
         return network
@@ -73,7 +73,7 @@ class EagerBackend:
             self._pipeline.close()
         if self._input:
             self._input.close()
-        del self._call
+        del self._call, self._network
 
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs, the GPU that it ran on, and how long each stage took."""
@@ -98,7 +98,7 @@ class EagerBackend:
 
         Of a recorded graph it is the call that was recorded.
         """
-        return computed_layers(self._plain, self._images) if self._input else None
+        return computed_layers(self._network, self._images) if self._input else None
 
 
 class InductorBackend(EagerBackend):
