@@ -22,5 +22,6 @@ lock peers-onnxruntime "$@"
 lock openvino-cpu "$@"
 lock onnxruntime-cpu "$@"
 lock mpi-ranks "$@"
+lock pytorch-cuda --override pytorch-cpu.override "$@"
 lock pytorch-cpu --override pytorch-cpu.override "$@" # needs UV_EXTRA_INDEX_URL as the next
 lock peers-pytorch "$@" # needs UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; see the file

@@ -1,6 +1,7 @@
 """Benchmark specs: what they expand to, what is refused, and what becomes of their runs."""
 
 import csv
+import itertools
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from cnnbench.benchmark_spec import choose_variants, read_spec
 from cnnbench.cli import main
 from cnnbench.errors import UsageError
 from cnnbench.run_benchmark import DIRECTORY
+from gpu_driver import NO_DEVICE, write_gpu_driver
 from null_workload import clean_environment
 
 SHIPPED = DIRECTORY / "benchmarks.yml"
@@ -110,7 +112,7 @@ def test_a_spec_goes_on_after_a_failing_run_and_does_not_repeat_what_is_done(wri
     path = write(
         f"bad:\n  cmd: {line} --weights {tmp_path}/none.pth\n"
         f"good:\n  parameters: {{engine: [pytorch]}}\n  cmd: {line} --engine {{engine}}\n"
-        "  output: [[img/s, Throughput], [nothing, None such]]\n  env: {A: two words}\n"
+        "  output: [[img/s, Throughput], [nothing, None such], [version, PyTorch]]\n  env: {A: two words}\n"
     )
     output = tmp_path / "out"
 
@@ -130,8 +132,34 @@ def test_a_spec_goes_on_after_a_failing_run_and_does_not_repeat_what_is_done(wri
     assert float(good["img/s"]) > 0
     assert good["engine"] == "pytorch"
     assert good["nothing"] == ""
+    assert good["version"].startswith("2.")  # a fact, not a KPI
     assert good["img/s"] in first.stdout
     again = run()
     assert again.returncode == 1
     assert again.stderr.count("done already") == 1
     assert list(csv.DictReader((output / "results.csv").open())) == [bad, good]
+
+
+def test_the_gpus_benchmark_is_float16_eager_compiled_and_in_graphs_at_each_batch_size():
+    variants = choose_variants(read_spec(SHIPPED), ["gpu"], gated=False)
+    runs = [variant.read(AVX2).runs[0] for variant in variants]
+    assert {case.partition("_cuda_float16_")[2] for case, _ in runs} == {"resnet50", "efficientnet_b4"}
+    ways = {(settings["ENGINE"], settings["CUDA_GRAPHS"]) for _, settings in runs}
+    assert ways == set(itertools.product(("pytorch", "inductor"), ("True", "False")))
+    assert sorted({int(settings["BATCH_SIZE"]) for _, settings in runs}) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert len(runs) == len({variant.key for variant in variants}) == 2 * 4 * 9
+    assert {settings["DATA_TYPE"] for _, settings in runs} == {"dummy"}
+
+
+def test_without_a_gpu_each_run_of_its_benchmark_is_skipped_with_the_reason(tmp_path):
+    driver = write_gpu_driver(tmp_path, NO_DEVICE)
+    command = ["benchmark", "--spec", str(SHIPPED), "--benchmark", "gpu", "--output", str(tmp_path / "out")]
+    environment = clean_environment(LD_LIBRARY_PATH=str(driver.parent))
+    done = subprocess.run([sys.executable, "-m", "cnnbench", *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert len(rows) == 72
+    assert {row["verdict"].partition(" (")[0] for row in rows} == {
+        "skipped: cuda_float16: needs an NVIDIA GPU, but the driver's libcuda.so.1 finds none that may be used"
+    }
+    assert {row["images/s"] + row["GPU"] for row in rows} == {""}

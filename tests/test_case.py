@@ -58,6 +58,7 @@ GOOD_VALUES = {
     "REPLICAS": (1, {"1": 1, "4096": 4096}),
     "NUMA_AWARE": (True, {"True": True, "False": False}),
     "HALF_PARTIAL": (False, {"True": True, "False": False}),
+    "CUDA_GRAPHS": (False, {"False": False}),
     "PROFILE": (False, {"True": True, "False": False}),
     "PIPELINE_SPLITS": ("", {"layer2 layer3.0": "layer2 layer3.0"}),
     "NUM_IO_THREADS": ("auto", {"1": 1, "4096": 4096, "auto": "auto"}),
@@ -88,6 +89,7 @@ BAD_VALUES = [
     ("REPLICAS", "0", "1 to 4096"),
     ("NUMA_AWARE", "yes please", "True, False"),
     ("HALF_PARTIAL", "half", "True, False"),
+    ("CUDA_GRAPHS", "some", "True, False"),
     ("PROFILE", "often", "True, False"),
     ("NUM_IO_THREADS", "none", "1 to 4096 or auto"),
     ("BATCH_SIZE", "0", "1 to 4096"),
@@ -227,6 +229,34 @@ def test_good_values_from_arguments(name, text, value):
 @pytest.mark.parametrize(("name", "text", "value"), EACH_GOOD_VALUE)
 def test_the_environment_may_hold_the_argument_itself(name, text, value):
     assert value_of(resolve_environment({name: f"--{name.lower()}={text}"}), name) == value
+
+
+ON_GPU = TestCase(SLUG, "throughput", "cuda_float16")
+
+
+@pytest.mark.parametrize(
+    ("case", "settings", "reason"),
+    [
+        (
+            THROUGHPUT,
+            {"CUDA_GRAPHS": "True"},
+            r"^CUDA_GRAPHS=True \(environment\): avx_bfloat16 runs on the CPU; choose",
+        ),
+        (
+            ON_GPU,
+            {"PIPELINE_SPLITS": "layer2"},
+            r"^PIPELINE_SPLITS=layer2 \(environment\): .* cuda_float16 runs on one GPU",
+        ),
+        (ON_GPU, {"REPLICAS": "2"}, r"^REPLICAS=2 \(environment\): .* take turns on the GPU; .* by INSTANCES$"),
+    ],
+)
+def test_what_only_a_cpu_or_only_a_gpu_has_is_refused_to_the_other(case, settings, reason):
+    with pytest.raises(UsageError, match=reason):
+        resolve_environment(settings, case)
+
+
+def test_cuda_graphs_are_for_cuda_cases():
+    assert resolve_environment({"CUDA_GRAPHS": "True"}, ON_GPU).cuda_graphs is True
 
 
 def test_a_flag_alone_means_true():

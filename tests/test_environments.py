@@ -3,8 +3,10 @@
 import hashlib
 import re
 import subprocess
+import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from checkout import ROOT
 from cnnbench import environments
 from cnnbench.backends import ENGINES
 from cnnbench.environments import (
+    GPU_PYTHON_VARIABLE,
     QUANTIZER,
     choose_variant,
     engine_python,
@@ -21,7 +24,7 @@ from cnnbench.environments import (
     quantizer_python,
     require_environment,
 )
-from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo
 
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -204,3 +207,33 @@ def test_another_lock_is_another_environment(tmp_path, wheel, write_lock):
     second = environment_path("tiny", "wheel", tmp_path)
     assert first != second
     assert first.name.startswith("tiny-wheel-cp3")
+
+
+@pytest.mark.parametrize("engine", ["pytorch", "inductor"])
+def test_the_device_decides_the_build_of_pytorch(engine):
+    assert choose_variant(engine, "auto", AVX2_CPU, python=(3, 11)) == "cpu"
+    for python in ((3, 10), (3, 11), (3, 13)):
+        assert choose_variant(engine, "auto", AVX2_CPU, gpu=True, python=python) == "cuda"
+    assert lock_file(engine, "cuda").name == "pytorch-cuda.lock"
+    with pytest.raises(SkippedError, match=r"only for 3\.11; \w+ cuda: is for cuda_ precisions$"):
+        choose_variant(engine, "auto", AVX2_CPU, python=(3, 12))
+    with pytest.raises(SkippedError, match=r"^onnxruntime cpu: runs on CPUs only$"):
+        choose_variant("onnxruntime", "auto", AVX2_CPU, gpu=True, python=(3, 11))
+
+
+def test_a_python_with_pytorch_for_gpus_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv(GPU_PYTHON_VARIABLE, sys.executable)
+    assert engine_python("pytorch", "cuda", tmp_path / "cache") == Path(sys.executable)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setenv(GPU_PYTHON_VARIABLE, str(tmp_path / "python3"))
+    with pytest.raises(
+        UsageError, match=rf"^{GPU_PYTHON_VARIABLE}={tmp_path}/python3: no program; needed is a Python with"
+    ):
+        engine_python("pytorch", "cuda", tmp_path / "cache")
+
+
+def test_the_builds_for_cpus_and_gpus_are_of_one_release():
+    cpu, gpu = (lock_file("pytorch", variant).read_text() for variant in ("cpu", "cuda"))
+    for package in ("torch", "torchvision", "timm"):
+        versions = [re.search(rf"^{package}==([0-9.]+)", text, re.MULTILINE)[1] for text in (cpu, gpu)]
+        assert versions[0] == versions[1]

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from cnnbench.errors import CnnbenchError
-from cnnbench.host import CpuInfo, HostFacts, read_cpuinfo, read_host, sample_frequency_mhz
+from cnnbench.host import CpuInfo, HostFacts, find_gpu_obstacle, read_cpuinfo, read_host, sample_frequency_mhz
+from gpu_driver import FOUND, NO_DEVICE, write_gpu_driver
 from sysfs import make_sysfs_tree, write
 
 PROCESSOR = """processor	: {cpu}
@@ -128,3 +129,15 @@ def test_this_machine():
     assert 1 <= facts.sockets <= facts.cores <= facts.threads
     assert facts.kernel == os.uname().release
     assert facts.memory_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_gpu_is_there_when_the_driver_says_so(tmp_path):
+    assert find_gpu_obstacle(str(write_gpu_driver(tmp_path, FOUND))) == ""
+
+
+def test_a_missing_gpu_is_told_with_what_was_looked_for(tmp_path):
+    driver = write_gpu_driver(tmp_path, NO_DEVICE)
+    reason = f"the driver's {driver} finds none that may be used (cuInit answers CUDA error 100)"
+    assert find_gpu_obstacle(str(driver)) == reason
+    absent = str(tmp_path / "none" / "libcuda.so.1")
+    assert find_gpu_obstacle(absent).startswith(f"there is no {absent}, which NVIDIA's driver brings (")

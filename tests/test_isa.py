@@ -3,6 +3,7 @@
 import pytest
 
 from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.host import find_gpu_obstacle
 from cnnbench.isa import PRECISIONS, fit_to_cpu, require
 
 AVX2_CPU = frozenset({"avx2", "fma"})
@@ -48,6 +49,18 @@ def test_a_precision_that_cannot_run_is_skipped_with_its_reason_or_forced_an_err
         require(PRECISIONS[precision], flags, force=True)
     assert str(forced.value).startswith(f"{reason}; FORCE=True ")
     assert forced.value.exit_code == 1
+
+
+@pytest.mark.parametrize("name", [name for name, precision in PRECISIONS.items() if precision.on_gpu])
+def test_a_gpus_precision_needs_no_cpu_flag_and_hides_none(name):
+    assert fit_to_cpu(PRECISIONS[name], AVX2_CPU).max_isa == "ALL"
+    if obstacle := find_gpu_obstacle():
+        with pytest.raises(SkippedError) as skipped:
+            require(PRECISIONS[name], SAPPHIRE_RAPIDS)
+        assert str(skipped.value) == f"{name}: needs an NVIDIA GPU, but {obstacle}"
+        assert skipped.value.exit_code == 77
+    else:
+        require(PRECISIONS[name], frozenset())
 
 
 @pytest.mark.parametrize("name", [name for name in PRECISIONS if name.startswith("avx_")])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cnnbench.cli import main
+from cnnbench.host import find_gpu_obstacle
 from cnnbench.result import load_run
 from cnnbench.run_benchmark import DIRECTORY, SLUG
 from null_workload import CORES, clean_environment, run_kpi
@@ -177,6 +178,28 @@ def test_a_trial_ends_with_the_time_of_the_run(run_case):
     done, logs = run_case("resnet18", "--engine=auto", "--batch_size=16", "--timeout", "12", CXX="no-such-compiler")
     assert done.returncode == 3, done.stdout + done.stderr
     assert load_run(logs).reason == "not done within TIMEOUT=12 s"
+
+
+@pytest.mark.skipif(bool(obstacle := find_gpu_obstacle()), reason=f"no NVIDIA GPU: {obstacle}")
+@pytest.mark.parametrize("data", ["synthetic", "generated", "real"])
+@pytest.mark.parametrize(
+    "words", [(), ("--cuda-graphs",), ("--engine", "inductor"), ("--engine", "inductor", "--cuda-graphs")]
+)
+@pytest.mark.parametrize("precision", ["16.16", "32.32"])
+def test_a_network_runs_on_a_gpu(engine_cache, tmp_path, precision, words, data):
+    line = ["--model", "resnet18", "--device", "cuda", "--precision", precision, "--data", data, "--iterations", "50"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnbench", "run", *line, *words, "--batch-size", "32"],
+        env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    (logs,) = tmp_path.glob("logs-*/itr-1/worker-0")
+    run = measured(done, logs)
+    assert {"GPU", "CUDA", "cuDNN", "PyTorch"} <= set(run.facts)
+    assert kpis(run)["Data type share"] >= 95
+    assert len(run.instances) == 1
 
 
 @pytest.mark.skipif(CORES < 2, reason="stages need a core each")

@@ -23,6 +23,8 @@ from cnnbench.run_benchmark import (
     read_request,
 )
 from cnnbench.workload import load_workload
+from gpu_driver import FOUND, NO_DEVICE, write_gpu_driver
+from null_workload import clean_environment
 
 AVX2 = frozenset({"avx2", "fma"})
 AVX512_BF16 = AVX2 | {"avx512f", "avx512_bf16"}
@@ -31,7 +33,7 @@ DOCUMENTED = """
     config micro-batch-size model data pipeline-splits replicas device-iterations precision iterations half-partial
     norm-type norm-num-groups enable-fast-groupnorm efficientnet-expand-ratio efficientnet-group-dim profile
     eight-bit-io normalization-location model-cache-path random-weights batch-size num-instances numa-aware
-    num-io-threads device engine weights
+    num-io-threads device engine weights half-type cuda-graphs
 """
 
 
@@ -91,6 +93,74 @@ def test_options_of_other_words_mean_these_parameters(words, expected):
 def test_a_precision_is_what_this_cpu_has_of_it(words, flags, precision):
     ((case, _),) = runs("--model", "resnet18", *words, flags=flags)
     assert case == f"test_{SLUG}_inference_throughput_{precision}_resnet18"
+
+
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        ((), "cuda_float16"),
+        (("--precision", "16.16"), "cuda_float16"),
+        (("--precision", "16.16", "--half-type", "bfloat16"), "cuda_bfloat16"),
+        (("--half-type", "bfloat16"), "cuda_bfloat16"),
+        (("--precision", "32.32"), "cuda_fp32"),
+    ],
+)
+def test_a_precision_on_a_gpu_is_no_matter_of_the_cpu(words, precision):
+    for flags in (AVX2, AMX):
+        ((case, _),) = runs("--model", "resnet18", "--device", "cuda", *words, flags=flags)
+        assert case == f"test_{SLUG}_inference_throughput_{precision}_resnet18"
+
+
+def test_16_bits_on_a_cpu_are_bfloat16():
+    ((case, _),) = runs("--model", "resnet18", "--half-type", "bfloat16", flags=AVX512_BF16)
+    assert "_avx_bfloat16_" in case
+    for words in ((), ("--device", "cpu"), ("--precision", "16.16")):
+        with pytest.raises(
+            UsageError, match=r"^--half-type float16: networks run in it on a GPU only; give --device cuda"
+        ):
+            runs("--model", "resnet18", "--half-type", "float16", *words)
+    with pytest.raises(UsageError, match=r"^--half-type float16 with --precision 32\.32: leave one of the two out$"):
+        runs("--model", "resnet18", "--device", "cuda", "--half-type", "float16", "--precision", "32.32")
+
+
+def run_line(tmp_path, code, *words):
+    """Run a line where the driver of a GPU answers so; its cache is empty, and nothing is installed there."""
+    driver = write_gpu_driver(tmp_path, code)
+    environment = clean_environment(LD_LIBRARY_PATH=str(driver.parent), CNNBENCH_CACHE=str(tmp_path / "cache"))
+    command = [sys.executable, "-m", "cnnbench", "run", "--model", "resnet18", "--device", "cuda", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+
+def test_without_a_gpu_the_run_is_skipped_naming_what_was_looked_for(tmp_path):
+    done = run_line(tmp_path, NO_DEVICE)
+    assert done.returncode == 77
+    assert "cuda_float16: needs an NVIDIA GPU, but the driver's libcuda.so.1 finds none that" in done.stderr
+    assert not list(tmp_path.glob("logs-*"))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_that_has_no_gpu_build_is_skipped(tmp_path, engine):
+    done = run_line(tmp_path, FOUND, "--engine", engine)
+    assert done.returncode == 77
+    assert (
+        f"ENGINE={engine}: runs on CPUs only here, and cuda_float16 on a GPU; choose pytorch, inductor" in done.stderr
+    )
+
+
+def test_the_plan_on_a_gpu_is_one_instance_with_the_build_for_gpus(tmp_path):
+    done = run_line(tmp_path, FOUND, "--cuda-graphs", "--half-partial", "--engine", "inductor", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[0] == f"test_{SLUG}_inference_throughput_cuda_float16_resnet18"
+    assert {"PRECISION=cuda_float16", "CUDA_GRAPHS=True", "INSTANCES=1", "WARMUP_STEPS=50"} <= set(lines)
+    assert len([line for line in lines if "cnnbench.worker" in line]) == 1
+    assert "/environments/pytorch-cuda-cp3" in lines[-1]
+    assert any("utilization was not measured" in line for line in lines)
+    assert any(line.startswith("note: HALF_PARTIAL=True: cuBLAS may sum up float16") for line in lines)
+    for words, note in (
+        (("--precision", "32.32"), "HALF_PARTIAL=True has no effect: cuda_fp32 has no 16-bit numbers"),
+    ):
+        assert note in run_line(tmp_path, FOUND, "--half-partial", "--dry-run", *words).stdout
 
 
 @pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet_b0", "EfficientNet-B0"])

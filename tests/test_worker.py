@@ -10,8 +10,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cnnbench.backends.null import NullBackend
 from cnnbench.launch.shared import ControlBlock
-from cnnbench.worker import InstanceSpec, Predictions, WorkerSpec, _bind_memory, _fill_batch, _noise
+from cnnbench.worker import (
+    GENERATED,
+    Instance,
+    InstanceSpec,
+    Predictions,
+    WorkerSpec,
+    _bind_memory,
+    _fill_batch,
+    _noise,
+)
 from null_workload import PATIENCE_S, clean_environment, wait_until
 
 SPEC = WorkerSpec(
@@ -26,7 +36,7 @@ SPEC = WorkerSpec(
     mode="throughput",
     splits=(),
     profile=False,
-    generated=False,
+    data_type="dummy",
     io_threads=1,
     steps=None,
     warmup_steps=5,
@@ -79,6 +89,16 @@ def test_a_batch_has_its_size_and_repeats_the_images(count, size, expected):
     batch = _fill_batch(images(count), size)
     assert batch[:, 0, 0, 0].tolist() == expected
     assert batch.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize(("precision", "copied"), [("avx_fp32", True), ("cuda_fp32", False)])
+def test_generated_batches_are_copied_to_one_place_or_handed_to_a_gpus_engine_as_they_are(tmp_path, precision, copied):
+    spec = replace(SPEC, precision=precision, data_type="generated", logs=str(tmp_path))
+    batches = Instance(spec, InstanceSpec(0, [0], []), NullBackend())._batches()
+    seen = [(batch.ctypes.data, float(batch.sum())) for batch, _ in zip(batches, range(2 * GENERATED), strict=False)]
+    assert seen[:GENERATED] == seen[GENERATED:]
+    assert len({content for _, content in seen}) == GENERATED
+    assert len({place for place, _ in seen}) == (1 if copied else GENERATED)
 
 
 def test_noise_is_like_images_and_differs_between_instances():

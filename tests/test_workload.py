@@ -242,3 +242,15 @@ def test_a_settings_file_that_is_not_text_is_told(tmp_path):
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(UsageError, match="not yaml"):
         load_sections(path)
+
+
+@pytest.mark.parametrize("precision", ["cuda_fp32", "cuda_float16", "cuda_bfloat16"])
+def test_networks_alone_have_cases_on_a_gpu(precision):
+    networks = load_workload(WORKLOAD.parent / "CNN-PyTorch-Public")
+    case = networks.parse_case(f"test_{networks.slug}_inference_throughput_{precision}_resnet50_gated")
+    assert (case.precision, case.topology) == (precision, "resnet50")
+    frozen_graph = load_workload(WORKLOAD)
+    with pytest.raises(UsageError) as raised:
+        frozen_graph.parse_case(f"test_{frozen_graph.slug}_inference_throughput_{precision}")
+    assert "with FUNCTION inference; " in str(raised.value)
+    assert "PRECISION avx_int8 avx_fp32 avx_bfloat16 amx_int8 amx_bfloat16 amx_bfloat32;" in str(raised.value)

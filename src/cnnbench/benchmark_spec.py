@@ -2,8 +2,8 @@
 
 The form is that of the reference harness's `benchmarks.yml`: `description`, `parameters` (names to lists of values, of
 which every combination is one run, the first name changing slowest), `cmd` with `{name}` where a value goes, `output`
-(columns: a heading and the KPI that it shows) and `env` (environment of the instances). `gated` marks those that are
-short enough for a small machine.
+(columns: a heading and the KPI, or the fact of the run, that it shows) and `env` (environment of the instances).
+`gated` marks those that are short enough for a small machine.
 """
 
 import itertools

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from cnnbench.errors import UsageError
+from cnnbench.isa import PRECISIONS
 from cnnbench.parameters import FIELDS, CaseType, Function, Mode, Parameters, PrecisionName, accepted
 
 Settings = Mapping[str, str]
@@ -47,15 +48,21 @@ class TestCase:
         return "_".join(word for word in (*words, self.topology, self.case_type) if word)
 
     @classmethod
-    def parse(cls, name: str, workload: str, topologies: Collection[str] = ()) -> "TestCase":
+    def parse(
+        cls,
+        name: str,
+        workload: str,
+        topologies: Collection[str] = (),
+        precisions: Collection[str] = get_args(PrecisionName),
+    ) -> "TestCase":
         """Read a case's name; raise UsageError saying how one is made up.
 
-        `topologies`: the networks that names tell apart; none where the workload has one.
+        `topologies`: the networks that names tell apart; none where the workload has one. `precisions`: what it has.
         """
         alternatives = {
             "function": get_args(Function),
             "mode": get_args(Mode),
-            "precision": get_args(PrecisionName),
+            "precision": precisions,
             "topology": topologies,
             "case_type": [case_type for case_type in get_args(CaseType) if case_type],
         }
@@ -175,6 +182,7 @@ def _refuse_combinations(parameters: Parameters, origins: Mapping[str, str], sgx
             f"EIGHT_BIT_IO=True ({origins['EIGHT_BIT_IO']}): bytes cannot be normalised before they are handed over; "
             "give NORMALIZATION_LOCATION=device or none"
         )
+    _refuse_on_device(parameters, origins)
     _refuse_mpi_combinations(parameters, origins, sgx)
     for name in ("CORES_PER_INSTANCE", "INSTANCES"):
         value = getattr(parameters, name.lower())
@@ -216,6 +224,27 @@ def _refuse_mpi_combinations(parameters: Parameters, origins: Mapping[str, str],
                 f"NUM_MPI={parameters.num_mpi} ({origins['NUM_MPI']}): decides how many instances there are, each in a "
                 f"process of its own, but {name}={value} ({origins[name]}); leave one of the two out"
             )
+
+
+def _refuse_on_device(parameters: Parameters, origins: Mapping[str, str]) -> None:
+    """Raise UsageError for what only a CPU has in a cuda_ case, and for what only a GPU has in another."""
+    if not PRECISIONS[parameters.precision].on_gpu:
+        if parameters.cuda_graphs:
+            raise UsageError(
+                f"CUDA_GRAPHS=True ({origins['CUDA_GRAPHS']}): {parameters.precision} runs on the CPU; choose a case "
+                "of a cuda_ precision (--device cuda), or leave it out"
+            )
+        return
+    if parameters.pipeline_splits:
+        raise UsageError(
+            f"PIPELINE_SPLITS={parameters.pipeline_splits} ({origins['PIPELINE_SPLITS']}): stages work on cores of "
+            f"their own, and {parameters.precision} runs on one GPU; leave it out"
+        )
+    if parameters.replicas > 1:
+        raise UsageError(
+            f"REPLICAS={parameters.replicas} ({origins['REPLICAS']}): copies in one process would only take turns on "
+            "the GPU; leave it out, or have processes by INSTANCES"
+        )
 
 
 def _reconcile_times(parameters: Parameters, origins: Mapping[str, str], asked: Mapping[str, Settings]) -> Parameters:

@@ -367,7 +367,8 @@ def describe_parameters(workload: Workload) -> str:
 
 
 def _describe_accepted(name: str, workload: Workload) -> str:
-    return ", ".join(workload.networks) if name == "TOPOLOGY" else accepted(name)
+    own = {"TOPOLOGY": workload.networks, "PRECISION": workload.precisions}
+    return ", ".join(own[name]) if name in own else accepted(name)
 
 
 def _describe_default(name: str, workload: Workload) -> str:

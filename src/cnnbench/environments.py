@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from cnnbench.backends import ENGINES
+from cnnbench.backends import ENGINES, GPU_VARIANT
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo
 from cnnbench.staging.cache import cache_root, explain_disk_errors, install_directory, locked
@@ -25,6 +25,10 @@ ITEX_PYTHONS = ((3, 10), (3, 11))
 
 TORCH_PYTHON = (3, 11)
 """The Python that PyTorch is locked for (requirements/pytorch-cpu.in)."""
+
+GPU_PYTHON_VARIABLE = "CNNBENCH_PYTORCH_CUDA"
+"""Environment variable: a Python that has PyTorch for GPUs, timm and torchvision already, to be used as it is in place
+of the environment of requirements/pytorch-cuda.lock, which is several gigabytes to fetch."""
 
 INDEXES = dict.fromkeys(("pytorch-cpu", "peers-pytorch"), "https://download.pytorch.org/whl/cpu")
 """Where else the packages of a lock file are, which PyPI has not."""
@@ -48,12 +52,13 @@ def choose_variant(
     cpu: CpuInfo,
     weight_sharing: bool = False,
     int8: bool = False,
+    gpu: bool = False,
     python: tuple[int, int] = sys.version_info[:2],
 ) -> str:
     """Return the build to use: the requested one, or for `auto` the first that can run; empty if the engine has none.
 
     Raises SkippedError when this Python or CPU cannot run the requested one or it has no kernels for `int8`, UsageError
-    when it cannot share weights.
+    when it cannot share weights. On a `gpu` it is the build for GPUs that runs, and nowhere else.
     The order is the measured one (doc/performance.md): ITEX was as fast as stock TensorFlow or faster wherever it could
     run, on Intel's and on AMD's processors.
     It locks every operation while it runs, though, so that instances on one set of weights would take turns.
@@ -71,6 +76,9 @@ def choose_variant(
         able = ENGINES[engine].int8_variants
         instead = f"; choose {' or '.join(able)}" if able else ""
         obstacles |= dict.fromkeys(set(variants) - set(able), f"has no int8 convolutions{instead}")
+    for variant in variants:
+        if gpu != (variant == GPU_VARIANT):
+            obstacles[variant] = "runs on CPUs only" if gpu else "is for cuda_ precisions"
     if requested == "auto":
         if runnable := [variant for variant in variants if not obstacles[variant]]:
             return runnable[0]
@@ -102,6 +110,16 @@ def environment_path(engine: str, variant: str, cache: Path) -> Path:
     return cache / "environments" / f"{lock.stem}-cp{sys.version_info[0]}{sys.version_info[1]}-{digest}"
 
 
+def own_gpu_python(variant: str) -> Path | None:
+    """Return the Python that the caller has for GPUs, None where an environment of ours is to be made."""
+    if variant != GPU_VARIANT or not (name := os.environ.get(GPU_PYTHON_VARIABLE)):
+        return None
+    python = Path(name).absolute()
+    if not os.access(python, os.X_OK):
+        raise UsageError(f"{GPU_PYTHON_VARIABLE}={name}: no program; needed is a Python with PyTorch for GPUs and timm")
+    return python
+
+
 def require_environment(engine: str, variant: str, cache: Path) -> None:
     """Raise SkippedError when an engine build has no environment, for where none can be made: in a container."""
     if not variant or environment_path(engine, variant, cache).is_dir():
@@ -117,6 +135,8 @@ def engine_python(engine: str, variant: str, cache: Path) -> Path:
     """Return the Python that runs an engine build, making its environment when it is not there yet."""
     if not variant:
         return Path(sys.executable)
+    if own := own_gpu_python(variant):
+        return own
     lock = lock_file(engine, variant)
     destination = environment_path(engine, variant, cache)
     python = destination / "bin" / "python"

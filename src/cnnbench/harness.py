@@ -126,19 +126,24 @@ def _find_done(job: Job, root: Path) -> RunResult | None:
 
 
 def _tabulate(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Return a heading and a row for each entry: parameters, the columns of all benchmarks, and the verdict."""
+    """Return a heading and a row for each entry: parameters, the columns of all benchmarks, and the verdict.
+
+    A column shows a KPI, or a fact of the result such as the GPU.
+    """
     parameters = list(dict.fromkeys(name for entry in entries for name in entry.variant.values))
     columns = list(dict.fromkeys(label for entry in entries for label, _ in entry.variant.benchmark.output))
     rows = []
     for entry in entries:
-        kpis = {kpi.key: kpi.value for kpi in entry.result.kpis} if entry.result and not entry.failed else {}
-        shown = {label: kpis[key] for label, key in entry.variant.benchmark.output if key in kpis}
+        found: dict[str, str] = {}
+        if entry.result and not entry.failed:
+            found = entry.result.facts | {kpi.key: format_number(kpi.value) for kpi in entry.result.kpis}
+        shown = {label: found.get(key, "") for label, key in entry.variant.benchmark.output}
         verdict = entry.result.verdict if entry.result else ""
         rows.append(
             [
                 entry.variant.name,
                 *(entry.variant.values.get(name, "") for name in parameters),
-                *(format_number(shown[label]) if label in shown else "" for label in columns),
+                *(shown.get(label, "") for label in columns),
                 ": ".join(text for text in (verdict, entry.reason) if text),
             ]
         )

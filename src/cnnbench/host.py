@@ -3,6 +3,7 @@
 A fact that cannot be known is None and is left out of reports: inside a virtual machine there is often no cpufreq.
 """
 
+import ctypes
 import re
 import statistics
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from cnnbench.errors import CnnbenchError
 from cnnbench.topology import HOST_SYSFS, read_online_cpus, read_topology
 
 HOST_PROC = Path("/proc")
+
+GPU_DRIVER = "libcuda.so.1"
+"""The part of NVIDIA's driver that CUDA reaches a GPU by; only the driver brings it."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,17 @@ def read_host(sysfs: Path = HOST_SYSFS, proc: Path = HOST_PROC) -> HostFacts:
         memory_bytes=_read_memory_bytes(proc),
         transparent_hugepages=_search(r"\[(\w+)\]", _read(sysfs / "kernel/mm/transparent_hugepage/enabled")),
     )
+
+
+def find_gpu_obstacle(library: str = GPU_DRIVER) -> str:
+    """Say why CUDA can reach no NVIDIA GPU here, as the driver itself answers; empty when it can."""
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        return f"there is no {library}, which NVIDIA's driver brings ({error})"
+    if code := driver.cuInit(0):
+        return f"the driver's {library} finds none that may be used (cuInit answers CUDA error {code})"
+    return ""
 
 
 def read_available_bytes(proc: Path = HOST_PROC) -> int:

@@ -1,23 +1,26 @@
-"""Say what each precision needs of a CPU, what it has the engines do, and what their trace must then show.
+"""Say what each precision needs of a machine, what it has the engines do, and what their trace must then show.
 
-A precision is a data type on an instruction set. `avx_*` precisions are capped below AMX with ONEDNN_MAX_CPU_ISA, so
-that on a machine that has both, `avx_bfloat16` and `amx_bfloat16` are different measurements.
+A precision is a data type on an instruction set, or on a GPU (`cuda_*`), whose libraries choose the instructions.
+`avx_*` precisions are capped below AMX with ONEDNN_MAX_CPU_ISA, so that on a machine that
+has both, `avx_bfloat16` and `amx_bfloat16` are different measurements.
 """
 
 from dataclasses import dataclass, replace
 
 from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.host import find_gpu_obstacle
 
 
 @dataclass(frozen=True)
 class Precision:
     """What one precision means.
 
-    `flags`: alternatives of /proc/cpuinfo flags, one alternative of which the CPU must have whole. `max_isa`: the
-    cap handed to oneDNN. `trace_isa`: what an implementation's name in the trace must match. `trace_type`: the data
-    type its source and weights must have. `fpmath`: the type in which it computes with float32 numbers, empty for
-    float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference. `top1_agreement`: the share
-    of the check batch whose best class must be the reference's. `peak`: the kind of native/peak.c that is its ceiling.
+    `flags`: alternatives of /proc/cpuinfo flags, one alternative of which the CPU must have whole; none on a GPU.
+    `max_isa`: the cap handed to oneDNN. `trace_isa`: what an implementation's name in the trace must match.
+    `trace_type`: the data type its source and weights must have. `fpmath`: the type in which it computes with float32
+    numbers, empty for float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference.
+    `top1_agreement`: the share of the check batch whose best class must be the reference's. `peak`: the kind of
+    native/peak.c that is its ceiling, empty on a GPU, which that cannot measure.
     """
 
     name: str
@@ -40,11 +43,27 @@ class Precision:
         """Whether it answers as the model itself does, up to rounding in float32."""
         return self.name.endswith("fp32")
 
+    @property
+    def data_type(self) -> str:
+        """What follows the device or instruction set in its name, such as bfloat16."""
+        return self.name.partition("_")[2]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network runs on an NVIDIA GPU, and not on the CPU."""
+        return self.name.startswith("cuda_")
+
 
 _AVX_CAP = "AVX512_CORE_BF16"
 _AVX2_CAP = "AVX2_VNNI_2"
 """What no cap is, where there is no AVX-512: in oneDNN's order AVX512_CORE_BF16 does not include AVX-VNNI."""
 _AMX = r"avx(512_core|10_\d_512)_amx"
+
+
+def _on_gpu(data_type: str, trace_type: str, softmax_bound: float, top1_agreement: float) -> Precision:
+    """Return a precision of GPUs: its libraries tell no instructions, so the data type alone is proven."""
+    return Precision(f"cuda_{data_type}", (), "ALL", r"(?!)", trace_type, softmax_bound, top1_agreement, peak="")
+
 
 PRECISIONS = {
     precision.name: precision
@@ -110,12 +129,18 @@ PRECISIONS = {
             top1_agreement=0.85,
             peak="amx_int8",
         ),
+        _on_gpu("fp32", "f32", softmax_bound=1e-3, top1_agreement=1.0),
+        _on_gpu("float16", "f16", softmax_bound=0.05, top1_agreement=0.9),
+        _on_gpu("bfloat16", "bf16", softmax_bound=0.15, top1_agreement=0.9),
     )
 }
 
 
 def missing_for_precision(precision: Precision, cpu_flags: frozenset[str]) -> list[str]:
-    """Return why this program or this CPU cannot run the precision; empty when they can."""
+    """Return why this program or this machine cannot run the precision; empty when they can."""
+    if precision.on_gpu:
+        obstacle = find_gpu_obstacle()
+        return [f"{precision.name}: needs an NVIDIA GPU, but {obstacle}"] if obstacle else []
     lacking = [sorted(needed - cpu_flags) for needed in precision.flags]
     if not all(lacking):
         return []
@@ -123,13 +148,15 @@ def missing_for_precision(precision: Precision, cpu_flags: frozenset[str]) -> li
 
 
 def require(precision: Precision, cpu_flags: frozenset[str], *, force: bool = False) -> None:
-    """Raise SkippedError, or with `force` CnnbenchError, unless this program and this CPU can run the precision."""
+    """Raise SkippedError, or with `force` CnnbenchError, unless this program and machine can run the precision."""
     if missing := missing_for_precision(precision, cpu_flags):
         if force:
-            raise CnnbenchError(f"{missing[0]}; FORCE=True makes that an error: use such a CPU, or leave FORCE out")
+            raise CnnbenchError(
+                f"{missing[0]}; FORCE=True makes that an error: use a machine that has it, or leave FORCE out"
+            )
         raise SkippedError(missing[0])
 
 
 def fit_to_cpu(precision: Precision, cpu_flags: frozenset[str]) -> Precision:
     """Return the precision with a cap that hides nothing of this CPU that it needs."""
-    return precision if "avx512f" in cpu_flags else replace(precision, max_isa=_AVX2_CAP)
+    return precision if precision.on_gpu or "avx512f" in cpu_flags else replace(precision, max_isa=_AVX2_CAP)

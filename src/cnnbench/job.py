@@ -10,11 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.backends import ENGINES, Engine, find_engine
+from cnnbench.backends import ENGINES, GPU_VARIANT, Engine, find_engine
 from cnnbench.case import TestCase, settle
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.datasets.index import ImageSet
-from cnnbench.environments import RANKS, choose_variant, engine_python, environment_path, quantizer_obstacle
+from cnnbench.environments import (
+    GPU_PYTHON_VARIABLE,
+    RANKS,
+    choose_variant,
+    engine_python,
+    environment_path,
+    own_gpu_python,
+    quantizer_obstacle,
+)
 from cnnbench.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.host import CpuInfo, read_cpuinfo
 from cnnbench.isa import PRECISIONS, Precision, fit_to_cpu, require
@@ -194,7 +202,7 @@ def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
     elif not parameters.weights:
         notes.append("the weights are random: the network is as fast as with any others, but its answers mean nothing")
     if parameters.half_partial:
-        notes.append("HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32")
+        notes.append(_note_half_partial(PRECISIONS[parameters.precision]))
     return notes
 
 
@@ -209,9 +217,14 @@ def _check_engine(name: str, parameters: Parameters) -> list[str]:
         raise UsageError(
             f"ONEDNN_VERBOSE=True: ENGINE={name} does not survive oneDNN's trace, or has none; leave it out"
         )
-    data_type = parameters.precision.partition("_")[2]
-    if data_type in engine.refused:
-        raise SkippedError(f"ENGINE={name}: {engine.refused[data_type]}; choose another ENGINE, or another precision")
+    precision = PRECISIONS[parameters.precision]
+    if precision.on_gpu and not engine.gpu:
+        able = ", ".join(one for one in ENGINES if ENGINES[one].gpu)
+        raise SkippedError(f"ENGINE={name}: runs on CPUs only here, and {precision.name} on a GPU; choose {able}")
+    if precision.data_type in engine.refused:
+        raise SkippedError(
+            f"ENGINE={name}: {engine.refused[precision.data_type]}; choose another ENGINE, or another precision"
+        )
     without_effect = {
         "VERBOSE": parameters.verbose and name != "onnxruntime",
         "ENABLE_FAST_GROUPNORM": parameters.enable_fast_groupnorm and name != "inductor",
@@ -222,6 +235,17 @@ def _check_engine(name: str, parameters: Parameters) -> list[str]:
         for option, vain in without_effect.items()
         if vain
     ]
+
+
+def _note_half_partial(precision: Precision) -> str:
+    if not precision.on_gpu:
+        return "HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32"
+    if precision.is_float32:
+        return f"HALF_PARTIAL=True has no effect: {precision.name} has no 16-bit numbers to sum up in 16 bits"
+    return (
+        f"HALF_PARTIAL=True: cuBLAS may sum up {precision.data_type} matrix products in 16 bits; cuDNN's convolutions, "
+        "nearly all of these networks, are summed up in float32 all the same"
+    )
 
 
 def _check_stages(parameters: Parameters, plan: Plan) -> None:
@@ -262,7 +286,8 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         raise SkippedError(
             f"{planned.precision.name}: {obstacle}"
         )  # a MODEL may be int8 already, which staging finds out
-    variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8)
+    on_gpu = planned.precision.on_gpu
+    variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8, on_gpu)
     if planned.engine_name == "inductor" and not shutil.which(compiler := environ.get("CXX") or "g++"):
         raise SkippedError(f"ENGINE=inductor: compiles with {compiler}, which is not here; install it, or set CXX")
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
@@ -273,8 +298,12 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
     if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
         notes.append("oneDNN traced while measuring, which costs throughput")
+    if own := own_gpu_python(variant):
+        notes.append(f"PyTorch is that of {GPU_PYTHON_VARIABLE}={own}, not that of requirements/pytorch-cuda.lock")
     peak_program = None
-    if planned.engine.preparer and p.mode != "accuracy" and planned.plan.cores > len(planned.plan.cpus):
+    if on_gpu:
+        notes.append("utilization was not measured: what measures peaks here measures CPUs, not GPUs")
+    elif planned.engine.preparer and p.mode != "accuracy" and planned.plan.cores > len(planned.plan.cpus):
         notes.append("utilization was not measured: the instances are on several hosts")
     elif planned.engine.preparer and p.mode != "accuracy":
         peak_program = find_peak_program(environ)
@@ -375,8 +404,8 @@ def describe_job(job: Job, cache: Path) -> list[str]:
 
 
 def _planned_python(job: Job, cache: Path) -> Path:
-    if not job.variant:
-        return engine_python(job.engine_name, "", cache)
+    if not job.variant or own_gpu_python(job.variant):
+        return engine_python(job.engine_name, job.variant, cache)
     return environment_path(job.engine_name, job.variant, cache) / "bin" / "python"
 
 
@@ -413,7 +442,8 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
     images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
     check_set = images.root if images else find_check_set(cache)
     if job.engine.harness == "cnn":
-        torch = engine_python("pytorch", "cpu", cache)  # builds the networks of all engines
+        build = GPU_VARIANT if job.precision.on_gpu else "cpu"
+        torch = engine_python("pytorch", build, cache)  # builds the networks of all engines
         network = prepare_network(job.parameters, job.engine, check_set, torch, cache)
         if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
             network = predict_network(network, job.engine, images.root, torch, cache)

@@ -19,7 +19,17 @@ Function = Literal["inference"]
 Mode = Literal["throughput", "latency", "accuracy"]
 CaseType = Literal["", "gated", "pkm"]
 InstanceMode = Literal["flex", "numa", "socket"]
-PrecisionName = Literal["avx_int8", "avx_fp32", "avx_bfloat16", "amx_int8", "amx_bfloat16", "amx_bfloat32"]
+PrecisionName = Literal[
+    "avx_int8",
+    "avx_fp32",
+    "avx_bfloat16",
+    "amx_int8",
+    "amx_bfloat16",
+    "amx_bfloat32",
+    "cuda_fp32",
+    "cuda_float16",
+    "cuda_bfloat16",
+]
 TopologyName = Literal[
     "resnet50v1_5",
     "resnet18",
@@ -71,7 +81,7 @@ class Parameters(BaseModel):
     case_type: CaseType = Field(
         "", description="gated: a quick run with STEPS=10, BATCH_SIZE=1 and all cores of a socket; pkm: the common run"
     )
-    precision: PrecisionName = Field("avx_fp32", description="data type and instruction set")
+    precision: PrecisionName = Field("avx_fp32", description="data type, and the instruction set or device")
     data_type: Literal["dummy", "generated", "real"] = Field(
         "dummy",
         description="input: a batch kept in memory, one of several made on the host and copied in for each step, or "
@@ -141,7 +151,12 @@ class Parameters(BaseModel):
         "cnn", 1, "copies of the network in each instance's process, each with CORES_PER_INSTANCE of its own"
     )
     numa_aware: bool = _of("cnn", True, "bind the memory of an instance to its NUMA node, where it lies in one")
-    half_partial: bool = _of("cnn", False, "sum up in reduced precision, where a device can; no CPU does")
+    half_partial: bool = _of(
+        "cnn", False, "let a GPU's 16-bit matrix products be summed up in 16 bits; its convolutions and CPUs never are"
+    )
+    cuda_graphs: bool = _of(
+        "cnn", False, "cuda_ precisions: record the network's call once in a CUDA graph, and replay that"
+    )
     profile: bool = _of(
         "cnn", False, "have PyTorch profile a step beside the measured ones, into trace/profile.json of the logs"
     )
@@ -187,6 +202,12 @@ FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Parameter
 def parameters_of(harness: Harness) -> tuple[str, ...]:
     """Return the names of the parameters that a harness's workloads have."""
     return tuple(name for name, field in FIELDS.items() if field.json_schema_extra in (None, {"harness": harness}))
+
+
+def precisions_of(harness: Harness) -> tuple[PrecisionName, ...]:
+    """Return the precisions that a harness's workloads have: networks alone run on GPUs."""
+    names: tuple[PrecisionName, ...] = get_args(PrecisionName)
+    return tuple(name for name in names if harness == "cnn" or not name.startswith("cuda_"))
 
 
 def accepted(name: str) -> str:

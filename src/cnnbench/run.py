@@ -86,7 +86,7 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             splits=tuple(p.pipeline_splits.split()),
             profile=p.profile,
             mode=p.mode,
-            generated=p.data_type == "generated",
+            data_type=p.data_type,
             io_threads=max(one.threads for one in process) if p.num_io_threads == "auto" else p.num_io_threads,
             steps=None if p.mode == "accuracy" or p.steps == "auto" else int(p.steps),
             warmup_steps=p.warmup_steps,
@@ -98,6 +98,8 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             logs=str(logs),
             verbose=p.verbose,
             enclave=job.case.sgx,
+            cuda_graphs=p.cuda_graphs,
+            half_partial=p.half_partial,
         )
         for process in plan.processes
     ]

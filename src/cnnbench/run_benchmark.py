@@ -9,7 +9,7 @@ which.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ WIDTHS: dict[str, tuple[PrecisionName, ...]] = {
 
 8.8 is ours: the reference has none of 8 bits.
 """
+HALF_TYPES: dict[str, PrecisionName] = {"float16": "cuda_float16", "bfloat16": "cuda_bfloat16"}
+"""What 16.16 is on a GPU, by --half-type."""
 DATA = {"synthetic": "dummy", "generated": "generated", "real": "real"}
 LAUNCHERS = ("local", "mpi")
 LOCATIONS = {"host": "host", "device": "device", "ipu": "device", "none": "none"}
@@ -65,6 +67,7 @@ SWITCHES = {
     "eight-bit-io": "EIGHT_BIT_IO",
     "half-partial": "HALF_PARTIAL",
     "profile": "PROFILE",
+    "cuda-graphs": "CUDA_GRAPHS",
 }
 """The options without a value that are a parameter of the cases."""
 RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
@@ -97,7 +100,7 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=WIDTHS,
-        help="32.32: float32; 16.16: bfloat16; 8.8: int8 (default: 16.16 where the CPU has it)",
+        help="32.32: float32; 16.16: 16 bits; 8.8: int8 (default: 16.16 where the device has it)",
     )
     parser.add_argument(
         "--batch-size", nargs="+", metavar="N", help="images of a batch; several, or a range as 1..80 or 1..80..8"
@@ -116,7 +119,10 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     for option, name in SWITCHES.items():
         parser.add_argument(f"--{option}", action=argparse.BooleanOptionalAction, help=FIELDS[name].description)
     parser.add_argument("--pipeline-splits", nargs="+", metavar="LAYER", help=FIELDS["PIPELINE_SPLITS"].description)
-    parser.add_argument("--device", choices=["cpu"], help="cuda is not built yet")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where the network runs (default: cpu)")
+    parser.add_argument(
+        "--half-type", choices=HALF_TYPES, help="what 16 bits are on a GPU (default: float16); on CPUs bfloat16 alone"
+    )
     parser.add_argument("--logs-root", type=Path, metavar="DIR", help="where logs-<case> goes (default: here)")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds until a run is ended as invalid")
     parser.add_argument("--dry-run", action="store_true", help="print the plans and stop")
@@ -152,7 +158,7 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
     case = TestCase(
         SLUG,
         options.get("mode", "throughput"),
-        _choose_precision(options.get("precision"), options.get("engine", ""), cpu_flags),
+        _choose_precision(options, cpu_flags),
         topology=_choose_network(options.get("model")),
     )
     sizes = read_sizes(options.get("batch_size", []))
@@ -251,8 +257,19 @@ def _choose_network(name: str | None) -> Any:
     return network
 
 
-def _choose_precision(width: str | None, engine: str, cpu_flags: frozenset[str]) -> PrecisionName:
-    """Return the precision that a width is on this CPU; without one, the narrowest that it and the engine have."""
+def _choose_precision(options: Mapping[str, Any], cpu_flags: frozenset[str]) -> PrecisionName:
+    """Return the precision that a width is on the device; without one, the narrowest that it and the engine have."""
+    width, engine, half_type = options.get("precision"), options.get("engine", ""), options.get("half_type")
+    if half_type and width in ("32.32", "8.8"):
+        raise UsageError(f"--half-type {half_type} with --precision {width}: leave one of the two out")
+    if options.get("device") == "cuda":
+        if width == "8.8":
+            raise UsageError("--precision 8.8 with --device cuda: networks run in int8 on CPUs only; leave one out")
+        return "cuda_fp32" if width == "32.32" else HALF_TYPES[half_type or "float16"]
+    if half_type == "float16":
+        raise UsageError("--half-type float16: networks run in it on a GPU only; give --device cuda, or leave it out")
+    if half_type:
+        width = "16.16"
     names = WIDTHS[width] if width else (*WIDTHS["16.16"], *WIDTHS["32.32"])
     refused = ENGINES[engine].refused if engine in ENGINES and not width else {}
     able = [

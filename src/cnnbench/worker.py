@@ -24,6 +24,7 @@ from typing import cast
 import numpy as np
 
 from cnnbench.backends import ENGINES, Backend, ImageForm, LoadSpec, Profiling, import_part
+from cnnbench.isa import PRECISIONS
 from cnnbench.launch.shared import ControlBlock, StepTimes
 from cnnbench.measure import measure_steps, warm_up_until_start
 from cnnbench.trace import STEP_MARK, write_layers
@@ -59,15 +60,15 @@ class WorkerSpec:
     """All a worker needs to know. Paths are absolute.
 
     `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
-    graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `generated`: whether a
-    step's batch is copied in from one of several. `splits`: the layers
+    graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `data_type`: as the
+    parameter says: one batch for all steps, one of several made beforehand, or what is read. `splits`: the layers
     that stages of the network begin with, which are handed whole steps. `profile`: whether the engine is to profile a
     step when it is traced. `io_threads`: how many decode an instance's images. `memory_node`:
     the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`: with a number,
     run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`: the directory of
     the control block and the step times. `logs`: where results go. `controller`: the process that starts the worker and
     without which it ends. `enclave`: whether it runs in one, where its parent and its resident memory cannot be seen;
-    what started it ties it to the controller then.
+    what started it ties it to the controller then. `cuda_graphs`, `half_partial`: for an engine on a GPU.
     """
 
     run_id: str
@@ -81,7 +82,7 @@ class WorkerSpec:
     splits: tuple[str, ...]
     profile: bool
     mode: str
-    generated: bool
+    data_type: str
     io_threads: int
     steps: int | None
     warmup_steps: int
@@ -93,6 +94,8 @@ class WorkerSpec:
     logs: str
     verbose: bool
     enclave: bool = False
+    cuda_graphs: bool = False
+    half_partial: bool = False
 
     def write(self, path: Path) -> None:
         """Write the spec as JSON."""
@@ -185,16 +188,21 @@ class Instance:
     def _batches(self) -> Iterator[np.ndarray]:
         spec = self._spec
         if not self._plan.files:
-            return self._copied() if spec.generated else itertools.repeat(self._batch)
+            return self._generated() if spec.data_type == "generated" else itertools.repeat(self._batch)
         read = import_part(ENGINES[spec.engine].reader)
         repeat = spec.mode != "accuracy"
         batches = read(self._plan.files, spec.batch_size, spec.io_threads, repeat=repeat, form=spec.form)
         return itertools.chain([next(batches)], batches)  # the first batch starts the prefetching, before the barrier
 
-    def _copied(self) -> Iterator[np.ndarray]:
-        """Yield one buffer for ever, each time with another of the batches made beforehand copied into it."""
+    def _generated(self) -> Iterator[np.ndarray]:
+        """Yield one buffer for ever, each time with another of the batches made beforehand copied into it.
+
+        For a GPU the batches themselves are yielded, as its engine copies each of them to the device.
+        """
         size = self._spec.batch_size
         made = [_fill_batch(np.roll(self._images, -number, axis=0), size) for number in range(GENERATED)]
+        if PRECISIONS[self._spec.precision].on_gpu:
+            yield from itertools.cycle(made)
         for batch in itertools.cycle(made):
             self._batch[:] = batch
             yield self._batch
@@ -292,6 +300,9 @@ def main(arguments: list[str]) -> None:
         verbose=spec.verbose,
         splits=spec.splits,
         micro_batch_size=spec.micro_batch_size,
+        data_type=spec.data_type,
+        cuda_graphs=spec.cuda_graphs,
+        half_partial=spec.half_partial,
     )
     backend.load(load)
     load_s = time.monotonic() - began_s

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cnnbench.backends import ENGINES, find_engine
 from cnnbench.case import Settings, TestCase, check_name, from_environment, pick_sections, resolve
 from cnnbench.errors import UsageError
-from cnnbench.parameters import FIELDS, Parameters, TopologyName, parameters_of
+from cnnbench.parameters import FIELDS, Parameters, PrecisionName, TopologyName, parameters_of, precisions_of
 from cnnbench.staging.manifest import load_artefacts
 
 DEFAULTS_VARIABLE = "CNNBENCH_DEFAULTS"
@@ -69,13 +69,18 @@ class Workload(BaseModel):
         return tuple(alike) if "ENGINE" in self.parameters else (self.engine,)
 
     @property
+    def precisions(self) -> tuple[PrecisionName, ...]:
+        """What PRECISION may be in its cases."""
+        return precisions_of(find_engine(self.engine).harness)
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """What TOPOLOGY may be in its cases."""
         return self.topologies or (FIELDS["TOPOLOGY"].default,)
 
     def parse_case(self, name: str) -> TestCase:
         """Read the name of one of its cases; raise UsageError saying how one is made up."""
-        return TestCase.parse(name, self.slug, self.topologies)
+        return TestCase.parse(name, self.slug, self.topologies, self.precisions)
 
 
 def load_workload(directory: Path) -> Workload:

@@ -44,7 +44,7 @@ def make_spec(root, instances, **changes):
         mode="throughput",
         splits=(),
         profile=False,
-        generated=False,
+        data_type="dummy",
         io_threads=1,
         steps=None,
         warmup_steps=5,

@@ -75,10 +75,19 @@ def test_a_living_runs_directory_stays():
 
 
 @pytest.mark.parametrize(
-    "name", ["OMP_NUM_THREADS", "LD_PRELOAD", "ONEDNN_VERBOSE", "ZENDNNL_MATMUL_ALGO", "GLIBC_TUNABLES", "PYTHONPATH"]
+    "name",
+    [
+        *("OMP_NUM_THREADS", "LD_PRELOAD", "ONEDNN_VERBOSE", "ZENDNNL_MATMUL_ALGO", "GLIBC_TUNABLES", "PYTHONPATH"),
+        *("NVIDIA_TF32_OVERRIDE", "CUDA_LAUNCH_BLOCKING", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"),
+    ],
 )
 def test_what_would_change_the_measurement_is_not_passed_on(name):
     assert split_environment({name: "1", "HOME": "/root"}) == ({"HOME": "/root"}, [name])
+
+
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"])
+def test_which_gpu_is_used_is_passed_on(name):
+    assert split_environment({name: "1"}) == ({name: "1"}, [])
 
 
 ONE_CORE = Plan((InstancePlan(0, 0, (0,), sockets=(0,), nodes=(0,), memory_node=0),), idle_cores=0)
@@ -90,7 +99,8 @@ def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
     modes = {key: environment.get(key) for key in ("ONEDNN_DEFAULT_FPMATH_MODE", "ITEX_FP32_MATH_MODE")}
     expected = ("BF16", "BF32") if name.endswith("bfloat32") else (None, None)
     assert tuple(modes.values()) == expected
-    assert environment["ONEDNN_MAX_CPU_ISA"] == ("AVX512_CORE_AMX" if name.startswith("amx") else "AVX512_CORE_BF16")
+    caps = {"avx": "AVX512_CORE_BF16", "amx": "AVX512_CORE_AMX", "cuda": "ALL"}
+    assert environment["ONEDNN_MAX_CPU_ISA"] == caps[name.partition("_")[0]]
     assert environment["ONEDNN_VERBOSE"] == "0"
     assert "ONEDNN_VERBOSE_TIMESTAMP" not in environment
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from checkout import ROOT
+from cnnbench.environments import engine_python
+from cnnbench.host import find_gpu_obstacle
 
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
+TESTS = Path(__file__).parents[1]
 
 
-@pytest.mark.engine
-def test_networks_in_pytorch(pytorch_python):
-    tests = Path(__file__).with_name("test_torch_networks.py")
-    words = [pytorch_python, "-c", PROGRAM, sysconfig.get_path("purelib"), "-q", "-p", "no:cacheprovider", str(tests)]
+def run_tests(python, path):
+    words = [python, "-c", PROGRAM, sysconfig.get_path("purelib"), "-q", "-p", "no:cacheprovider", str(TESTS / path)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         words, env=environment | {"PYTHONPATH": str(ROOT / "src")}, cwd=ROOT, capture_output=True, text=True
@@ -23,3 +24,17 @@ def test_networks_in_pytorch(pytorch_python):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "path", ["models/test_torch_networks.py", "backends/test_torch_operations.py", "backends/test_device_input.py"]
+)
+def test_in_pytorch(pytorch_python, path):
+    run_tests(pytorch_python, path)
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(bool(obstacle := find_gpu_obstacle()), reason=f"no NVIDIA GPU: {obstacle}")
+def test_on_a_gpu(engine_cache):
+    run_tests(engine_python("pytorch", "cuda", engine_cache), "backends/test_on_gpu.py")

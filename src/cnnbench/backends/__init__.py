@@ -21,12 +21,18 @@ Harness = Literal["tensorflow", "cnn"]
 """What an engine is handed, which decides the parameters of its workloads: TensorFlow's frozen graph, or a network."""
 
 
+GPU_VARIANT = "cuda"
+"""The build of an engine that runs on NVIDIA GPUs, and is chosen for them alone."""
+
+
 @dataclass(frozen=True)
 class LoadSpec:
     """What a backend needs to load: a prepared graph, a precision's name and the threads of each instance.
 
     `callers`: how many threads will call `infer` at once, each being an instance that shares the weights. `splits`: the
-    layers at which a network is cut into stages, which then take parts of `micro_batch_size` images.
+    layers at which a network is cut into stages, which then take parts of `micro_batch_size` images. For a GPU, as the
+    parameters say, `data_type`: whether a batch is handed over again as it was (dummy), is one of a few that are
+    (generated), or always another (real); `cuda_graphs` and `half_partial`.
     """
 
     model: Path
@@ -36,6 +42,9 @@ class LoadSpec:
     verbose: bool
     splits: tuple[str, ...] = ()
     micro_batch_size: int = 1
+    data_type: str = "dummy"
+    cuda_graphs: bool = False
+    half_partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,8 @@ class Engine:
     are quantised alike for all engines. An engine without a model has no outputs to check and no
     precision to prove. `harness`: which parameters its workloads have. `environment`: whose lock files make its
     environment, where not its own. `exported`: whether it reads networks as ONNX, and tells itself what their layers
-    run on. `stages`: whether it can cut networks into stages, and profile them. `refused`: why it cannot run a data
-    type.
+    run on. `stages`: whether it can cut networks into stages, and profile them. `gpu`: whether it runs on NVIDIA GPUs
+    too, with its build for them. `refused`: why it cannot run a data type.
     """
 
     backend: str
@@ -116,6 +125,7 @@ class Engine:
     environment: str = ""
     exported: bool = False
     stages: bool = False
+    gpu: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -128,7 +138,13 @@ _OF_NETWORKS = Engine(
 )
 """What all engines that are handed networks have in common."""
 
-_NOT_QUANTIZED = {"int8": "its networks are not quantised; onnxruntime and openvino run them in int8"}
+_OF_PYTORCH = replace(
+    _OF_NETWORKS,
+    variants=("cpu", GPU_VARIANT),
+    stages=True,
+    gpu=True,
+    refused={"int8": "its networks are not quantised; onnxruntime and openvino run them in int8"},
+)
 
 ENGINES = {
     "tensorflow": Engine(
@@ -139,16 +155,8 @@ ENGINES = {
         quantizer="cnnbench.models.quantize",
         int8_variants=("itex", "stock"),
     ),
-    "pytorch": replace(
-        _OF_NETWORKS, backend="cnnbench.backends.pytorch:EagerBackend", stages=True, refused=_NOT_QUANTIZED
-    ),
-    "inductor": replace(
-        _OF_NETWORKS,
-        backend="cnnbench.backends.pytorch:InductorBackend",
-        stages=True,
-        environment="pytorch",
-        refused=_NOT_QUANTIZED,
-    ),
+    "pytorch": replace(_OF_PYTORCH, backend="cnnbench.backends.pytorch:EagerBackend"),
+    "inductor": replace(_OF_PYTORCH, backend="cnnbench.backends.pytorch:InductorBackend", environment="pytorch"),
     "onnxruntime": replace(
         _OF_NETWORKS,
         backend="cnnbench.backends.onnxruntime:OnnxRuntimeBackend",

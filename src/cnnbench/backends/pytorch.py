@@ -1,4 +1,4 @@
-"""Run a prepared network with PyTorch: eagerly or compiled by Inductor, whole or as a pipeline of stages."""
+"""Run a prepared network with PyTorch: eagerly or compiled by Inductor, on CPUs, there also in stages, or on a GPU."""
 
 import importlib.metadata
 import json
@@ -10,17 +10,27 @@ import torch
 from torch import nn
 
 from cnnbench.backends import LoadSpec
+from cnnbench.backends.cuda import Call, DeviceInput, GraphedCall, describe_gpu, set_arithmetic
 from cnnbench.backends.pipeline import Pipeline
+from cnnbench.backends.torch_operations import computed_layers
+from cnnbench.isa import PRECISIONS
 from cnnbench.models.classifier import Classifier
 from cnnbench.models.networks import Network
 from cnnbench.models.torch_networks import build, split
 from cnnbench.models.torch_weights import load_weights
+from cnnbench.trace import Primitive
 
-Call = Callable[[torch.Tensor], torch.Tensor]
+DATA_TYPES = {
+    "fp32": torch.float32,
+    "bfloat32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Of the network, by the data types of precisions; bfloat32 is float32 that oneDNN may compute in bfloat16."""
 
 
 class EagerBackend:
-    """The network in PyTorch's eager mode, channels last, on one thread for each core of the instance."""
+    """The network in PyTorch's eager mode, channels last, on one thread for each core of the instance, or on a GPU."""
 
     def load(self, spec: LoadSpec) -> None:
         """Build the network, give it its weights, bring it to the precision, and cut it where so asked for."""
@@ -29,16 +39,24 @@ class EagerBackend:
         request = json.loads((spec.model / "network.json").read_bytes())
         network = build(Network(**request["network"]))
         load_weights(network, spec.model / "weights.safetensors")
-        data_type = torch.bfloat16 if spec.precision.endswith("bfloat16") else torch.float32
-        network = network.to(dtype=data_type, memory_format=torch.channels_last)
+        precision = PRECISIONS[spec.precision]
+        network = network.to(dtype=DATA_TYPES[precision.data_type], memory_format=torch.channels_last)
         classifier = Classifier(network, request["normalize_inside"]).eval()
+        self._take: Callable[[np.ndarray], torch.Tensor] = torch.from_numpy
+        self._input: DeviceInput | None = None
+        if precision.on_gpu:
+            set_arithmetic(spec.half_partial)
+            classifier = classifier.to("cuda")
+            self._input = DeviceInput(spec.data_type)
+            self._take = self._input.take
         self._pipeline: Pipeline | None = None
         if spec.splits:
             stages = [self._compile(stage) for stage in split(network, spec.splits)]
             self._pipeline = Pipeline(classifier, stages, spec.splits, spec.micro_batch_size)
-            self._call: Call = self._pipeline
+            self._network: Call = self._pipeline
         else:
-            self._call = self._compile(classifier)
+            self._network = self._compile(classifier)
+        self._call = GraphedCall(self._network, spec.data_type == "dummy") if spec.cuda_graphs else self._network
 
     def _compile(self, network: nn.Module) -> Call:
         return network
@@ -46,31 +64,41 @@ class EagerBackend:
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""
         with torch.no_grad():
-            return self._call(torch.from_numpy(batch)).numpy()
+            self._images = self._take(batch)
+            return self._call(self._images).cpu().numpy()
 
     def close(self) -> None:
         """End the stages' threads and let the network go."""
         if self._pipeline:
             self._pipeline.close()
-        del self._call
+        if self._input:
+            self._input.close()
+        del self._call, self._network
 
     def describe(self) -> dict[str, str]:
-        """Return the versions of what runs, and how long each stage took."""
+        """Return the versions of what runs, the GPU that it ran on, and how long each stage took."""
         versions = {
             "PyTorch": torch.__version__,
             "timm": importlib.metadata.version("timm"),
             "numpy": np.__version__,
         }
-        return versions | (self._pipeline.describe() if self._pipeline else {})
+        return versions | (describe_gpu() if self._input else self._pipeline.describe() if self._pipeline else {})
 
     def profile(self, batch: np.ndarray, path: Path) -> None:
         """Profile a step with PyTorch's profiler, into a file in the trace format of Chrome and Perfetto."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self._input:
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
             self.infer(batch)
         profiler.export_chrome_trace(str(path))
 
-    def layers(self) -> None:
-        """Leave it to the traces of oneDNN and MKL."""
+    def layers(self) -> list[Primitive] | None:
+        """Return what the network computes on a GPU, and on CPUs None: the traces of oneDNN and MKL tell it.
+
+        Of a recorded graph it is the call that was recorded.
+        """
+        return computed_layers(self._network, self._images) if self._input else None
 
 
 class InductorBackend(EagerBackend):

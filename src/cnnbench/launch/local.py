@@ -38,9 +38,13 @@ HEAD_START_NS = 20_000_000
 
 AMBIENT = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "TF_", "ITEX_", "XLA_", "ZEN", "TORCH"),
+    *("PYTORCH", "TRITON_", "CUBLAS", "CUDNN_", "CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE"),
     *("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_", "PYTHON"),
 )
-"""How variables of the caller's begin that would change what is measured; only CUSTOMER_ENV passes such on."""
+"""How variables of the caller's begin that would change what is measured; only CUSTOMER_ENV passes such on.
+
+Which GPU is used, CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, is passed on.
+"""
 
 SWITCHES = {
     ("tensorflow", "itex"): {"TF_ENABLE_ONEDNN_OPTS": "1"},

@@ -79,12 +79,7 @@ def prepare_network(parameters: Parameters, engine: Engine, images: Path, python
         "splits": parameters.pipeline_splits.split(),
     }
     source = digest_file(weights) if weights else ""
-    made_from = {
-        "weights": source,
-        "images": load_manifest(images).sha256,
-        "by": digest_file(lock_file("pytorch", "cpu")),
-    }
-    named = request | made_from
+    named = request | {"weights": source, "images": load_manifest(images).sha256, "by": str(python)}
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
     destination = cache / "prepared" / f"{parameters.topology}-{key[:16]}-{digest_sources(PREPARED_BY)}"
     install_directory(partial(_run_step, request, python, engine.preparer, "network", images), destination)
@@ -144,7 +139,7 @@ def _describe(parameters: Parameters) -> dict[str, object]:
 def _fit_weights(built: dict[str, object], python: Path, preparer: str, cache: Path) -> Path:
     """Return a checkpoint of seeded weights with a fitted last layer, made once."""
     sets = [stage_procedural(part, cache) for part in ("calibration", "training")]
-    named = [built, [one.sha256 for one in sets], digest_file(lock_file("pytorch", "cpu"))]
+    named = [built, [one.sha256 for one in sets], str(python)]
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
     destination = cache / "models" / f"network-fitted-{key[:16]}-{digest_sources(PREPARED_BY)}"
     roots = [one.root for one in sets]
