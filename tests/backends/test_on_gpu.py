@@ -1,7 +1,6 @@
 """The engines of PyTorch on an NVIDIA GPU; run by a Python with PyTorch for GPUs, and skipped without a GPU."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,40 +10,8 @@ torch = pytest.importorskip("torch")
 from cnnbench.backends import LoadSpec  # noqa: E402
 from cnnbench.backends.cuda import DeviceInput, GraphedCall  # noqa: E402
 from cnnbench.backends.pytorch import EagerBackend, InductorBackend  # noqa: E402
-from cnnbench.isa import PRECISIONS  # noqa: E402
-from cnnbench.models.classifier import Classifier  # noqa: E402
-from cnnbench.models.networks import Network  # noqa: E402
-from cnnbench.models.torch_networks import build, count_macs  # noqa: E402
-from cnnbench.models.torch_weights import seed_weights  # noqa: E402
-from cnnbench.proof import judge_trace  # noqa: E402
-from cnnbench.trace import TracedStep  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA GPU here")
-
-NETWORK, SIZE = Network("resnet18"), 64
-
-
-@pytest.fixture(scope="module")
-def images():
-    coarse = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    scaled = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bilinear")
-    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
-
-
-@pytest.fixture(scope="module")
-def prepared(images, tmp_path_factory):
-    """A network made ready as staging makes it, with its answers in float32 on the CPU."""
-    from safetensors.torch import save_file
-
-    directory, module = tmp_path_factory.mktemp("prepared"), build(NETWORK)
-    classifier = Classifier(module, normalize_inside=False)
-    seed_weights(module, classifier.take(torch.from_numpy(images)))
-    request = {"network": asdict(NETWORK), "normalize_inside": False}
-    (directory / "network.json").write_text(json.dumps(request))
-    save_file(module.state_dict(), directory / "weights.safetensors")
-    with torch.no_grad():
-        np.save(directory / "reference.npy", classifier(torch.from_numpy(images)).numpy())
-    return directory
 
 
 @pytest.mark.parametrize("data_type", ["dummy", "generated", "real"])
@@ -52,22 +19,10 @@ def prepared(images, tmp_path_factory):
 @pytest.mark.parametrize("precision", ["cuda_fp32", "cuda_float16", "cuda_bfloat16"])
 @pytest.mark.parametrize("backend_class", [EagerBackend, InductorBackend])
 def test_it_answers_as_the_cpu_does_in_the_data_type_asked_for(
-    prepared, images, backend_class, precision, cuda_graphs, data_type
+    check_answers, backend_class, precision, cuda_graphs, data_type
 ):
     backend = backend_class()
-    backend.load(
-        LoadSpec(prepared, precision, threads=1, callers=1, verbose=False, data_type=data_type, cuda_graphs=cuda_graphs)
-    )
-    reference, bound = np.load(prepared / "reference.npy"), PRECISIONS[precision].softmax_bound
-    other = np.ascontiguousarray(images[::-1])
-    for batch, wanted in ((images, reference), (other, reference[::-1]), (other, reference[::-1]), (images, reference)):
-        assert np.abs(backend.infer(batch) - wanted).max() <= bound
-    assert np.abs(backend.infer(images[:2]) - reference[:2]).max() <= bound
-    backend.infer(images)
-    proof = judge_trace(
-        PRECISIONS[precision], TracedStep(tuple(backend.layers()), ()), 4 * count_macs(build(NETWORK), SIZE)
-    )
-    assert proof.share == pytest.approx(1, abs=0.01)
+    check_answers(backend, precision, data_type=data_type, cuda_graphs=cuda_graphs)
     told = backend.describe()
     assert told["GPU"] == torch.cuda.get_device_name()
     assert told["CUDA"] == torch.version.cuda
@@ -103,7 +58,7 @@ def test_a_recorded_call_is_replayed_and_not_called_again():
 
 def test_a_profile_shows_the_gpus_kernels(prepared, images, tmp_path):
     backend = EagerBackend()
-    backend.load(LoadSpec(prepared, "cuda_float16", threads=1, callers=1, verbose=False))
+    backend.load(LoadSpec(prepared[0], "cuda_float16", threads=1, callers=1, verbose=False))
     backend.profile(images, tmp_path / "profile.json")
     events = json.loads((tmp_path / "profile.json").read_text())["traceEvents"]
     assert any(event.get("cat") == "kernel" for event in events)

@@ -28,7 +28,7 @@ def run_tests(python, path):
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    "path", ["models/test_torch_networks.py", "backends/test_torch_operations.py", "backends/test_device_input.py"]
+    "path", ["models/test_torch_networks.py", "backends/test_torch_operations.py", "backends/test_on_cpu_tensors.py"]
 )
 def test_in_pytorch(pytorch_python, path):
     run_tests(pytorch_python, path)

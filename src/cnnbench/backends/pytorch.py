@@ -32,6 +32,9 @@ DATA_TYPES = {
 class EagerBackend:
     """The network in PyTorch's eager mode, channels last, on one thread for each core of the instance, or on a GPU."""
 
+    gpu = "cuda"
+    """Where the networks of cuda_ precisions go: the first GPU that may be used."""
+
     def load(self, spec: LoadSpec) -> None:
         """Build the network, give it its weights, bring it to the precision, and cut it where so asked for."""
         torch.set_num_threads(spec.threads)
@@ -46,8 +49,8 @@ class EagerBackend:
         self._input: DeviceInput | None = None
         if precision.on_gpu:
             set_arithmetic(spec.half_partial)
-            classifier = classifier.to("cuda")
-            self._input = DeviceInput(spec.data_type)
+            classifier = classifier.to(self.gpu)
+            self._input = DeviceInput(spec.data_type, self.gpu)
             self._take = self._input.take
         self._pipeline: Pipeline | None = None
         if spec.splits:

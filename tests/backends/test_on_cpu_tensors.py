@@ -1,11 +1,36 @@
-"""The way of batches to a device, on CPU tensors; run by the Python that has PyTorch."""
+"""What runs on a GPU, as far as it runs on CPU tensors; run by the Python that has PyTorch."""
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from cnnbench.backends import LoadSpec  # noqa: E402
 from cnnbench.backends.cuda import DeviceInput, set_arithmetic  # noqa: E402
+from cnnbench.backends.pytorch import EagerBackend  # noqa: E402
+
+
+class OnCpuTensors(EagerBackend):
+    """The engine that takes the memory of this machine for a GPU's."""
+
+    gpu = "cpu"
+
+
+@pytest.mark.parametrize("data_type", ["dummy", "real"])
+@pytest.mark.parametrize("precision", ["cuda_fp32", "cuda_float16", "cuda_bfloat16"])
+def test_a_cuda_precision_answers_as_float32_does_and_is_told_from_what_was_started(
+    check_answers, precision, data_type
+):
+    backend = OnCpuTensors()
+    check_answers(backend, precision, data_type=data_type)
+    backend.close()
+
+
+def test_a_cpus_precision_leaves_the_proof_to_the_traces(prepared, images):
+    backend = EagerBackend()
+    backend.load(LoadSpec(prepared[0], "avx_fp32", threads=1, callers=1, verbose=False))
+    assert np.abs(backend.infer(images) - prepared[1]).max() < 1e-4
+    assert backend.layers() is None
 
 
 def batch(value, size=4):
