@@ -13,6 +13,7 @@ from pathlib import Path
 from cnnbench.backends import ENGINES, GPU_VARIANT, Engine, find_engine
 from cnnbench.case import TestCase, settle
 from cnnbench.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
+from cnnbench.compatibility import AUTO, check_engine, check_network_case, check_stages
 from cnnbench.datasets.index import ImageSet
 from cnnbench.environments import (
     GPU_PYTHON_VARIABLE,
@@ -46,7 +47,6 @@ from cnnbench.staging.inputs import (
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.staging.networks import (
     NETWORK_QUANTIZER,
-    chosen_network,
     predict_network,
     prepare_network,
     quantize_network,
@@ -114,10 +114,6 @@ class Job(PlannedCase):
         return {name: values[name] for name in self.workload.parameters if values.get(name)}
 
 
-AUTO = "auto"
-"""The ENGINE that is chosen by a trial."""
-
-
 def _text(value: object) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name}={shlex.quote(text)}" for name, text in value.items())
@@ -141,9 +137,9 @@ def plan_case(
     engine, cpu = find_engine(engine_name), read_cpuinfo()
     precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
     if of_networks:
-        notes += _check_network(case, parameters)
+        notes += check_network_case(case, parameters)
         if parameters.engine != AUTO:
-            notes += _check_engine(engine_name, parameters)
+            notes += check_engine(engine_name, parameters)
     if parameters.mode == "accuracy" and not engine.preparer:
         raise UsageError(f"{case.name}: the engine {engine_name} has no model whose accuracy could be measured")
     topology = read_topology()
@@ -164,7 +160,7 @@ def plan_case(
     if parameters.mpi:
         ranks, plan = plan_ranks(plan, topology, parameters.num_mpi or None, parameters.hostfile)
     if parameters.pipeline_splits:
-        _check_stages(parameters, plan)
+        check_stages(parameters, plan)
     if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
         require(precision, cpu.flags, force=asked.force)
     if asked.wrap_key:
@@ -175,92 +171,6 @@ def plan_case(
     return PlannedCase(
         workload, case, asked, parameters, precision, engine_name, engine, cpu, plan, ranks, (*notes, *plan.notes)
     )
-
-
-def _check_network(case: TestCase, parameters: Parameters) -> list[str]:
-    """Raise UsageError for a network that cannot be had, SkippedError for one that knows nothing; return notes."""
-    chosen_network(parameters)
-    accuracy, notes = parameters.mode == "accuracy", []
-    if accuracy and not parameters.weights and parameters.dataset != "procedural":
-        raise SkippedError(
-            f"{case.name}: accuracy on DATASET={parameters.dataset} needs a trained network: give WEIGHTS; without, "
-            "only what the drawn images show is known to it"
-        )
-    if parameters.engine == AUTO and accuracy:
-        raise UsageError(f"ENGINE={AUTO}: chooses by speed, which {case.name} does not measure; name an engine")
-    if case.sgx:
-        raise UsageError(f"{case.name}: networks run in no enclave; leave out sgx_")
-    if parameters.num_io_threads != "auto" and parameters.data_type != "real":
-        notes.append(f"NUM_IO_THREADS={parameters.num_io_threads} has no effect with DATA_TYPE={parameters.data_type}")
-    if not parameters.numa_aware:
-        notes.append("NUMA_AWARE=False: instances' memory is bound to no NUMA node")
-    if not parameters.weights and accuracy:
-        notes.append(
-            "the weights are seeded, and a last layer was fitted to the drawn training images: the accuracy tells what "
-            "a precision costs, and nothing of the network"
-        )
-    elif not parameters.weights:
-        notes.append("the weights are random: the network is as fast as with any others, but its answers mean nothing")
-    if parameters.half_partial:
-        notes.append(_note_half_partial(PRECISIONS[parameters.precision]))
-    return notes
-
-
-def _check_engine(name: str, parameters: Parameters) -> list[str]:
-    """Raise UsageError or SkippedError for what an engine cannot do; return notes of what it does not heed."""
-    engine = ENGINES[name]
-    for option in ("PROFILE", "PIPELINE_SPLITS"):
-        if (value := getattr(parameters, option.lower())) and not engine.stages:
-            able = ", ".join(one for one in ENGINES if ENGINES[one].stages)
-            raise UsageError(f"{option}={value}: ENGINE={name} cannot; choose {able}, or leave it out")
-    if engine.exported and parameters.onednn_verbose:
-        raise UsageError(
-            f"ONEDNN_VERBOSE=True: ENGINE={name} does not survive oneDNN's trace, or has none; leave it out"
-        )
-    precision = PRECISIONS[parameters.precision]
-    if precision.on_gpu and not engine.gpu:
-        able = ", ".join(one for one in ENGINES if ENGINES[one].gpu)
-        raise SkippedError(f"ENGINE={name}: runs on CPUs only here, and {precision.name} on a GPU; choose {able}")
-    if precision.data_type in engine.refused:
-        raise SkippedError(
-            f"ENGINE={name}: {engine.refused[precision.data_type]}; choose another ENGINE, or another precision"
-        )
-    without_effect = {
-        "VERBOSE": parameters.verbose and name != "onnxruntime",
-        "ENABLE_FAST_GROUPNORM": parameters.enable_fast_groupnorm and name != "inductor",
-        "MODEL_CACHE_PATH": bool(parameters.model_cache_path) and name != "inductor",
-    }
-    return [
-        f"{option}={getattr(parameters, option.lower())} has no effect with ENGINE={name}"
-        for option, vain in without_effect.items()
-        if vain
-    ]
-
-
-def _note_half_partial(precision: Precision) -> str:
-    if not precision.on_gpu:
-        return "HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32"
-    if precision.is_float32:
-        return f"HALF_PARTIAL=True has no effect: {precision.name} has no 16-bit numbers to sum up in 16 bits"
-    return (
-        f"HALF_PARTIAL=True: cuBLAS may sum up {precision.data_type} matrix products in 16 bits; cuDNN's convolutions, "
-        "nearly all of these networks, are summed up in float32 all the same"
-    )
-
-
-def _check_stages(parameters: Parameters, plan: Plan) -> None:
-    """Raise UsageError where an instance lacks a core for each stage of its network."""
-    stages = len(parameters.pipeline_splits.split()) + 1
-    splits = f"PIPELINE_SPLITS={parameters.pipeline_splits}"
-    if parameters.profile:
-        raise UsageError(f"{splits}: PROFILE=True sees one thread alone, and stages have their own; leave one out")
-    if parameters.replicas > 1:
-        raise UsageError(f"{splits}: takes all cores of a process, but REPLICAS={parameters.replicas}; leave one out")
-    if stages > (cores := min(instance.threads for instance in plan.instances)):
-        raise UsageError(
-            f"{splits}: {stages} stages, but an instance has {cores} core{'' if cores == 1 else 's'}; raise "
-            "CORES_PER_INSTANCE, or split at fewer layers"
-        )
 
 
 def _check_wrap_key(key: str, workload: Workload) -> None:
@@ -332,7 +242,7 @@ def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
     for name in planned.workload.engines:
         parameters = planned.parameters.model_copy(update={"engine": name})
         try:
-            notes = (*planned.notes, *_check_engine(name, parameters))
+            notes = (*planned.notes, *check_engine(name, parameters))
             one = dataclasses.replace(
                 planned, parameters=parameters, engine_name=name, engine=ENGINES[name], notes=notes
             )

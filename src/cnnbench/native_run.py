@@ -4,8 +4,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from cnnbench.compatibility import AUTO
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
-from cnnbench.job import AUTO, NOTHING_STAGED, Inputs, Job, stage_inputs
+from cnnbench.job import NOTHING_STAGED, Inputs, Job, stage_inputs
 from cnnbench.report.kpi_log import write_logs
 from cnnbench.result import SEEN, TIMEOUT, RunResult
 from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory
