@@ -1,4 +1,7 @@
-"""Define what can go wrong and the exit code each kind ends with; only `cli.py` exits."""
+"""Define what can go wrong and the exit code each kind ends with; only `cli.py` and modules run by name exit."""
+
+import sys
+from collections.abc import Callable
 
 
 class CnnbenchError(Exception):
@@ -27,3 +30,13 @@ class SkippedError(CnnbenchError):
     """The case cannot run on this machine; 77 is ctest's SKIP_RETURN_CODE."""
 
     exit_code = 77
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do the work of a module that is run by its name, and return the exit code; a failure's reason is printed."""
+    try:
+        work()
+    except CnnbenchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0

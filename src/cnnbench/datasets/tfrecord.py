@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cnnbench.datasets.imagenet import IMAGES, NAME
 from cnnbench.datasets.index import ImageSet, load_image_set, write_image_set
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, exit_code_of
 from cnnbench.progress import Progress
 from cnnbench.staging.cache import install_directory
 
@@ -110,12 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("destination", type=Path)
     parser.add_argument("--images", type=int, default=IMAGES, help="how many images there must be (%(default)s)")
     chosen = parser.parse_args(arguments)
-    try:
-        convert_shards(chosen.shard_directory, chosen.destination, images=chosen.images)
-    except CnnbenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: convert_shards(chosen.shard_directory, chosen.destination, images=chosen.images))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from cnnbench.backends.tensorflow import framework_versions, import_tensorflow
 from cnnbench.datasets.index import ImageSet, load_image_set
 from cnnbench.datasets.tfdata import read_batches
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, exit_code_of
 from cnnbench.models import resnet50
 from cnnbench.models.fold import Folded, fold
 from cnnbench.models.graph import INPUT, OUTPUT, count_macs, is_quantized, read_graph
@@ -147,12 +147,7 @@ def main(arguments: list[str]) -> int:
     parsed = parser.parse_args(arguments)
     with hold_back_stderr():
         import_tensorflow(verbose=False)
-    try:
-        parsed.step(parsed)
-    except CnnbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: parsed.step(parsed))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from cnnbench.backends import ImageForm
 from cnnbench.datasets.index import load_image_set
 from cnnbench.datasets.jpeg import read_batches
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, exit_code_of
 from cnnbench.models.classifier import Classifier
 from cnnbench.models.networks import Network
 from cnnbench.models.resnet50 import fit_head
@@ -155,12 +155,7 @@ def main(arguments: list[str]) -> int:
             one.add_argument(path, type=Path)
     parsed = vars(parser.parse_args(arguments))
     step = parsed.pop("step")
-    try:
-        step(*parsed.values())
-    except CnnbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: step(*parsed.values()))
 
 
 if __name__ == "__main__":

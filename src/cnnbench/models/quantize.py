@@ -20,7 +20,7 @@ import numpy as np
 from cnnbench.backends.tensorflow import framework_versions
 from cnnbench.datasets.index import load_image_set
 from cnnbench.datasets.tfdata import read_batches
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, exit_code_of
 from cnnbench.models.graph import COUNTED, INPUT, OUTPUT, is_multiply, node_name, read_graph
 from cnnbench.models.prepare import hold_back_stderr
 
@@ -158,12 +158,7 @@ def main(arguments: list[str]) -> int:
         parser.add_argument(name, type=Path)
     parsed = parser.parse_args(arguments)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ["ITEX_CPP_MIN_LOG_LEVEL"] = "2"
-    try:
-        quantize_file(parsed.variant, parsed.model, parsed.images, parsed.destination)
-    except CnnbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: quantize_file(parsed.variant, parsed.model, parsed.images, parsed.destination))
 
 
 if __name__ == "__main__":

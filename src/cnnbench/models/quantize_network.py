@@ -20,7 +20,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from cnnbench.backends import ImageForm
 from cnnbench.datasets.index import load_image_set
 from cnnbench.datasets.jpeg import read_batches
-from cnnbench.errors import CnnbenchError
+from cnnbench.errors import CnnbenchError, exit_code_of
 
 CALIBRATION_IMAGES = 100
 BATCH = 10
@@ -95,12 +95,7 @@ def quantize(network: Path, images: Path, destination: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Quantise, and return the exit code."""
-    try:
-        quantize(*map(Path, arguments))
-    except CnnbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: quantize(*map(Path, arguments)))
 
 
 if __name__ == "__main__":
