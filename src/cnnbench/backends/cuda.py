@@ -130,7 +130,8 @@ class GraphedCall:
 
 def describe_gpu() -> dict[str, str]:
     """Return the GPU, its driver, the libraries in use, and the most memory of it that was taken."""
-    major, minor = divmod(torch.backends.cudnn.version() or 0, 10_000)
+    number = torch.backends.cudnn.version() or 0
+    major, minor = divmod(number, 10_000 if number >= 90_000 else 1000)  # cuDNN 9 has a digit more
     found = {
         "GPU": torch.cuda.get_device_name(),
         "CUDA": str(torch.version.cuda),
