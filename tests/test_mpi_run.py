@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,25 @@ def wait_until_measuring(workload, *instances):
         wait_until(lambda index=index: control.state(index) >= State.MEASURING, f"instance {index} measuring")
 
 
-def shared_directories():
-    return set(Path("/dev/shm").glob(f"{SHARED_PREFIX}*"))
+def traces_of_mpi():
+    """Return what an mpirun that could not clear up has left."""
+    directories = Path(tempfile.gettempdir()).glob("ompi.*/pid.*")
+    return {*directories, *Path("/dev/shm").glob("vader_segment*")}
+
+
+@pytest.fixture
+def left_over(workload):
+    """Return what mpirun and killed ranks of the workload's run have left since; it is removed afterwards."""
+
+    def found():
+        plans = [path for path in Path("/dev/shm").glob(f"{SHARED_PREFIX}*/planned.json") if path.is_file()]
+        own = {path.parent for path in plans if str(workload.logs_root) in path.read_text()}
+        return (traces_of_mpi() - before) | own
+
+    before = traces_of_mpi()
+    yield found
+    for path in found():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_the_planned_instances_are_ranks_bound_to_cores_of_their_own(workload):
@@ -140,9 +158,8 @@ ENDLESS = ("--mpi", "--steps=1000000", "--cores_per_instance=1", f"--instances={
 
 
 @pytest.fixture
-def endless(workload):
+def endless(workload, left_over):
     """A run that measures until it is disturbed; what is left when it has ended is checked."""
-    before = shared_directories()
     with workload.start(*ENDLESS, "--hang-after=20") as controller:
         wait_until_measuring(workload, *range(min(CORES, 2)))
         yield controller
@@ -152,8 +169,6 @@ def endless(workload):
     assert not any(line.startswith("*") for line in output.splitlines())
     assert not load_run(workload.logs()).kpis
     wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
-    for directory in shared_directories() - before:  # the one thing that a killed rank cannot clear away
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def end(controller):
@@ -194,21 +209,23 @@ def test_a_stopped_worker_counts_as_hung(workload):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_an_interrupted_run_leaves_nothing_behind(endless, workload, number):
+def test_an_interrupted_run_leaves_nothing_behind(endless, workload, left_over, number):
     endless.send_signal(number)
     end(endless)
     assert load_run(workload.logs()).facts["what was seen"] == "the run was interrupted"
     assert len(np.load(workload.logs() / "instance-0" / "steps.npy"))
+    assert not left_over()
 
 
-def test_a_killed_controller_leaves_no_rank(workload):
+def test_a_killed_controller_leaves_no_rank(workload, left_over):
     with workload.start(*ENDLESS) as controller:
         wait_until_measuring(workload, 0)
         shared = workload.shared()
         controller.kill()
         controller.wait()
         wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
-    shutil.rmtree(shared)
+    assert not left_over()
+    shutil.rmtree(shared)  # the one thing that it cannot clear away
 
 
 def test_a_run_whose_time_is_up_says_so(workload):
@@ -363,8 +380,8 @@ def test_the_first_host_must_be_the_one_that_the_run_is_started_on(namespaces, w
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+@pytest.mark.usefixtures("left_over")
 def test_nothing_is_left_on_another_host(namespaces, workload, number):
-    before = shared_directories()
     with start_on_both(namespaces, workload, 1_000_000) as controller:
         wait_until_measuring(workload, *range(2 * len(TOPOLOGY.sockets)))
         assert len(workers_of(workload.logs_root)) == 2 * len(TOPOLOGY.sockets)
@@ -372,10 +389,9 @@ def test_nothing_is_left_on_another_host(namespaces, workload, number):
         controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == (3 if number == signal.SIGINT else -number)
     wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
-    for directory in shared_directories() - before:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.mark.usefixtures("left_over")
 def test_a_rank_killed_on_another_host_is_told(namespaces, workload):
     with start_on_both(namespaces, workload, 1_000_000) as controller:
         wait_until_measuring(workload, *range(2 * len(TOPOLOGY.sockets)))

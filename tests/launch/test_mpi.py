@@ -20,7 +20,7 @@ def command_of(ranks, root):
 
 def test_the_command_maps_and_binds_as_mpi_does():
     command = command_of(HERE, root=False)
-    assert command[:6] == ["setpriv", "--pdeathsig", "TERM", "/bin/mpirun", "-n", "4"]
+    assert command[:3] == ["/bin/mpirun", "-n", "4"]
     words = " ".join(command)
     assert "--map-by ppr:2:socket:pe=8 --bind-to core" in words
     assert "-x PYTHONPATH" in words  # other hosts get no variable of itself
@@ -31,7 +31,7 @@ def test_the_command_maps_and_binds_as_mpi_does():
 
 def test_root_and_hosts_have_options_of_their_own():
     command = command_of(Ranks(4, "slot", 1, Path("/a/hosts")), root=True)
-    assert command[3:9] == ["/bin/mpirun", "--allow-run-as-root", "-n", "4", "--hostfile", "/a/hosts"]
+    assert command[:6] == ["/bin/mpirun", "--allow-run-as-root", "-n", "4", "--hostfile", "/a/hosts"]
 
 
 @pytest.mark.parametrize(

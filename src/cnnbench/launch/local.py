@@ -354,6 +354,12 @@ def _remove_if_stale(directory: Path) -> None:
                     shutil.rmtree(directory)
 
 
+def is_abandoned(directory: Path) -> bool:
+    """Say whether the run whose shared files these are has died."""
+    with _held(directory) as held:
+        return held
+
+
 @contextmanager
 def _held(directory: Path) -> Iterator[bool]:
     """Hold a directory's lock for the block; yield False when somebody else does."""

@@ -149,13 +149,12 @@ def find_mpirun() -> Path:
 
 
 def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, *, root: bool) -> list[str]:
-    """Return the command that starts the ranks; it ends them when this process dies.
+    """Return the command that starts the ranks.
 
     `python`: of the ranks' environment. `root`: whether the user is root, whom mpirun refuses unless told not to.
     Single copies between processes are ruled out, as a container may forbid them and the messages are small.
     """
     return [
-        *("setpriv", "--pdeathsig", "TERM"),
         *(str(mpirun), *(["--allow-run-as-root"] if root else [])),
         *("-n", str(ranks.count), *(["--hostfile", str(ranks.hostfile)] if ranks.hostfile else [])),
         *("--map-by", f"{ranks.mapping}:pe={ranks.cores}", "--bind-to", "core"),

@@ -29,6 +29,7 @@ from cnnbench.launch.local import (
     Limits,
     Run,
     WorkerLaunch,
+    is_abandoned,
     shared_directory,
     worker_command,
 )
@@ -63,7 +64,14 @@ class Mirror:
         self._ended, self._said = 0, [False, False]
 
     def relay(self) -> None:
-        """Show what has come from the ranks since, and tell them when the controller starts or stops the run."""
+        """Show what has come from the ranks since, and tell them when the controller starts or stops the run.
+
+        Raises InvalidMeasurementError when the controller is dead: then all end. mpirun cannot be told by the kernel to
+        end with its parent: such a signal comes once for each thread of the parent, and at the second one mpirun leaves
+        everything as it is.
+        """
+        if is_abandoned(self._shared):
+            raise InvalidMeasurementError("the controller is gone")
         while self._comm.iprobe(tag=PROGRESS):
             self._take()
         for number, (word, given) in enumerate(((START, self._control.start_ns != 0), (STOP, self._control.stopped))):
