@@ -86,6 +86,8 @@ def test_options_of_other_words_mean_these_parameters(words, expected):
         (("--precision", "16.16"), AMX, "amx_bfloat16"),
         (("--precision", "16.16"), AVX512_BF16, "avx_bfloat16"),
         (("--precision", "16.16"), AVX2, "avx_bfloat16"),
+        (("--precision", "8.8"), AMX | {"amx_int8"}, "amx_int8"),
+        (("--precision", "8.8"), AVX2, "avx_int8"),
         ((), AMX, "amx_bfloat16"),
         ((), AVX2, "avx_fp32"),
     ],
