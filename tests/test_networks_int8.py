@@ -66,9 +66,8 @@ print(json.dumps([float(np.abs(answers - wanted).max()), top1, check_int8(model)
 """
 
 
-@pytest.fixture(scope="module")
-def prepared(engine_cache, pytorch_python):
-    """ResNet18 that is handed bytes and normalises them, as exported and as quantised."""
+def prepare(engine_cache, pytorch_python, **more):
+    """Return ResNet18 that is handed bytes and normalises them, as exported and as quantised."""
     parameters = Parameters(
         function="inference",
         mode="throughput",
@@ -78,10 +77,16 @@ def prepared(engine_cache, pytorch_python):
         engine="onnxruntime",
         eight_bit_io=True,
         normalization_location="device",
+        **more,
     )
     images = find_check_set(engine_cache)
     plain = prepare_network(parameters, ENGINES["onnxruntime"], images, pytorch_python, engine_cache)
     return plain, quantize_network(plain, engine_python("onnxruntime", "cpu", engine_cache), engine_cache)
+
+
+@pytest.fixture(scope="module")
+def prepared(engine_cache, pytorch_python):
+    return prepare(engine_cache, pytorch_python)
 
 
 def run_program(python, program, *arguments):
@@ -126,6 +131,15 @@ def test_an_engine_computes_in_int8_and_tells_so(prepared, engine_cache, engine)
         assert top1 >= INT8.top1_agreement
     told = {implementation for implementation, *_ in layers}
     assert all(("avx" in one) == (engine == "openvino") for one in told - {"jit_gemm"})
+
+
+def test_group_norm_leaves_all_convolutions_in_int8(engine_cache, pytorch_python):
+    plain, quantized = prepare(engine_cache, pytorch_python, norm_type="group")
+    python = engine_python("onnxruntime", "cpu", engine_cache)
+    given = (quantized.graph, plain.check_images, plain.reference)
+    _, _, layers = run_program(python, INFER, "onnxruntime", *given)
+    assert {source for _, source, *_ in layers} == {"s8"}
+    assert sum(macs for *_, macs in layers) == 32 * MACS
 
 
 def run_case(case, root, cache, *arguments):

@@ -53,9 +53,11 @@ class OnnxRuntimeBackend:
 
         With what instructions MLAS runs them it does not tell, and of its types only that they are the graph's.
         """
+        model = onnx.load(self._path)
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = self._batch_size  # group norm reshapes by it
         shapes = {
             value.name: [dimension.dim_value or self._batch_size for dimension in value.type.tensor_type.shape.dim]
-            for graph in (onnx.shape_inference.infer_shapes(onnx.load(self._path)).graph,)
+            for graph in (onnx.shape_inference.infer_shapes(model, data_prop=True).graph,)
             for value in (*graph.value_info, *graph.output)
         }
         graph = self._optimised()
