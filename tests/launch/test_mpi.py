@@ -30,7 +30,7 @@ def test_the_command_maps_and_binds_as_mpi_does():
 
 
 def test_root_and_hosts_have_options_of_their_own():
-    command = command_of(Ranks(4, "slot", 1, Path("/a/hosts")), root=True)
+    command = command_of(Ranks(4, "ppr:2:node", 1, Path("/a/hosts")), root=True)
     assert command[:6] == ["/bin/mpirun", "--allow-run-as-root", "-n", "4", "--hostfile", "/a/hosts"]
 
 
@@ -83,8 +83,8 @@ def snc2(machine):
         (PlanRequest("throughput", instance_mode="numa"), "ppr:1:numa", 4, 4),
         (PlanRequest("throughput", cores_per_instance=2), "ppr:2:numa", 2, 8),
         (PlanRequest("throughput", cores_per_instance=3), "ppr:1:numa", 3, 4),
-        (PlanRequest("throughput", cores_per_instance=2, instances=1), "slot", 2, 1),
-        (PlanRequest("throughput", cores_per_instance=1, instances=4, replicas=2), "slot", 2, 4),
+        (PlanRequest("throughput", cores_per_instance=2, instances=1), "ppr:1:node", 2, 1),
+        (PlanRequest("throughput", cores_per_instance=1, instances=4, replicas=2), "ppr:4:node", 2, 4),
         (PlanRequest("throughput", cores_per_instance=4, weight_sharing=True), "ppr:1:socket", 8, 2),
     ],
 )

@@ -121,7 +121,7 @@ def plan_ranks(plan: Plan, topology: Topology, num_mpi: int | None, hostfile: st
 
 
 def _mapping_of(plan: Plan, topology: Topology) -> str:
-    """Return the mapping that puts processes where they are planned: evenly on NUMA nodes or sockets, else in order."""
+    """Return the mapping that puts processes where they are planned: evenly on nodes or sockets, else core by core."""
     domains = {"numa": topology.nodes, "socket": topology.sockets}
     if len(topology.nodes) <= len(topology.sockets):
         del domains["numa"]
@@ -133,7 +133,7 @@ def _mapping_of(plan: Plan, topology: Topology) -> str:
         counts = Counter(place for some in places for place in some)
         if all(len(some) == 1 for some in places) and len(counts) == len(numbers) and len(set(counts.values())) == 1:
             return f"ppr:{next(iter(counts.values()))}:{domain}"
-    return "slot"
+    return f"ppr:{len(plan.processes)}:node"
 
 
 def find_mpirun() -> Path:

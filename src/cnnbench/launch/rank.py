@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, replace
 from functools import partial
 from io import BytesIO
@@ -62,6 +63,7 @@ class Mirror:
         self._comm, self._shared, self._control = comm, shared, ControlBlock(shared)
         self._rows: dict[int, np.ndarray] = {}
         self._ended, self._said = 0, [False, False]
+        self._coming: deque[Any] = deque()
 
     def relay(self) -> None:
         """Show what has come from the ranks since, and tell them when the controller starts or stops the run.
@@ -72,8 +74,7 @@ class Mirror:
         """
         if is_abandoned(self._shared):
             raise InvalidMeasurementError("the controller is gone")
-        while self._comm.iprobe(tag=PROGRESS):
-            self._take()
+        self._take()
         for number, (word, given) in enumerate(((START, self._control.start_ns != 0), (STOP, self._control.stopped))):
             if given and not self._said[number]:
                 self._said[number] = True
@@ -86,16 +87,24 @@ class Mirror:
             self._take()
 
     def _take(self) -> None:
-        progress = self._comm.recv(tag=PROGRESS)
+        """Show what has arrived, without waiting for the rest of a long message: its sender may be asleep."""
+        while (message := self._comm.improbe(tag=PROGRESS)) is not None:
+            self._coming.append(message.irecv())
+        while self._coming:
+            arrived, progress = self._coming[0].test()
+            if not arrived:
+                break
+            self._coming.popleft()
+            self._show(progress)
+
+    def _show(self, progress: Any) -> None:
         self._ended += progress is None
         for index, state, steps, first, rows in progress or ():
             if index not in self._rows:
                 self._rows[index] = _rows(self._shared, index)
             shown = self._rows[index][first : first + len(rows)]
-            shown[:, :2], shown[:, 2] = (
-                rows[:, :2],
-                rows[:, 2],
-            )  # a row's end last, by which readers know that it is there
+            shown[:, :2] = rows[:, :2]
+            shown[:, 2] = rows[:, 2]  # last: by its end readers know that a row is there
             self._control.set_steps(index, steps)
             self._control.set_measured(index, first + len(rows))
             self._control.set_state(index, State(state))
