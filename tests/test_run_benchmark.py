@@ -247,6 +247,18 @@ def test_launch_shares_replicas_out_over_processes():
         read_launch_line(["--num-instances", "0", "--", "run", "--model", "resnet18"], AVX2)
 
 
+def test_tensorflow_is_the_other_workloads_case(capsys):
+    line = ["--model", "resnet50", "--engine", "tensorflow", "--precision", "32.32", "--batch-size", "8"]
+    request = read_request(line, AVX2)
+    assert request.workload.name == "ResNet50-TensorFlow-Xeon-Public"
+    case = "test_resnet50v1_5_tensorflow_xeon_public_inference_throughput_avx_fp32"
+    assert request.runs == ((case, {"BATCH_SIZE": "8"}),)
+    with pytest.raises(UsageError, match="--engine tensorflow --model resnet18: that workload has resnet50 alone"):
+        read_request(["--model", "resnet18", "--engine", "tensorflow"], AVX2)
+    assert main(["run", *line, "--norm-type", "group", "--dry-run"]) == 2
+    assert "NORM_TYPE: no such parameter of this workload" in capsys.readouterr().err
+
+
 def test_launch_for_the_minimum_latency_measures_latency():
     line = ["--minimum-latency", "--", "run", "--model", "resnet18", "--mode", "throughput"]
     ((case, _),) = read_launch_line(line, AVX2).runs

@@ -54,7 +54,7 @@ def _jobs(request: Request, env: Mapping[str, str] = {}) -> list[Job]:
     if PEAK_VARIABLE not in environ and PEAK_PROGRAM.is_file():
         environ[PEAK_VARIABLE] = str(PEAK_PROGRAM)
     more = {"CUSTOMER_ENV": " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items())} if env else {}
-    planned = [plan_case(DIRECTORY, case, environ, settings | more) for case, settings in request.runs]
+    planned = [plan_case(request.workload, case, environ, settings | more) for case, settings in request.runs]
     return [prepare_job(one, environ) for one in planned]
 
 

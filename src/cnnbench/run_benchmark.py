@@ -26,6 +26,11 @@ from cnnbench.parameters import FIELDS, PrecisionName
 DIRECTORY = Path(__file__).parents[2] / "workload" / "CNN-PyTorch-Public"
 CONFIGS = DIRECTORY / "configs.yml"
 SLUG = "cnn_pytorch_public"
+TENSORFLOW = "tensorflow"
+"""The engine that is the other workload's; with it a line is one of that workload's cases, to stand beside these."""
+TENSORFLOW_DIRECTORY = DIRECTORY.with_name("ResNet50-TensorFlow-Xeon-Public")
+TENSORFLOW_SLUG = "resnet50v1_5_tensorflow_xeon_public"
+TENSORFLOW_NETWORK = "resnet50"
 
 WIDTHS: dict[str, tuple[PrecisionName, ...]] = {
     "32.32": ("avx_fp32",),
@@ -75,8 +80,9 @@ RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 
 @dataclass(frozen=True)
 class Request:
-    """One line: its runs as case names with their settings, in order, and where their logs go."""
+    """One line: the workload's directory, its runs as case names with settings, in order, and where their logs go."""
 
+    workload: Path
     runs: tuple[tuple[str, dict[str, str]], ...]
     logs_root: Path
     dry_run: bool
@@ -155,15 +161,18 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
             raise UsageError(f"--launcher local with --{option} {options[_key(option)]}: give --launcher mpi")
     if options.get("random_weights") and "weights" in options:
         raise UsageError(f"--random-weights with --weights {options['weights']}: leave one of the two out")
-    case = TestCase(
-        SLUG,
-        options.get("mode", "throughput"),
-        _choose_precision(options, cpu_flags),
-        topology=_choose_network(options.get("model")),
-    )
+    mode, precision = options.get("mode", "throughput"), _choose_precision(options, cpu_flags)
+    network, workload = _choose_network(options.get("model")), DIRECTORY
+    case = TestCase(SLUG, mode, precision, topology=network)
+    if settings.get("ENGINE") == TENSORFLOW:
+        if network != TENSORFLOW_NETWORK:
+            raise UsageError(f"--engine {TENSORFLOW} --model {network}: that workload has {TENSORFLOW_NETWORK} alone")
+        del settings["ENGINE"]
+        case, workload = TestCase(TENSORFLOW_SLUG, mode, precision), TENSORFLOW_DIRECTORY
     sizes = read_sizes(options.get("batch_size", []))
     batches: list[dict[str, str]] = [{"BATCH_SIZE": str(size)} for size in sizes] or [{}]
     return Request(
+        workload=workload,
         runs=tuple((case.name, settings | batch) for batch in batches),
         logs_root=options.get("logs_root", Path.cwd()),
         dry_run=options.get("dry_run", False),
