@@ -2,16 +2,21 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from cnnbench.backends import ENGINES
 from cnnbench.cli import main
 from cnnbench.host import find_gpu_obstacle
+from cnnbench.parameters import Parameters
 from cnnbench.result import load_run
 from cnnbench.run_benchmark import DIRECTORY, SLUG
+from cnnbench.staging.inputs import find_check_set
+from cnnbench.staging.networks import predict_network, prepare_network
 from null_workload import CORES, clean_environment, run_kpi
 
 pytestmark = pytest.mark.engine
@@ -166,6 +171,30 @@ def test_the_fastest_engine_is_found_by_a_trial(run_case):
     assert run.effective["ENGINE"] == max(tried, key=tried.get)
     assert told.startswith(f"ENGINE=auto: {run.effective['ENGINE']} is the fastest")
     assert any("not tried: inductor: ENGINE=inductor: compiles with no-such-compiler" in note for note in run.notes)
+
+
+def test_engines_that_fail_are_not_chosen_and_without_any_the_run_is_invalid(run_case):
+    done, logs = run_case("resnet18", "--engine=auto", "--weights=/no/such.pth", CXX="no-such-compiler")
+    assert done.returncode == 3, done.stdout + done.stderr
+    run = load_run(logs)
+    assert run.effective["ENGINE"] == "auto"
+    assert run.reason.startswith("ENGINE=auto: no engine's trial was good: pytorch failed (WEIGHTS=/no/such.pth: no ")
+    assert "openvino failed (" in run.reason
+
+
+def test_predictions_are_of_the_checkpoint_at_hand(engine_cache, pytorch_python, tmp_path):
+    images, engine = find_check_set(engine_cache), ENGINES["pytorch"]
+    asked = Parameters(topology="mobilenet_v3_small", mode="throughput")
+    seeded = prepare_network(asked, engine, images, pytorch_python, engine_cache)
+    for name in ("first", "second"):
+        shutil.copy(seeded.graph / "weights.safetensors", tmp_path / name)
+        given = asked.model_copy(update={"weights": str((tmp_path / name).rename(tmp_path / f"{name}.safetensors"))})
+        model = prepare_network(given, engine, images, pytorch_python, engine_cache)
+        (tmp_path / "first.safetensors").unlink(missing_ok=True)
+    model = predict_network(model, engine, images, pytorch_python, engine_cache)
+    best = np.load(model.predictions)
+    assert best.shape == (1000,)
+    assert (best[:32] == np.load(model.reference).argmax(1)).mean() > 0.9
 
 
 def test_inductor_without_a_compiler_is_skipped(run_case):

@@ -193,7 +193,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--build-options", default="", help="more options of the engine's build command")
     command.add_argument("--gramine", default="none", help="version of the -sgx image's Gramine, such as 1.7")
     command.add_argument(
-        "--more-variants", default="", help="builds of the engine besides itex and stock, such as zentf"
+        "--more-variants", default="", help="builds of the engines besides itex, stock and cpu, such as zentf"
     )
     _add_container_options(command)
     command.set_defaults(run=_image)

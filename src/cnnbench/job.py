@@ -198,8 +198,8 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         )  # a MODEL may be int8 already, which staging finds out
     on_gpu = planned.precision.on_gpu
     variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8, on_gpu)
-    if planned.engine_name == "inductor" and not shutil.which(compiler := environ.get("CXX") or "g++"):
-        raise SkippedError(f"ENGINE=inductor: compiles with {compiler}, which is not here; install it, or set CXX")
+    if planned.engine_name == "inductor":
+        _require_compiler(environ, "CC" if on_gpu else "CXX", "gcc" if on_gpu else "g++")
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | _engine_environment(planned, variant)
     notes = list(planned.notes)
@@ -234,6 +234,14 @@ def ranks_command(job: Job, python: Path, file: Path) -> list[str]:
     assert job.ranks is not None
     assert job.mpirun is not None
     return mpirun_command(job.mpirun, job.ranks, python, file, root=is_root())
+
+
+def _require_compiler(environ: Mapping[str, str], variable: str, default: str) -> None:
+    """Raise SkippedError without the compiler that Inductor calls: of C++, or of C for what Triton has on GPUs."""
+    if not shutil.which(compiler := environ.get(variable) or default):
+        raise SkippedError(
+            f"ENGINE=inductor: compiles with {compiler}, which is not here; install it, or set {variable}"
+        )
 
 
 def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:

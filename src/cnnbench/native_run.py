@@ -8,8 +8,8 @@ from cnnbench.compatibility import AUTO
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.job import NOTHING_STAGED, Inputs, Job, stage_inputs
 from cnnbench.report.kpi_log import write_logs
-from cnnbench.result import SEEN, TIMEOUT, RunResult
-from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory
+from cnnbench.result import SEEN, TIMEOUT, Criterion, RunResult
+from cnnbench.run import DEFAULT_HANG_S, Measurement, new_logs_directory, out_of_time
 from cnnbench.signals import time_limit
 
 TRIAL_S = 5.0
@@ -34,18 +34,32 @@ def measure_job(
                     logs.parent.rmdir()
                 raise
     except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
-        logs = new_logs_directory(root, job.case.name)
-        facts = {SEEN: "the time was up while staging"}
-        result = Measurement(job, NOTHING_STAGED, logs, hang_s).reject(error, facts)
+        seen = "the time was up while staging" + (" or trying engines" if job.rivals else "")
+        result, logs = _reject(job, out_of_time(error), {SEEN: seen}, root)
+    except NoEngineError as error:
+        failure = Criterion(name="engine", passed=False, found=str(error), needed="")
+        result, logs = _reject(job, failure, {}, root)
     write_logs(result, logs, result.exit_code)
     return result, logs
+
+
+def _reject(job: Job, failure: Criterion, facts: dict[str, str], root: Path) -> tuple[RunResult, Path]:
+    """Return the result and the new logs directory of a job that has not begun."""
+    if job.rivals:
+        job = replace(job, parameters=job.parameters.model_copy(update={"engine": AUTO}))
+    logs = new_logs_directory(root, job.case.name)
+    return Measurement(job, NOTHING_STAGED, logs, DEFAULT_HANG_S).reject(failure, facts), logs
+
+
+class NoEngineError(InvalidMeasurementError):
+    """No engine's trial was good, so that there is none to choose."""
 
 
 def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = False) -> Job:
     """Return a job itself, or where its engine is still to be chosen, the rival that a trial finds the fastest.
 
-    What counts is the primary figure: throughput, or the mean latency. An engine whose trial is invalid is out, and
-    where all are, InvalidMeasurementError is raised.
+    What counts is the primary figure: throughput, or the mean latency. An engine that cannot be staged or whose trial
+    is invalid is out, and where all are, NoEngineError is raised.
     """
     if not job.rivals:
         return job
@@ -53,7 +67,11 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
     found: dict[str, float] = {}
     told = []
     for rival in job.rivals:
-        trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s)
+        try:
+            trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s)
+        except CnnbenchError as error:  # the others may do, and a note tells
+            told.append(f"{rival.engine_name} failed ({error})")
+            continue
         if trial.interrupted:
             raise KeyboardInterrupt
         if trial.failures and trial.failures[0].name == TIMEOUT:
@@ -65,7 +83,7 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
         found[rival.engine_name] = primary.value
         told.append(f"{rival.engine_name} {primary.value:.4g} {primary.unit}")
     if not found:
-        raise InvalidMeasurementError(f"ENGINE={AUTO}: no engine's trial was valid: {'; '.join(told)}")
+        raise NoEngineError(f"ENGINE={AUTO}: no engine's trial was good: {'; '.join(told)}")
     best = (min if lower_is_better else max)(found, key=found.__getitem__)
     chosen = next(rival for rival in job.rivals if rival.engine_name == best)
     note = f"ENGINE={AUTO}: {best} is the fastest in trials of {TRIAL_S:g} s: {', '.join(told)}"

@@ -431,7 +431,7 @@ class Measurement:
             if StepTimes.path(shared, instance.index).exists():
                 np.save(directory / "steps.npy", StepTimes.read(shared, instance.index))
         if isinstance(error, TimeUpInterrupt):
-            return self.reject(error, {})
+            return self.reject(out_of_time(error), {})
         if isinstance(error, KilledError):
             detail, found = error.detail, str(error)
         elif isinstance(error, KeyboardInterrupt):
@@ -441,9 +441,9 @@ class Measurement:
         facts = {SEEN: detail} if detail else {}
         return self._result([], [], [Criterion(name="instances", passed=False, found=found, needed="")], facts)
 
-    def reject(self, error: TimeUpInterrupt, facts: dict[str, str]) -> RunResult:
-        """Return the result of a run that was not done in time, which need not have begun."""
-        return self._result([], [], [Criterion(name=TIMEOUT, passed=False, found=str(error), needed="")], facts)
+    def reject(self, failure: Criterion, facts: dict[str, str]) -> RunResult:
+        """Return the result of a run that failed as a whole, which need not have begun."""
+        return self._result([], [], [failure], facts)
 
     def _result(
         self, results: list[dict[str, Any]], kpis: list[Kpi], criteria: list[Criterion], facts: dict[str, str]
@@ -467,6 +467,11 @@ class Measurement:
             criteria=criteria,
             notes=run_notes(job, results) + (self._ranks.notes() if self._ranks else []),
         )
+
+
+def out_of_time(error: TimeUpInterrupt) -> Criterion:
+    """Return the criterion that a run fails which was not done in time."""
+    return Criterion(name=TIMEOUT, passed=False, found=str(error), needed="")
 
 
 def _primary_first(kpis: list[Kpi]) -> list[Kpi]:

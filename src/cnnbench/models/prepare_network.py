@@ -90,10 +90,10 @@ def fit(calibration: Path, training: Path, destination: Path) -> None:
     (destination / "weights.safetensors").write_bytes(save(network.state_dict()))
 
 
-def predict(prepared: Path, images: Path, destination: Path) -> None:
-    """Write `predictions.npy`: the best class (int64) of every image of a set, in its order."""
-    request, classifier, form = _build(prepared)
-    load_weights(classifier.network, Path(request["weights"]))
+def predict(prepared: Path, weights: Path, images: Path, destination: Path) -> None:
+    """Write `predictions.npy`: a checkpoint's best class (int64) of every image of a set, in its order."""
+    _, classifier, form = _build(prepared)
+    load_weights(classifier.network, weights)
     files = load_image_set(images).paths()
     name = "what the float32 network answers, for the loss of accuracy"
     best = _answer(lambda handed: classifier(handed).argmax(1).numpy(), files, form, name)
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
     for name, step, paths in (
         ("network", prepare, ("images", "destination")),
         ("fit", fit, ("calibration", "training", "destination")),
-        ("predict", predict, ("network", "images", "destination")),
+        ("predict", predict, ("network", "weights", "images", "destination")),
     ):
         one = steps.add_parser(name)
         one.set_defaults(step=step)

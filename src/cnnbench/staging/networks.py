@@ -123,7 +123,8 @@ def quantize_network(model: PreparedModel, python: Path, cache: Path) -> Prepare
 def predict_network(model: PreparedModel, engine: Engine, images: Path, python: Path, cache: Path) -> PreparedModel:
     """Return a network prepared from a checkpoint with what that answers, in float32, to every image of a set."""
     destination = cache / "prepared" / f"{model.graph.name}-{load_manifest(images).sha256[:16]}-predictions"
-    install_directory(partial(_run_step, {}, python, engine.preparer, "predict", model.graph, images), destination)
+    paths = (model.graph, model.source, images)
+    install_directory(partial(_run_step, {}, python, engine.preparer, "predict", *paths), destination)
     return replace(model, predictions=destination / "predictions.npy")
 
 
