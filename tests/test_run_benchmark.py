@@ -318,6 +318,14 @@ def test_without_a_width_the_precision_is_one_that_the_engine_has():
     assert "_amx_bfloat16_" in case
 
 
+@pytest.mark.parametrize(("command", "option"), [("run", "--iterations"), ("launch", "--num-replicas")])
+def test_help_lists_the_options(command, option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert option in capsys.readouterr().out
+
+
 def test_launch_says_what_it_lacks(capsys):
     assert main(["launch", "--num-instances", "1"]) == 2
     assert "launch: what is to be launched?" in capsys.readouterr().err

@@ -121,10 +121,10 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=LAUNCHERS, help="start processes here by itself, or through MPI")
     parser.add_argument("--random-weights", action="store_true", help="as without --weights, which it contradicts")
     for option, name in VALUES.items():
-        parser.add_argument(f"--{option}", metavar="VALUE", help=FIELDS[name].description)
+        parser.add_argument(f"--{option}", metavar="VALUE", help=_help(name))
     for option, name in SWITCHES.items():
-        parser.add_argument(f"--{option}", action=argparse.BooleanOptionalAction, help=FIELDS[name].description)
-    parser.add_argument("--pipeline-splits", nargs="+", metavar="LAYER", help=FIELDS["PIPELINE_SPLITS"].description)
+        parser.add_argument(f"--{option}", action=argparse.BooleanOptionalAction, help=_help(name))
+    parser.add_argument("--pipeline-splits", nargs="+", metavar="LAYER", help=_help("PIPELINE_SPLITS"))
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where the network runs (default: cpu)")
     parser.add_argument(
         "--half-type", choices=HALF_TYPES, help="what 16 bits are on a GPU (default: float16); on CPUs bfloat16 alone"
@@ -200,8 +200,8 @@ def read_launch_line(words: Sequence[str], cpu_flags: frozenset[str]) -> Request
     parser.add_argument(
         "--launcher", choices=LAUNCHERS, help="start processes here by itself (default), or through MPI"
     )
-    parser.add_argument("--num-mpi", metavar="N", help=FIELDS["NUM_MPI"].description)
-    parser.add_argument("--hostfile", metavar="FILE", help=FIELDS["HOSTFILE"].description)
+    parser.add_argument("--num-mpi", metavar="N", help=_help("NUM_MPI"))
+    parser.add_argument("--hostfile", metavar="FILE", help=_help("HOSTFILE"))
     at = words.index("--") if "--" in words else len(words)
     own = parser.parse_args(words[:at])
     if words[at + 1 : at + 2] != ["run"]:
@@ -252,6 +252,11 @@ def read_sizes(words: Sequence[str]) -> list[int]:
         else:
             raise UsageError(f"--batch-size {word}: must be 1 or more, or a range such as 1..80")
     return sizes
+
+
+def _help(name: str) -> str:
+    """Return a parameter's description for argparse, which takes a percent sign for a placeholder."""
+    return (FIELDS[name].description or "").replace("%", "%%")
 
 
 def _key(option: str) -> str:
