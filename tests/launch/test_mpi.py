@@ -41,6 +41,7 @@ def test_root_and_hosts_have_options_of_their_own():
         ("node1 slots=2\n# node9\nnode2 slots = 4 max_slots=8 # its twin\n", {"node1": 2, "node2": 4}),
         ("node1 slots=2\nnode1 slots=3\n", {"node1": 5}),
         ("node1\n\nnode1 slots=3\n", {"node1": 3}),
+        ("node1 max-slots=1\nnode2 max-slots=1 slots=2\n", {"node1": None, "node2": 2}),
     ],
 )
 def test_hosts_and_slots_of_a_hostfile(tmp_path, text, hosts):

@@ -81,7 +81,7 @@ def read_hostfile(path: Path) -> dict[str, int | None]:
     for line in path.read_text(errors="replace").splitlines():
         words = line.partition("#")[0].split()
         if words:
-            found = re.search(r"\bslots\s*=\s*(\d+)", " ".join(words))
+            found = re.search(r"(?<![\w-])slots\s*=\s*(\d+)", " ".join(words))
             more = int(found[1]) if found else None
             hosts[words[0]] = more if (before := hosts.get(words[0])) is None or more is None else before + more
     if not hosts:
@@ -134,6 +134,12 @@ def _mapping_of(plan: Plan, topology: Topology) -> str:
         if all(len(some) == 1 for some in places) and len(counts) == len(numbers) and len(set(counts.values())) == 1:
             return f"ppr:{next(iter(counts.values()))}:{domain}"
     return f"ppr:{len(plan.processes)}:node"
+
+
+def refuse_in_container(ranks: Ranks | None) -> None:
+    """Raise UsageError when a case that is to run in a container is to be launched through MPI."""
+    if ranks:
+        raise UsageError("MPI=True: nothing is launched through MPI in a container; choose BACKEND=native")
 
 
 def find_mpirun() -> Path:
