@@ -215,9 +215,9 @@ class Run:
                 raise worker.explain_end()
         now = time.monotonic()
         for index in self._instances:
-            if (steps := self._control.steps(index)) != self._seen[index][0] or self._control.state(
-                index
-            ) is State.DONE:
+            steps = self._control.steps(index)
+            done = self._control.state(index) is State.DONE
+            if steps != self._seen[index][0] or done:
                 self._seen[index] = (steps, now)
             elif now - self._seen[index][1] > self._limits.hang_s:
                 raise KilledError(f"instance {index} hung: no step for {self._limits.hang_s:g} s")

@@ -117,12 +117,15 @@ class Rank:
         self._comm, self._host, self._leaders, self._job, self._shared = comm, host, leaders, job, shared
         self._name = f"rank {comm.rank} on {host}"
         self._logs = shared / "logs"
+        self._leader = 0
+        self._indices: list[int] = []
+        self._plans: list[InstancePlan] = []
         self._sent: list[Any] = []
         self._looks: list[tuple[float, dict[str, float]]] = []
         self._told: dict[int, tuple[int, int]] = {}
         self._told_s = 0.0
         self._offsets, self._error_ns = {0: 0}, 0
-        self._offset_ns = 0
+        self._offset_ns, self._left_ns = 0, 0
 
     def run(self, text: str, leader: int, library: str) -> None:
         """Run the worker whose spec is `text` from start to end; `leader`: the first rank of this host."""
@@ -179,7 +182,7 @@ class Rank:
                 f"{format_cpu_list(self._job.cpus)} only: MPI heeds no mask such as taskset's; lift it"
             )
         self._indices = [one.index for one in spec.instances]
-        self._plans, instances = [], []
+        instances = []
         for one in spec.instances:
             own = [cores.pop(0) for _ in one.cpus]
             self._plans.append(self._place(one.index, own))
