@@ -360,6 +360,14 @@ def test_a_host_that_lacks_what_the_run_reads_is_named_with_it(namespaces, workl
     assert re.search(rf"#INVALID RESULT: rank \d+ on second: {engine} is not there; every host needs", output)
 
 
+def test_a_host_whose_cpu_lacks_the_precision_is_named_with_what_it_lacks(namespaces, workload, tmp_path):
+    (tmp_path / "cpuinfo").write_text(re.sub(r"\b(avx2|fma)\b", "", Path("/proc/cpuinfo").read_text()))
+    namespaces.write_agent(before=f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo")
+    code, output = run_on_both(namespaces, workload)
+    assert code == 3, output
+    assert re.search(r"#INVALID RESULT: rank \d+ on second: avx_fp32: this CPU lacks avx2 and fma", output)
+
+
 def test_logs_come_from_hosts_that_have_no_room_for_them(namespaces, workload):
     workload.logs_root.mkdir()
     namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")

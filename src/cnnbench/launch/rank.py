@@ -23,6 +23,7 @@ import numpy as np
 from cnnbench.contention import sample_cpu_time, with_siblings
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.host import read_cpuinfo
+from cnnbench.isa import PRECISIONS, missing_for_precision
 from cnnbench.launch.local import (
     JUDGE_S,
     POLL_S,
@@ -168,6 +169,8 @@ class Rank:
                     f"{self._name}: {path} is not there; every host needs the checkout, the cache with its "
                     "environments and what is staged, and what parameters name, at the same paths as the first"
                 )
+        if missing := missing_for_precision(PRECISIONS[spec.precision], read_cpuinfo().flags):
+            raise InvalidMeasurementError(f"{self._name}: {missing[0]}")
         cores = list(read_topology().cores)
         needed = sum(len(one.cpus) for one in spec.instances)
         cpus = [core.cpus[0] for core in cores]
