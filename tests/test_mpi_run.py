@@ -105,7 +105,8 @@ def left_over(workload):
 
 def test_the_planned_instances_are_ranks_bound_to_cores_of_their_own(workload):
     instances = min(CORES, 2)
-    done = workload.run("--mpi", "--steps=60", step_of(5), f"--instances={instances}", "--cores_per_instance=1")
+    arguments = ["--mpi", "--steps=60", step_of(5), f"--instances={instances}", "--cores_per_instance=1"]
+    done = workload.run(*arguments, TOKEN_OF_THE_CALLER="kept-to-itself")
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(workload.logs())
     assert run.verdict in ("valid", "unstable"), run.reason
@@ -122,6 +123,8 @@ def test_the_planned_instances_are_ranks_bound_to_cores_of_their_own(workload):
         assert (np.diff(rows.ravel()) >= 0).all()
     assert run_kpi(workload.logs()).returncode == 0
     assert not processes_of(workload.logs_root)
+    left = [path for path in workload.logs_root.rglob("*") if path.is_file()]
+    assert not [path for path in left if b"kept-to-itself" in path.read_bytes()]
 
 
 def test_ranks_a_socket_decide_how_many_instances_there_are_and_steps_auto_ends(workload):
@@ -378,8 +381,7 @@ def test_logs_come_from_hosts_that_have_no_room_for_them(namespaces, workload):
 
 def test_the_first_host_must_be_the_one_that_the_run_is_started_on(namespaces, workload):
     namespaces.hostfile.write_text("10.213.97.2 slots=4096\n")
-    workload.logs_root.mkdir()
-    namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")
+    namespaces.write_agent(before="mount -t tmpfs none /dev/shm")
     code, output = run_on_both(namespaces, workload)
     assert code == 3, output
     reason = "rank 0 on second: .* not there; HOSTFILE is to name the host that the run is started on first"

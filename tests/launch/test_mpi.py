@@ -11,11 +11,11 @@ from cnnbench.topology import read_topology
 from sysfs import make_sysfs_tree
 
 HERE = Ranks(4, "ppr:2:socket", 8, None)
-TAIL = ["/env/bin/python", "-m", "cnnbench.launch.rank", "/logs/mpi/job.json"]
+TAIL = ["/env/bin/python", "-m", "cnnbench.launch.rank", "/dev/shm/run/job.json", "/logs"]
 
 
 def command_of(ranks, root):
-    return mpirun_command(Path("/bin/mpirun"), ranks, Path(TAIL[0]), Path(TAIL[-1]), root=root)
+    return mpirun_command(Path("/bin/mpirun"), ranks, Path(TAIL[0]), Path(TAIL[-2]), Path(TAIL[-1]), root=root)
 
 
 def test_the_command_maps_and_binds_as_mpi_does():
@@ -24,7 +24,7 @@ def test_the_command_maps_and_binds_as_mpi_does():
     words = " ".join(command)
     assert "--map-by ppr:2:socket:pe=8 --bind-to core" in words
     assert "-x PYTHONPATH" in words  # other hosts get no variable of itself
-    assert command[-4:] == TAIL
+    assert command[-5:] == TAIL
     assert "--allow-run-as-root" not in words
     assert "--hostfile" not in words
 

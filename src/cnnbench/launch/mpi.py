@@ -47,12 +47,12 @@ class Ranks:
 class RankJob:
     """What the ranks are told, through rank 0, which reads it from a file; paths are absolute and hold on every host.
 
-    `shared`, `logs`: of the run, on the first host. `python`: the engine's. `cpus`: those that may be used on the first
-    host. `environments`: of the worker of each rank.
+    The file lies with the run's shared files, which only its user can read and which go with it: the environments are
+    the caller's, secrets included. `shared`: of the run, on the first host. `python`: the engine's. `cpus`: those that
+    may be used on the first host. `environments`: of the worker of each rank.
     """
 
     shared: str
-    logs: str
     python: str
     hang_s: float
     cpus: list[int]
@@ -154,11 +154,12 @@ def find_mpirun() -> Path:
     return Path(found)
 
 
-def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, *, root: bool) -> list[str]:
+def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, logs: Path, *, root: bool) -> list[str]:
     """Return the command that starts the ranks.
 
-    `python`: of the ranks' environment. `root`: whether the user is root, whom mpirun refuses unless told not to.
-    Single copies between processes are ruled out, as a container may forbid them and the messages are small.
+    `python`: of the ranks' environment. `job`: the file of a RankJob. `logs`: the run's. `root`: whether the user is
+    root, whom mpirun refuses unless told not to. Single copies between processes are ruled out, as a container may
+    forbid them and the messages are small.
     """
     return [
         *(str(mpirun), *(["--allow-run-as-root"] if root else [])),
@@ -166,7 +167,7 @@ def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, *, root:
         *("--map-by", f"{ranks.mapping}:pe={ranks.cores}", "--bind-to", "core"),
         *("--mca", "btl_vader_single_copy_mechanism", "none"),
         *("-x", "PYTHONPATH", "-x", "PYTHONNOUSERSITE", "-x", "OPENBLAS_NUM_THREADS"),
-        *(str(python), "-m", "cnnbench.launch.rank", str(job)),
+        *(str(python), "-m", "cnnbench.launch.rank", str(job), str(logs)),
     ]
 
 

@@ -1,9 +1,9 @@
 """Be one rank of MPI's: hold one worker on the cores that MPI bound this process to.
 
-Started by mpirun as `python -m cnnbench.launch.rank JOB.json`. The worker is the one of any run and knows nothing of
-MPI. Rank 0 shows the controller, in the run's shared files, how far the workers of all ranks are, and passes its start
-and its stop on; in the end it writes what all workers have left into the run's logs. While a worker measures, its rank
-sleeps but for a look each POLL_S: MPI's own waiting would take a core from it.
+Started by mpirun as `python -m cnnbench.launch.rank JOB.json LOGS`, where LOGS are the run's. The worker is the one of
+any run and knows nothing of MPI. Rank 0 shows the controller, in the run's shared files, how far the workers of all
+ranks are, and passes its start and its stop on; in the end it writes what all workers have left into the run's logs.
+While a worker measures, its rank sleeps but for a look each POLL_S: MPI's own waiting would take a core from it.
 """
 
 import json
@@ -114,8 +114,11 @@ class Mirror:
 class Rank:
     """One rank with its worker; `shared`: a directory of its own."""
 
-    def __init__(self, comm: Communicator, host: str, leaders: list[int], job: RankJob, shared: Path) -> None:
+    def __init__(
+        self, comm: Communicator, host: str, leaders: list[int], job: RankJob, shared: Path, run_logs: Path
+    ) -> None:
         self._comm, self._host, self._leaders, self._job, self._shared = comm, host, leaders, job, shared
+        self._run_logs = run_logs
         self._name = f"rank {comm.rank} on {host}"
         self._logs = shared / "logs"
         self._leader = 0
@@ -135,7 +138,7 @@ class Rank:
         placement = self._comm.gather([asdict(one) for one in self._plans])
         model = read_cpuinfo().model_name or "unknown"
         models = dict(self._comm.gather((self._host, model)) or ())
-        report = Path(self._job.logs, "mpi", REPORT)
+        report = self._run_logs / "mpi" / REPORT
         if self._comm.rank == 0:
             flat = [one for some in placement for one in some]
             RankReport(flat, library, models, []).write(report)
@@ -153,8 +156,8 @@ class Rank:
         left = self._comm.gather(self._collect())
         if self._comm.rank == 0:
             for path, content in (item for files in left for item in files.items()):
-                Path(self._job.logs, path).parent.mkdir(exist_ok=True)
-                Path(self._job.logs, path).write_bytes(content)
+                (self._run_logs / path).parent.mkdir(exist_ok=True)
+                (self._run_logs / path).write_bytes(content)
             RankReport(flat, library, models, looks, self._error_ns, skew).write(report)
 
     def _fit(self, text: str) -> WorkerSpec:
@@ -327,8 +330,8 @@ class Rank:
     def _keep_logs(self) -> None:
         """Copy the worker's output into the logs where they are to be seen from here, and its end into mpirun's."""
         output = self._logs / f"process-{self._comm.rank}" / "output.log"
-        if Path(self._job.logs).is_dir():
-            shutil.copy(output, Path(self._job.logs, f"process-{self._comm.rank}"))
+        if self._run_logs.is_dir():
+            shutil.copy(output, self._run_logs / f"process-{self._comm.rank}")
         lines = output.read_text(errors="replace").splitlines()[-LAST_LINES:]
         print("\n".join(lines), file=sys.stderr)
 
@@ -345,21 +348,20 @@ def main(arguments: list[str]) -> None:
     comm, host = MPI.COMM_WORLD, MPI.Get_processor_name()
     ending = f"rank {comm.rank} on {host}"
     try:
-        path, told = Path(arguments[0]), None
+        path, logs, told = Path(arguments[0]), Path(arguments[1]), None
         if comm.rank == 0:
-            if not path.is_file() or not Path((job := RankJob.read(path)).shared).is_dir():
+            if not path.is_file():
                 raise InvalidMeasurementError(
-                    f"{ending}: {path} or the run's shared files are not there; HOSTFILE is to name the host that the "
-                    "run is started on first"
+                    f"{ending}: {path} is not there; HOSTFILE is to name the host that the run is started on first"
                 )
-            specs = [path.parents[1] / f"process-{rank}" / "spec.json" for rank in range(comm.size)]
-            told = job, [spec.read_text() for spec in specs]
+            specs = [logs / f"process-{rank}" / "spec.json" for rank in range(comm.size)]
+            told = RankJob.read(path), [spec.read_text() for spec in specs]
         job, texts = comm.bcast(told)
         leader = comm.Split_type(MPI.COMM_TYPE_SHARED).bcast(comm.rank)
         leaders = sorted(set(comm.allgather(leader)))
         library = MPI.Get_library_version().partition(",")[0]
         with shared_directory() as shared:
-            rank = Rank(comm, host, leaders, job, shared)
+            rank = Rank(comm, host, leaders, job, shared, logs)
             try:
                 rank.run(texts[comm.rank], leader, library)
             except KilledError as error:
