@@ -1,5 +1,6 @@
 """Runs whose processes are ranks of a real mpirun: on this host, on two network namespaces, and disturbed."""
 
+import json
 import os
 import re
 import shlex
@@ -88,6 +89,15 @@ def traces_of_mpi():
     return {*directories, *Path("/dev/shm").glob("vader_segment*")}
 
 
+def rank_specs(directory):
+    """Return the specs of workers in the logs that ranks have below a directory of temporary files."""
+    return [path for path in directory.glob(f"{SHARED_PREFIX}*/process-*/spec.json") if path.is_file()]
+
+
+def shared_of(spec):
+    return Path(json.loads(spec.read_text())["shared"])
+
+
 @pytest.fixture
 def left_over(workload):
     """Return what mpirun and killed ranks of the workload's run have left since; it is removed afterwards."""
@@ -95,7 +105,8 @@ def left_over(workload):
     def found():
         plans = [path for path in Path("/dev/shm").glob(f"{SHARED_PREFIX}*/planned.json") if path.is_file()]
         own = {path.parent for path in plans if str(workload.logs_root) in path.read_text()}
-        return (traces_of_mpi() - before) | own
+        logs = {spec.parents[1] for spec in rank_specs(Path(tempfile.gettempdir())) if shared_of(spec) in own}
+        return (traces_of_mpi() - before) | own | logs
 
     before = traces_of_mpi()
     yield found
@@ -186,6 +197,24 @@ def test_a_killed_worker_is_told_with_its_rank(endless, workload):
     assert re.match(rf"rank \d on \S+: process {victim} was killed by SIGKILL; last in process-\d/output.log: ", seen)
     for index in range(min(CORES, 2)):  # what was measured until then is kept
         assert np.load(workload.logs() / f"instance-{index}" / "steps.npy").shape[1] == 3
+
+
+@pytest.fixture
+def temporary(tmp_path):
+    """Return a directory of temporary files for one run alone."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    return directory
+
+
+def test_ranks_have_their_logs_among_temporary_files_and_remove_them_when_they_fail(workload, temporary):
+    with workload.start(*ENDLESS, TMPDIR=str(temporary)) as controller:
+        wait_until_measuring(workload, *range(min(CORES, 2)))
+        assert len(rank_specs(temporary)) == min(CORES, 2)
+        os.kill(workers_of(workload.logs_root)[-1], signal.SIGKILL)
+        controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == 3
+    assert not list(temporary.glob(f"{SHARED_PREFIX}*"))
 
 
 def test_a_killed_rank_takes_its_worker_and_all_others_with_it(endless, workload):

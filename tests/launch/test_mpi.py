@@ -7,6 +7,7 @@ import pytest
 from cnnbench.errors import SkippedError, UsageError
 from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
 from cnnbench.launch.plan import PlanRequest, plan_instances
+from cnnbench.launch.rank import MOST_OUTPUT_BYTES, read_output
 from cnnbench.topology import read_topology
 from sysfs import make_sysfs_tree
 
@@ -152,3 +153,15 @@ def test_another_mpi_is_told_by_its_version(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SkippedError, match="mpirun is HYDRA build details:; needed is Open MPI's: apt-get install"):
         find_mpirun()
+
+
+def test_of_much_output_the_end_is_kept_and_the_cut_told(tmp_path):
+    path = tmp_path / "output.log"
+    path.write_bytes(b"all of it\n")
+    assert read_output(path) == b"all of it\n"
+    path.write_bytes(b"x" * MOST_OUTPUT_BYTES + b"\nthe last line\n")
+    kept = read_output(path)
+    first, *_, last = kept.decode().splitlines()
+    assert first == f"(cut: of {MOST_OUTPUT_BYTES + 15} bytes, the last {MOST_OUTPUT_BYTES})"
+    assert last == "the last line"
+    assert len(kept) == MOST_OUTPUT_BYTES + len(first) + 1

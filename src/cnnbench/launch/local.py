@@ -325,14 +325,16 @@ def run_workers(
 
 
 @contextmanager
-def shared_directory() -> Iterator[Path]:
+def shared_directory(root: Path | None = None) -> Iterator[Path]:
     """Make the directory of a run's shared files, and remove it afterwards with those that killed controllers left.
 
-    It is in memory where there is a tmpfs, so that no write-back disturbs a step. A living run holds a lock on its own.
+    Unless it is to be below `root`, it is in memory where there is a tmpfs, so that no write-back disturbs a step. A
+    living run holds a lock on its own.
     """
-    root = Path("/dev/shm")  # noqa: S108 - the directory below it has a name nobody can guess
-    if not os.access(root, os.W_OK):
-        root = Path(tempfile.gettempdir())
+    if root is None:
+        root = Path("/dev/shm")  # noqa: S108 - the directory below it has a name nobody can guess
+        if not os.access(root, os.W_OK):
+            root = Path(tempfile.gettempdir())
     for candidate in root.glob(f"{SHARED_PREFIX}*"):
         _remove_if_stale(candidate)
     directory = Path(tempfile.mkdtemp(prefix=SHARED_PREFIX, dir=root))

@@ -8,8 +8,8 @@ While a worker measures, its rank sleeps but for a look each POLL_S: MPI's own w
 
 import json
 import os
-import shutil
 import sys
+import tempfile
 import time
 from collections import deque
 from dataclasses import asdict, replace
@@ -48,6 +48,8 @@ START, STOP = "start", "stop"
 ROUNDS = 50
 """How often two hosts ask each other the time; the quickest answer counts."""
 LAST_LINES = 20
+MOST_OUTPUT_BYTES = 4 << 20
+"""How much of a worker's output is kept: what it said last."""
 
 Communicator = Any  # mpi4py's, which is imported last, as importing it starts MPI
 
@@ -55,6 +57,16 @@ Communicator = Any  # mpi4py's, which is imported last, as importing it starts M
 def _rows(shared: Path, index: int) -> np.ndarray:
     """Return the step times of an instance as they are shared (int64, steps x 3)."""
     return np.frombuffer(StepTimes(shared, index).words, dtype=np.int64).reshape(-1, len(COLUMNS))
+
+
+def read_output(path: Path) -> bytes:
+    """Return what a worker has said, of more than MOST_OUTPUT_BYTES only the end, after a line that says so."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - MOST_OUTPUT_BYTES))
+        end = file.read(MOST_OUTPUT_BYTES)
+    cut = f"(cut: of {size} bytes, the last {MOST_OUTPUT_BYTES})\n" if size > MOST_OUTPUT_BYTES else ""
+    return cut.encode() + end
 
 
 class Mirror:
@@ -112,15 +124,21 @@ class Mirror:
 
 
 class Rank:
-    """One rank with its worker; `shared`: a directory of its own."""
+    """One rank with its worker; `shared`, `logs`: directories of its own. `run_logs`: of the run, on the first host."""
 
     def __init__(
-        self, comm: Communicator, host: str, leaders: list[int], job: RankJob, shared: Path, run_logs: Path
+        self,
+        comm: Communicator,
+        host: str,
+        leaders: list[int],
+        job: RankJob,
+        shared: Path,
+        logs: Path,
+        run_logs: Path,
     ) -> None:
-        self._comm, self._host, self._leaders, self._job, self._shared = comm, host, leaders, job, shared
-        self._run_logs = run_logs
+        self._comm, self._host, self._leaders, self._job = comm, host, leaders, job
+        self._shared, self._logs, self._run_logs = shared, logs, run_logs
         self._name = f"rank {comm.rank} on {host}"
-        self._logs = shared / "logs"
         self._leader = 0
         self._indices: list[int] = []
         self._plans: list[InstancePlan] = []
@@ -316,7 +334,7 @@ class Rank:
         for path in self._logs.rglob("*"):
             if path.is_dir():
                 continue
-            content = path.read_bytes()
+            content = read_output(path) if path.name == "output.log" else path.read_bytes()
             if path.name == "steps.npy":
                 buffer = BytesIO()
                 np.save(buffer, np.load(path) + self._offset_ns)
@@ -329,10 +347,11 @@ class Rank:
 
     def _keep_logs(self) -> None:
         """Copy the worker's output into the logs where they are to be seen from here, and its end into mpirun's."""
-        output = self._logs / f"process-{self._comm.rank}" / "output.log"
+        name = Path(f"process-{self._comm.rank}", "output.log")
+        output = read_output(self._logs / name)
         if self._run_logs.is_dir():
-            shutil.copy(output, self._run_logs / f"process-{self._comm.rank}")
-        lines = output.read_text(errors="replace").splitlines()[-LAST_LINES:]
+            (self._run_logs / name).write_bytes(output)
+        lines = output.decode(errors="replace").splitlines()[-LAST_LINES:]
         print("\n".join(lines), file=sys.stderr)
 
     def describe(self, error: KilledError) -> str:
@@ -360,8 +379,8 @@ def main(arguments: list[str]) -> None:
         leader = comm.Split_type(MPI.COMM_TYPE_SHARED).bcast(comm.rank)
         leaders = sorted(set(comm.allgather(leader)))
         library = MPI.Get_library_version().partition(",")[0]
-        with shared_directory() as shared:
-            rank = Rank(comm, host, leaders, job, shared, logs)
+        with shared_directory() as shared, shared_directory(Path(tempfile.gettempdir())) as own_logs:
+            rank = Rank(comm, host, leaders, job, shared, own_logs, logs)
             try:
                 rank.run(texts[comm.rank], leader, library)
             except KilledError as error:
