@@ -217,6 +217,20 @@ def test_ranks_have_their_logs_among_temporary_files_and_remove_them_when_they_f
     assert not list(temporary.glob(f"{SHARED_PREFIX}*"))
 
 
+def test_a_rank_that_fails_ends_all_others_and_tells_why(workload, temporary):
+    arguments = ("--mpi", "--cores_per_instance=1", f"--instances={min(CORES, 2)}", step_of(5))
+    limits = ("--steps=auto", "--min_time=3", "--max_time=6")
+    with workload.start(*arguments, *limits, TMPDIR=str(temporary)) as controller:
+        wait_until_measuring(workload, *range(min(CORES, 2)))
+        last = max(rank_specs(temporary), key=lambda spec: spec.parent.name).parent
+        (last / "steps.npy").write_text("no array")
+        output, _ = controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == 3, output
+    assert re.search(r"#INVALID RESULT: rank \d+ on \S+: (Value|Unpickling)Error: ", output)
+    assert "Traceback" in (workload.logs() / "mpi" / "output.log").read_text()
+    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+
+
 def test_a_killed_rank_takes_its_worker_and_all_others_with_it(endless, workload):
     os.kill(ranks_of(workload.logs_root)[-1], signal.SIGKILL)
     end(endless)

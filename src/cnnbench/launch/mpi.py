@@ -24,7 +24,7 @@ from cnnbench.topology import Topology, format_cpu_list
 
 INSTALL = "apt-get install openmpi-bin libopenmpi3 (on Debian and Ubuntu)"
 FAILED, UNFIT = "cnnbench: failed: ", "cnnbench: unfit: "
-"""How a rank's last line begins: when its worker did not make it, and when it could not begin."""
+"""How a rank's last line begins: when its worker did not make it, and when it could not begin or go on."""
 GRACE_S = 10.0
 """How long mpirun may take to end its ranks, on all hosts, when it is told to."""
 JOB, REPORT = "job.json", "ranks.json"

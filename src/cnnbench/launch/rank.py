@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections import deque
 from dataclasses import asdict, replace
 from functools import partial
@@ -367,15 +368,8 @@ def main(arguments: list[str]) -> None:
     comm, host = MPI.COMM_WORLD, MPI.Get_processor_name()
     ending = f"rank {comm.rank} on {host}"
     try:
-        path, logs, told = Path(arguments[0]), Path(arguments[1]), None
-        if comm.rank == 0:
-            if not path.is_file():
-                raise InvalidMeasurementError(
-                    f"{ending}: {path} is not there; HOSTFILE is to name the host that the run is started on first"
-                )
-            specs = [logs / f"process-{rank}" / "spec.json" for rank in range(comm.size)]
-            told = RankJob.read(path), [spec.read_text() for spec in specs]
-        job, texts = comm.bcast(told)
+        path, logs = Path(arguments[0]), Path(arguments[1])
+        job, texts = comm.bcast(_read_job(path, logs, comm.size, ending) if comm.rank == 0 else None)
         leader = comm.Split_type(MPI.COMM_TYPE_SHARED).bcast(comm.rank)
         leaders = sorted(set(comm.allgather(leader)))
         library = MPI.Get_library_version().partition(",")[0]
@@ -391,6 +385,18 @@ def main(arguments: list[str]) -> None:
         _end(UNFIT + str(error))
     except KeyboardInterrupt:
         _end("")
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks would wait for this one
+        traceback.print_exc()
+        _end(f"{UNFIT}{ending}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _read_job(path: Path, logs: Path, ranks: int, name: str) -> tuple[RankJob, list[str]]:
+    """Return what all ranks are told and the text of each one's spec; `name`: of the rank that reads them."""
+    if not path.is_file():
+        raise InvalidMeasurementError(
+            f"{name}: {path} is not there; HOSTFILE is to name the host that the run is started on first"
+        )
+    return RankJob.read(path), [(logs / f"process-{rank}" / "spec.json").read_text() for rank in range(ranks)]
 
 
 def _end(line: str) -> None:
