@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.errors import SkippedError, UsageError
+from cnnbench.errors import InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
 from cnnbench.launch.plan import PlanRequest, plan_instances
-from cnnbench.launch.rank import MOST_OUTPUT_BYTES, read_output
+from cnnbench.launch.rank import MOST_OUTPUT_BYTES, Mirror, read_output
+from cnnbench.launch.shared import ControlBlock
 from cnnbench.topology import read_topology
 from sysfs import make_sysfs_tree
 
@@ -165,3 +166,18 @@ def test_of_much_output_the_end_is_kept_and_the_cut_told(tmp_path):
     assert first == f"(cut: of {MOST_OUTPUT_BYTES + 15} bytes, the last {MOST_OUTPUT_BYTES})"
     assert last == "the last line"
     assert len(kept) == MOST_OUTPUT_BYTES + len(first) + 1
+
+
+class SilentRanks:
+    """A communicator of two ranks that never say anything."""
+
+    size = 2
+
+    def improbe(self, tag):
+        return None
+
+
+def test_rank_0_does_not_wait_for_the_last_words_of_all_when_the_controller_is_dead(tmp_path):
+    ControlBlock.create(tmp_path, 1)  # nobody holds its directory
+    with pytest.raises(InvalidMeasurementError, match="the controller is gone"):
+        Mirror(SilentRanks(), tmp_path).drain()

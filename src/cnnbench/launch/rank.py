@@ -96,9 +96,10 @@ class Mirror:
                     request.wait()
 
     def drain(self) -> None:
-        """Take what is still on its way, until every rank has said that it was the last."""
+        """Show what is still on its way, until every rank has said that it was the last; raise as `relay` does."""
         while self._ended < self._comm.size:
-            self._take()
+            self.relay()
+            time.sleep(POLL_S)
 
     def _take(self) -> None:
         """Show what has arrived, without waiting for the rest of a long message: its sender may be asleep."""
