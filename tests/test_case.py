@@ -384,6 +384,20 @@ def test_what_contradicts_a_launch_through_mpi(settings, reason):
         resolve_environment(settings)
 
 
+def test_what_is_only_declared_gives_way_to_ranks_a_socket():
+    case = TestCase("x", "throughput", "avx_bfloat16")
+    settings = {"INSTANCES": "1", "REPLICAS": "2", "WEIGHT_SHARING": "True", "CORES_PER_INSTANCE": "1"}
+    for declared in ({"workload.yaml": settings}, {"workload.yaml": {"INSTANCE_MODE": "numa"}}):
+        parameters = resolve(case, {"environment": {"NUM_MPI": "2"}}, declared)
+        assert (parameters.num_mpi, parameters.instances, parameters.instance_mode) == (2, "auto", "flex")
+        assert (parameters.replicas, parameters.weight_sharing, parameters.cores_per_instance) == (1, False, "auto")
+    asked = {"environment": {"NUM_MPI": "2", "CORES_PER_INSTANCE": "3"}}
+    assert resolve(case, asked, {"workload.yaml": settings}).cores_per_instance == 3
+    with pytest.raises(UsageError, match=r"NUM_MPI=2 \(argument\): .* INSTANCES=4 \(environment\)"):
+        resolve(case, {"environment": {"INSTANCES": "4"}, "argument": {"NUM_MPI": "2"}}, {"workload.yaml": settings})
+    assert resolve(case, {"environment": {"NUM_MPI": ""}}, {"workload.yaml": settings}).cores_per_instance == 1
+
+
 def test_weights_are_not_shared_between_ranks():
     case = TestCase("x", "throughput", "avx_bfloat16")
     with pytest.raises(UsageError, match=r"NUM_MPI=2 .* but WEIGHT_SHARING=True"):

@@ -1,5 +1,6 @@
 """Runs whose processes are ranks of a real mpirun: on this host, on two network namespaces, and disturbed."""
 
+import json
 import os
 import re
 import shlex
@@ -88,6 +89,15 @@ def traces_of_mpi():
     return {*directories, *Path("/dev/shm").glob("vader_segment*")}
 
 
+def rank_specs(directory):
+    """Return the specs of workers in the logs that ranks have below a directory of temporary files."""
+    return [path for path in directory.glob(f"{SHARED_PREFIX}*/process-*/spec.json") if path.is_file()]
+
+
+def shared_of(spec):
+    return Path(json.loads(spec.read_text())["shared"])
+
+
 @pytest.fixture
 def left_over(workload):
     """Return what mpirun and killed ranks of the workload's run have left since; it is removed afterwards."""
@@ -95,7 +105,8 @@ def left_over(workload):
     def found():
         plans = [path for path in Path("/dev/shm").glob(f"{SHARED_PREFIX}*/planned.json") if path.is_file()]
         own = {path.parent for path in plans if str(workload.logs_root) in path.read_text()}
-        return (traces_of_mpi() - before) | own
+        logs = {spec.parents[1] for spec in rank_specs(Path(tempfile.gettempdir())) if shared_of(spec) in own}
+        return (traces_of_mpi() - before) | own | logs
 
     before = traces_of_mpi()
     yield found
@@ -105,7 +116,8 @@ def left_over(workload):
 
 def test_the_planned_instances_are_ranks_bound_to_cores_of_their_own(workload):
     instances = min(CORES, 2)
-    done = workload.run("--mpi", "--steps=60", step_of(5), f"--instances={instances}", "--cores_per_instance=1")
+    arguments = ["--mpi", "--steps=60", step_of(5), f"--instances={instances}", "--cores_per_instance=1"]
+    done = workload.run(*arguments, TOKEN_OF_THE_CALLER="kept-to-itself")
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(workload.logs())
     assert run.verdict in ("valid", "unstable"), run.reason
@@ -122,6 +134,8 @@ def test_the_planned_instances_are_ranks_bound_to_cores_of_their_own(workload):
         assert (np.diff(rows.ravel()) >= 0).all()
     assert run_kpi(workload.logs()).returncode == 0
     assert not processes_of(workload.logs_root)
+    left = [path for path in workload.logs_root.rglob("*") if path.is_file()]
+    assert not [path for path in left if b"kept-to-itself" in path.read_bytes()]
 
 
 def test_ranks_a_socket_decide_how_many_instances_there_are_and_steps_auto_ends(workload):
@@ -183,6 +197,38 @@ def test_a_killed_worker_is_told_with_its_rank(endless, workload):
     assert re.match(rf"rank \d on \S+: process {victim} was killed by SIGKILL; last in process-\d/output.log: ", seen)
     for index in range(min(CORES, 2)):  # what was measured until then is kept
         assert np.load(workload.logs() / f"instance-{index}" / "steps.npy").shape[1] == 3
+
+
+@pytest.fixture
+def temporary(tmp_path):
+    """Return a directory of temporary files for one run alone."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    return directory
+
+
+def test_ranks_have_their_logs_among_temporary_files_and_remove_them_when_they_fail(workload, temporary):
+    with workload.start(*ENDLESS, TMPDIR=str(temporary)) as controller:
+        wait_until_measuring(workload, *range(min(CORES, 2)))
+        assert len(rank_specs(temporary)) == min(CORES, 2)
+        os.kill(workers_of(workload.logs_root)[-1], signal.SIGKILL)
+        controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == 3
+    assert not list(temporary.glob(f"{SHARED_PREFIX}*"))
+
+
+def test_a_rank_that_fails_ends_all_others_and_tells_why(workload, temporary):
+    arguments = ("--mpi", "--cores_per_instance=1", f"--instances={min(CORES, 2)}", step_of(5))
+    limits = ("--steps=auto", "--min_time=3", "--max_time=6")
+    with workload.start(*arguments, *limits, TMPDIR=str(temporary)) as controller:
+        wait_until_measuring(workload, *range(min(CORES, 2)))
+        last = max(rank_specs(temporary), key=lambda spec: spec.parent.name).parent
+        (last / "steps.npy").write_text("no array")
+        output, _ = controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == 3, output
+    assert re.search(r"#INVALID RESULT: rank \d+ on \S+: (Value|Unpickling)Error: ", output)
+    assert "Traceback" in (workload.logs() / "mpi" / "output.log").read_text()
+    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
 
 
 def test_a_killed_rank_takes_its_worker_and_all_others_with_it(endless, workload):
@@ -360,6 +406,14 @@ def test_a_host_that_lacks_what_the_run_reads_is_named_with_it(namespaces, workl
     assert re.search(rf"#INVALID RESULT: rank \d+ on second: {engine} is not there; every host needs", output)
 
 
+def test_a_host_whose_cpu_lacks_the_precision_is_named_with_what_it_lacks(namespaces, workload, tmp_path):
+    (tmp_path / "cpuinfo").write_text(re.sub(r"\b(avx2|fma)\b", "", Path("/proc/cpuinfo").read_text()))
+    namespaces.write_agent(before=f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo")
+    code, output = run_on_both(namespaces, workload)
+    assert code == 3, output
+    assert re.search(r"#INVALID RESULT: rank \d+ on second: avx_fp32: this CPU lacks avx2 and fma", output)
+
+
 def test_logs_come_from_hosts_that_have_no_room_for_them(namespaces, workload):
     workload.logs_root.mkdir()
     namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")
@@ -370,8 +424,7 @@ def test_logs_come_from_hosts_that_have_no_room_for_them(namespaces, workload):
 
 def test_the_first_host_must_be_the_one_that_the_run_is_started_on(namespaces, workload):
     namespaces.hostfile.write_text("10.213.97.2 slots=4096\n")
-    workload.logs_root.mkdir()
-    namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")
+    namespaces.write_agent(before="mount -t tmpfs none /dev/shm")
     code, output = run_on_both(namespaces, workload)
     assert code == 3, output
     reason = "rank 0 on second: .* not there; HOSTFILE is to name the host that the run is started on first"

@@ -84,6 +84,12 @@ def test_a_wrong_value_comes_out_as_an_error(workload, tmp_path):
     assert "BATCH_SIZE=0 (environment): must be 1 to 4096" in (logs / "error").read_text()
 
 
+def test_a_launch_through_mpi_comes_out_as_refused(workload, tmp_path):
+    logs = serve(workload, tmp_path, NUM_MPI="1")
+    assert (logs / "status").read_text() == "2\n"
+    assert "MPI=True: nothing is launched through MPI in a container" in (logs / "error").read_text()
+
+
 def test_a_build_that_the_image_lacks_comes_out_as_a_skip_that_names_it(workload, tmp_path):
     logs = serve(workload, tmp_path, CNNBENCH_WORKLOAD=str(WORKLOAD), VARIANT="zentf")
     assert (logs / "status").read_text() == "77\n"

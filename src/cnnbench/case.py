@@ -23,6 +23,9 @@ Settings = Mapping[str, str]
 FIXED_BY_NAME = ("FUNCTION", "MODE", "PRECISION", "CASE_TYPE", "TOPOLOGY")
 """The parameters that a case's name fixes; TOPOLOGY only where a workload has several networks."""
 
+DECIDED_BY_NUM_MPI = ("INSTANCES", "INSTANCE_MODE", "REPLICAS", "WEIGHT_SHARING", "CORES_PER_INSTANCE")
+"""The parameters whose declared values give way to ranks a socket."""
+
 
 @dataclass(frozen=True)
 class TestCase:
@@ -146,11 +149,12 @@ def resolve(
     """
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
+    ranks_asked = any(_plain("NUM_MPI", str(settings.get("NUM_MPI", ""))) for settings in asked.values())
     for origin, settings in (*declared.items(), *asked.items()):
         for name, text in settings.items():
             check_name(name, known)
             value = _plain(name, str(text))
-            if not value:
+            if not value or (origin in declared and ranks_asked and name in DECIDED_BY_NUM_MPI):
                 continue
             if name in case.fixed and value != case.fixed[name]:
                 fixed = case.fixed[name] or "empty"

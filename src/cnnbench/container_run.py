@@ -42,6 +42,7 @@ from cnnbench.launch.container import (
     run_command,
     run_engine,
 )
+from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.progress import Progress, bytes_text
 from cnnbench.report.kpi_log import STATUS, write_logs
 from cnnbench.result import SEEN, TIMEOUT, Criterion, RunResult, load_run
@@ -85,8 +86,7 @@ class ContainerRun:
 
     def __init__(self, planned: PlannedCase, options: ContainerOptions, root: Path, sgx: SgxRoots = HOST_SGX) -> None:
         options.images.check()
-        if planned.ranks:
-            raise UsageError("MPI=True: nothing is launched through MPI in a container; choose BACKEND=native")
+        refuse_in_container(planned.ranks)
         self._planned, self._options, self._root, self._sgx = planned, options, root, sgx
         self._started = datetime.now(timezone.utc)
         self._run_id = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"

@@ -229,11 +229,11 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     )
 
 
-def ranks_command(job: Job, python: Path, file: Path) -> list[str]:
+def ranks_command(job: Job, python: Path, file: Path, logs: Path) -> list[str]:
     """Return the command that starts a job's ranks with their environment's Python; `file` is what they are told."""
     assert job.ranks is not None
     assert job.mpirun is not None
-    return mpirun_command(job.mpirun, job.ranks, python, file, root=is_root())
+    return mpirun_command(job.mpirun, job.ranks, python, file, logs, root=is_root())
 
 
 def _require_compiler(environ: Mapping[str, str], variable: str, default: str) -> None:
@@ -313,7 +313,7 @@ def describe_job(job: Job, cache: Path) -> list[str]:
     lines.append("command lines:")
     if job.ranks:
         python = environment_path(*RANKS, cache) / "bin" / "python"
-        lines.append("  " + " ".join(ranks_command(job, python, Path("LOGS/mpi/job.json"))))
+        lines.append("  " + " ".join(ranks_command(job, python, Path("SHARED/job.json"), Path("LOGS"))))
         return lines
     python = _planned_python(job, cache)
     for number in range(len(job.plan.processes)):

@@ -208,16 +208,15 @@ class Measurement:
         directory.mkdir()
         RankJob(
             shared=str(shared),
-            logs=str(self._logs),
             python=str(self._inputs.python),
             hang_s=self._hang_s,
             cpus=list(read_topology().cpus),
             numa_aware=job.parameters.numa_aware,
             instances=len(job.plan.instances),
             environments=[launch.environment for launch in launches],
-        ).write(directory / JOB)
+        ).write(shared / JOB)
         indices = tuple(index for launch in launches for index in launch.instances)
-        command = ranks_command(job, python, directory / JOB)
+        command = ranks_command(job, python, shared / JOB, self._logs)
         return MpirunLaunch(command, job.environment, directory / "output.log", indices)
 
     def _write_launch(self, spec: WorkerSpec, directory: Path, environment: dict[str, str]) -> WorkerLaunch:

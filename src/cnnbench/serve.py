@@ -25,6 +25,7 @@ from cnnbench.environments import require_environment
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.job import plan_case, prepare_job, stage_inputs
 from cnnbench.launch.container import EXPORT
+from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.native_run import choose_engine
 from cnnbench.parameters import default_text
 from cnnbench.progress import bytes_text
@@ -94,7 +95,9 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
     try:
         directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
         case = _case_of(environ, load_workload(directory))
-        job = prepare_job(plan_case(directory, case.name, environ, {}), environ, enclaves=True)
+        planned = plan_case(directory, case.name, environ, {})
+        refuse_in_container(planned.ranks)
+        job = prepare_job(planned, environ, enclaves=True)
         require_environment(job.engine_name, job.variant, cache_root(environ))
         cache, enclaves = overlay_cache(cache_root(environ), scratch / "cache"), None
         hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if case.sgx else DEFAULT_HANG_S))

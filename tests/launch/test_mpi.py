@@ -4,18 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.errors import SkippedError, UsageError
+from cnnbench.errors import InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
 from cnnbench.launch.plan import PlanRequest, plan_instances
+from cnnbench.launch.rank import MOST_OUTPUT_BYTES, Mirror, read_output
+from cnnbench.launch.shared import ControlBlock
 from cnnbench.topology import read_topology
 from sysfs import make_sysfs_tree
 
 HERE = Ranks(4, "ppr:2:socket", 8, None)
-TAIL = ["/env/bin/python", "-m", "cnnbench.launch.rank", "/logs/mpi/job.json"]
+TAIL = ["/env/bin/python", "-m", "cnnbench.launch.rank", "/dev/shm/run/job.json", "/logs"]
 
 
 def command_of(ranks, root):
-    return mpirun_command(Path("/bin/mpirun"), ranks, Path(TAIL[0]), Path(TAIL[-1]), root=root)
+    return mpirun_command(Path("/bin/mpirun"), ranks, Path(TAIL[0]), Path(TAIL[-2]), Path(TAIL[-1]), root=root)
 
 
 def test_the_command_maps_and_binds_as_mpi_does():
@@ -24,7 +26,7 @@ def test_the_command_maps_and_binds_as_mpi_does():
     words = " ".join(command)
     assert "--map-by ppr:2:socket:pe=8 --bind-to core" in words
     assert "-x PYTHONPATH" in words  # other hosts get no variable of itself
-    assert command[-4:] == TAIL
+    assert command[-5:] == TAIL
     assert "--allow-run-as-root" not in words
     assert "--hostfile" not in words
 
@@ -41,6 +43,7 @@ def test_root_and_hosts_have_options_of_their_own():
         ("node1 slots=2\n# node9\nnode2 slots = 4 max_slots=8 # its twin\n", {"node1": 2, "node2": 4}),
         ("node1 slots=2\nnode1 slots=3\n", {"node1": 5}),
         ("node1\n\nnode1 slots=3\n", {"node1": 3}),
+        ("node1 max-slots=1\nnode2 max-slots=1 slots=2\n", {"node1": None, "node2": 2}),
     ],
 )
 def test_hosts_and_slots_of_a_hostfile(tmp_path, text, hosts):
@@ -151,3 +154,30 @@ def test_another_mpi_is_told_by_its_version(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SkippedError, match="mpirun is HYDRA build details:; needed is Open MPI's: apt-get install"):
         find_mpirun()
+
+
+def test_of_much_output_the_end_is_kept_and_the_cut_told(tmp_path):
+    path = tmp_path / "output.log"
+    path.write_bytes(b"all of it\n")
+    assert read_output(path) == b"all of it\n"
+    path.write_bytes(b"x" * MOST_OUTPUT_BYTES + b"\nthe last line\n")
+    kept = read_output(path)
+    first, *_, last = kept.decode().splitlines()
+    assert first == f"(cut: of {MOST_OUTPUT_BYTES + 15} bytes, the last {MOST_OUTPUT_BYTES})"
+    assert last == "the last line"
+    assert len(kept) == MOST_OUTPUT_BYTES + len(first) + 1
+
+
+class SilentRanks:
+    """A communicator of two ranks that never say anything."""
+
+    size = 2
+
+    def improbe(self, tag):
+        return None
+
+
+def test_rank_0_does_not_wait_for_the_last_words_of_all_when_the_controller_is_dead(tmp_path):
+    ControlBlock.create(tmp_path, 1)  # nobody holds its directory
+    with pytest.raises(InvalidMeasurementError, match="the controller is gone"):
+        Mirror(SilentRanks(), tmp_path).drain()

@@ -215,9 +215,9 @@ class Run:
                 raise worker.explain_end()
         now = time.monotonic()
         for index in self._instances:
-            if (steps := self._control.steps(index)) != self._seen[index][0] or self._control.state(
-                index
-            ) is State.DONE:
+            steps = self._control.steps(index)
+            done = self._control.state(index) is State.DONE
+            if steps != self._seen[index][0] or done:
                 self._seen[index] = (steps, now)
             elif now - self._seen[index][1] > self._limits.hang_s:
                 raise KilledError(f"instance {index} hung: no step for {self._limits.hang_s:g} s")
@@ -325,14 +325,16 @@ def run_workers(
 
 
 @contextmanager
-def shared_directory() -> Iterator[Path]:
+def shared_directory(root: Path | None = None) -> Iterator[Path]:
     """Make the directory of a run's shared files, and remove it afterwards with those that killed controllers left.
 
-    It is in memory where there is a tmpfs, so that no write-back disturbs a step. A living run holds a lock on its own.
+    Unless it is to be below `root`, it is in memory where there is a tmpfs, so that no write-back disturbs a step. A
+    living run holds a lock on its own.
     """
-    root = Path("/dev/shm")  # noqa: S108 - the directory below it has a name nobody can guess
-    if not os.access(root, os.W_OK):
-        root = Path(tempfile.gettempdir())
+    if root is None:
+        root = Path("/dev/shm")  # noqa: S108 - the directory below it has a name nobody can guess
+        if not os.access(root, os.W_OK):
+            root = Path(tempfile.gettempdir())
     for candidate in root.glob(f"{SHARED_PREFIX}*"):
         _remove_if_stale(candidate)
     directory = Path(tempfile.mkdtemp(prefix=SHARED_PREFIX, dir=root))

@@ -24,7 +24,7 @@ from cnnbench.topology import Topology, format_cpu_list
 
 INSTALL = "apt-get install openmpi-bin libopenmpi3 (on Debian and Ubuntu)"
 FAILED, UNFIT = "cnnbench: failed: ", "cnnbench: unfit: "
-"""How a rank's last line begins: when its worker did not make it, and when it could not begin."""
+"""How a rank's last line begins: when its worker did not make it, and when it could not begin or go on."""
 GRACE_S = 10.0
 """How long mpirun may take to end its ranks, on all hosts, when it is told to."""
 JOB, REPORT = "job.json", "ranks.json"
@@ -47,12 +47,12 @@ class Ranks:
 class RankJob:
     """What the ranks are told, through rank 0, which reads it from a file; paths are absolute and hold on every host.
 
-    `shared`, `logs`: of the run, on the first host. `python`: the engine's. `cpus`: those that may be used on the first
-    host. `environments`: of the worker of each rank.
+    The file lies with the run's shared files, which only its user can read and which go with it: the environments are
+    the caller's, secrets included. `shared`: of the run, on the first host. `python`: the engine's. `cpus`: those that
+    may be used on the first host. `environments`: of the worker of each rank.
     """
 
     shared: str
-    logs: str
     python: str
     hang_s: float
     cpus: list[int]
@@ -81,7 +81,7 @@ def read_hostfile(path: Path) -> dict[str, int | None]:
     for line in path.read_text(errors="replace").splitlines():
         words = line.partition("#")[0].split()
         if words:
-            found = re.search(r"\bslots\s*=\s*(\d+)", " ".join(words))
+            found = re.search(r"(?<![\w-])slots\s*=\s*(\d+)", " ".join(words))
             more = int(found[1]) if found else None
             hosts[words[0]] = more if (before := hosts.get(words[0])) is None or more is None else before + more
     if not hosts:
@@ -136,6 +136,12 @@ def _mapping_of(plan: Plan, topology: Topology) -> str:
     return f"ppr:{len(plan.processes)}:node"
 
 
+def refuse_in_container(ranks: Ranks | None) -> None:
+    """Raise UsageError when a case that is to run in a container is to be launched through MPI."""
+    if ranks:
+        raise UsageError("MPI=True: nothing is launched through MPI in a container; choose BACKEND=native")
+
+
 def find_mpirun() -> Path:
     """Return Open MPI's mpirun; raise SkippedError saying how to get it."""
     found = shutil.which("mpirun")
@@ -148,11 +154,12 @@ def find_mpirun() -> Path:
     return Path(found)
 
 
-def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, *, root: bool) -> list[str]:
+def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, logs: Path, *, root: bool) -> list[str]:
     """Return the command that starts the ranks.
 
-    `python`: of the ranks' environment. `root`: whether the user is root, whom mpirun refuses unless told not to.
-    Single copies between processes are ruled out, as a container may forbid them and the messages are small.
+    `python`: of the ranks' environment. `job`: the file of a RankJob. `logs`: the run's. `root`: whether the user is
+    root, whom mpirun refuses unless told not to. Single copies between processes are ruled out, as a container may
+    forbid them and the messages are small.
     """
     return [
         *(str(mpirun), *(["--allow-run-as-root"] if root else [])),
@@ -160,7 +167,7 @@ def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, *, root:
         *("--map-by", f"{ranks.mapping}:pe={ranks.cores}", "--bind-to", "core"),
         *("--mca", "btl_vader_single_copy_mechanism", "none"),
         *("-x", "PYTHONPATH", "-x", "PYTHONNOUSERSITE", "-x", "OPENBLAS_NUM_THREADS"),
-        *(str(python), "-m", "cnnbench.launch.rank", str(job)),
+        *(str(python), "-m", "cnnbench.launch.rank", str(job), str(logs)),
     ]
 
 

@@ -1,16 +1,17 @@
 """Be one rank of MPI's: hold one worker on the cores that MPI bound this process to.
 
-Started by mpirun as `python -m cnnbench.launch.rank JOB.json`. The worker is the one of any run and knows nothing of
-MPI. Rank 0 shows the controller, in the run's shared files, how far the workers of all ranks are, and passes its start
-and its stop on; in the end it writes what all workers have left into the run's logs. While a worker measures, its rank
-sleeps but for a look each POLL_S: MPI's own waiting would take a core from it.
+Started by mpirun as `python -m cnnbench.launch.rank JOB.json LOGS`, where LOGS are the run's. The worker is the one of
+any run and knows nothing of MPI. Rank 0 shows the controller, in the run's shared files, how far the workers of all
+ranks are, and passes its start and its stop on; in the end it writes what all workers have left into the run's logs.
+While a worker measures, its rank sleeps but for a look each POLL_S: MPI's own waiting would take a core from it.
 """
 
 import json
 import os
-import shutil
 import sys
+import tempfile
 import time
+import traceback
 from collections import deque
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +24,7 @@ import numpy as np
 from cnnbench.contention import sample_cpu_time, with_siblings
 from cnnbench.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.host import read_cpuinfo
+from cnnbench.isa import PRECISIONS, missing_for_precision
 from cnnbench.launch.local import (
     JUDGE_S,
     POLL_S,
@@ -47,6 +49,8 @@ START, STOP = "start", "stop"
 ROUNDS = 50
 """How often two hosts ask each other the time; the quickest answer counts."""
 LAST_LINES = 20
+MOST_OUTPUT_BYTES = 4 << 20
+"""How much of a worker's output is kept: what it said last."""
 
 Communicator = Any  # mpi4py's, which is imported last, as importing it starts MPI
 
@@ -54,6 +58,16 @@ Communicator = Any  # mpi4py's, which is imported last, as importing it starts M
 def _rows(shared: Path, index: int) -> np.ndarray:
     """Return the step times of an instance as they are shared (int64, steps x 3)."""
     return np.frombuffer(StepTimes(shared, index).words, dtype=np.int64).reshape(-1, len(COLUMNS))
+
+
+def read_output(path: Path) -> bytes:
+    """Return what a worker has said, of more than MOST_OUTPUT_BYTES only the end, after a line that says so."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - MOST_OUTPUT_BYTES))
+        end = file.read(MOST_OUTPUT_BYTES)
+    cut = f"(cut: of {size} bytes, the last {MOST_OUTPUT_BYTES})\n" if size > MOST_OUTPUT_BYTES else ""
+    return cut.encode() + end
 
 
 class Mirror:
@@ -82,9 +96,10 @@ class Mirror:
                     request.wait()
 
     def drain(self) -> None:
-        """Take what is still on its way, until every rank has said that it was the last."""
+        """Show what is still on its way, until every rank has said that it was the last; raise as `relay` does."""
         while self._ended < self._comm.size:
-            self._take()
+            self.relay()
+            time.sleep(POLL_S)
 
     def _take(self) -> None:
         """Show what has arrived, without waiting for the rest of a long message: its sender may be asleep."""
@@ -111,18 +126,30 @@ class Mirror:
 
 
 class Rank:
-    """One rank with its worker; `shared`: a directory of its own."""
+    """One rank with its worker; `shared`, `logs`: directories of its own. `run_logs`: of the run, on the first host."""
 
-    def __init__(self, comm: Communicator, host: str, leaders: list[int], job: RankJob, shared: Path) -> None:
-        self._comm, self._host, self._leaders, self._job, self._shared = comm, host, leaders, job, shared
+    def __init__(
+        self,
+        comm: Communicator,
+        host: str,
+        leaders: list[int],
+        job: RankJob,
+        shared: Path,
+        logs: Path,
+        run_logs: Path,
+    ) -> None:
+        self._comm, self._host, self._leaders, self._job = comm, host, leaders, job
+        self._shared, self._logs, self._run_logs = shared, logs, run_logs
         self._name = f"rank {comm.rank} on {host}"
-        self._logs = shared / "logs"
+        self._leader = 0
+        self._indices: list[int] = []
+        self._plans: list[InstancePlan] = []
         self._sent: list[Any] = []
         self._looks: list[tuple[float, dict[str, float]]] = []
         self._told: dict[int, tuple[int, int]] = {}
         self._told_s = 0.0
         self._offsets, self._error_ns = {0: 0}, 0
-        self._offset_ns = 0
+        self._offset_ns, self._left_ns = 0, 0
 
     def run(self, text: str, leader: int, library: str) -> None:
         """Run the worker whose spec is `text` from start to end; `leader`: the first rank of this host."""
@@ -131,7 +158,7 @@ class Rank:
         placement = self._comm.gather([asdict(one) for one in self._plans])
         model = read_cpuinfo().model_name or "unknown"
         models = dict(self._comm.gather((self._host, model)) or ())
-        report = Path(self._job.logs, "mpi", REPORT)
+        report = self._run_logs / "mpi" / REPORT
         if self._comm.rank == 0:
             flat = [one for some in placement for one in some]
             RankReport(flat, library, models, []).write(report)
@@ -149,8 +176,8 @@ class Rank:
         left = self._comm.gather(self._collect())
         if self._comm.rank == 0:
             for path, content in (item for files in left for item in files.items()):
-                Path(self._job.logs, path).parent.mkdir(exist_ok=True)
-                Path(self._job.logs, path).write_bytes(content)
+                (self._run_logs / path).parent.mkdir(exist_ok=True)
+                (self._run_logs / path).write_bytes(content)
             RankReport(flat, library, models, looks, self._error_ns, skew).write(report)
 
     def _fit(self, text: str) -> WorkerSpec:
@@ -165,6 +192,8 @@ class Rank:
                     f"{self._name}: {path} is not there; every host needs the checkout, the cache with its "
                     "environments and what is staged, and what parameters name, at the same paths as the first"
                 )
+        if missing := missing_for_precision(PRECISIONS[spec.precision], read_cpuinfo().flags):
+            raise InvalidMeasurementError(f"{self._name}: {missing[0]}")
         cores = list(read_topology().cores)
         needed = sum(len(one.cpus) for one in spec.instances)
         cpus = [core.cpus[0] for core in cores]
@@ -179,7 +208,7 @@ class Rank:
                 f"{format_cpu_list(self._job.cpus)} only: MPI heeds no mask such as taskset's; lift it"
             )
         self._indices = [one.index for one in spec.instances]
-        self._plans, instances = [], []
+        instances = []
         for one in spec.instances:
             own = [cores.pop(0) for _ in one.cpus]
             self._plans.append(self._place(one.index, own))
@@ -307,7 +336,7 @@ class Rank:
         for path in self._logs.rglob("*"):
             if path.is_dir():
                 continue
-            content = path.read_bytes()
+            content = read_output(path) if path.name == "output.log" else path.read_bytes()
             if path.name == "steps.npy":
                 buffer = BytesIO()
                 np.save(buffer, np.load(path) + self._offset_ns)
@@ -320,10 +349,11 @@ class Rank:
 
     def _keep_logs(self) -> None:
         """Copy the worker's output into the logs where they are to be seen from here, and its end into mpirun's."""
-        output = self._logs / f"process-{self._comm.rank}" / "output.log"
-        if Path(self._job.logs).is_dir():
-            shutil.copy(output, Path(self._job.logs, f"process-{self._comm.rank}"))
-        lines = output.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        name = Path(f"process-{self._comm.rank}", "output.log")
+        output = read_output(self._logs / name)
+        if self._run_logs.is_dir():
+            (self._run_logs / name).write_bytes(output)
+        lines = output.decode(errors="replace").splitlines()[-LAST_LINES:]
         print("\n".join(lines), file=sys.stderr)
 
     def describe(self, error: KilledError) -> str:
@@ -339,21 +369,13 @@ def main(arguments: list[str]) -> None:
     comm, host = MPI.COMM_WORLD, MPI.Get_processor_name()
     ending = f"rank {comm.rank} on {host}"
     try:
-        path, told = Path(arguments[0]), None
-        if comm.rank == 0:
-            if not path.is_file() or not Path((job := RankJob.read(path)).shared).is_dir():
-                raise InvalidMeasurementError(
-                    f"{ending}: {path} or the run's shared files are not there; HOSTFILE is to name the host that the "
-                    "run is started on first"
-                )
-            specs = [path.parents[1] / f"process-{rank}" / "spec.json" for rank in range(comm.size)]
-            told = job, [spec.read_text() for spec in specs]
-        job, texts = comm.bcast(told)
+        path, logs = Path(arguments[0]), Path(arguments[1])
+        job, texts = comm.bcast(_read_job(path, logs, comm.size, ending) if comm.rank == 0 else None)
         leader = comm.Split_type(MPI.COMM_TYPE_SHARED).bcast(comm.rank)
         leaders = sorted(set(comm.allgather(leader)))
         library = MPI.Get_library_version().partition(",")[0]
-        with shared_directory() as shared:
-            rank = Rank(comm, host, leaders, job, shared)
+        with shared_directory() as shared, shared_directory(Path(tempfile.gettempdir())) as own_logs:
+            rank = Rank(comm, host, leaders, job, shared, own_logs, logs)
             try:
                 rank.run(texts[comm.rank], leader, library)
             except KilledError as error:
@@ -364,6 +386,18 @@ def main(arguments: list[str]) -> None:
         _end(UNFIT + str(error))
     except KeyboardInterrupt:
         _end("")
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks would wait for this one
+        traceback.print_exc()
+        _end(f"{UNFIT}{ending}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _read_job(path: Path, logs: Path, ranks: int, name: str) -> tuple[RankJob, list[str]]:
+    """Return what all ranks are told and the text of each one's spec; `name`: of the rank that reads them."""
+    if not path.is_file():
+        raise InvalidMeasurementError(
+            f"{name}: {path} is not there; HOSTFILE is to name the host that the run is started on first"
+        )
+    return RankJob.read(path), [(logs / f"process-{rank}" / "spec.json").read_text() for rank in range(ranks)]
 
 
 def _end(line: str) -> None:
