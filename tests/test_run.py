@@ -281,7 +281,7 @@ def test_a_cpu_that_lacks_what_the_precision_needs_skips_the_case_or_fails_it_by
     assert refused(case=case) == (77, f"cnnbench: {reason}\n")
     assert refused("--force", case=case) == (
         1,
-        f"cnnbench: {reason}; FORCE=True makes that an error: use such a CPU, or leave FORCE out\n",
+        f"cnnbench: {reason}; FORCE=True makes that an error: use a machine that has it, or leave FORCE out\n",
     )
 
 

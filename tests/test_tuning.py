@@ -43,14 +43,14 @@ FAST, NEAR, FAR = (f"BATCH_SIZE={batch} CORES_PER_INSTANCE=1" for batch in (64, 
 
 STAGING_FAILS = """
 import sys
-from cnnbench import cli, run
+from cnnbench import cli, native_run
 from cnnbench.errors import CnnbenchError
-stage = run.stage_inputs
+stage = native_run.stage_inputs
 def stage_inputs(job, cache):
     if job.parameters.batch_size == 64:
         raise CnnbenchError("no environment can be made")
     return stage(job, cache)
-run.stage_inputs = stage_inputs
+native_run.stage_inputs = stage_inputs
 sys.exit(cli.main())
 """
 """`cnnbench`, but staging fails at batch size 64."""
