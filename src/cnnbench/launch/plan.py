@@ -283,25 +283,29 @@ def _room(domain: Sequence[Cell]) -> int:
     return sum(len(cell) for cell in domain)
 
 
+def place_instance(index: int, process: int, cores: Sequence[Core], numa_aware: bool, host: str = "") -> InstancePlan:
+    """Return an instance on one CPU of each core, its memory bound to their node where wanted and there is but one."""
+    nodes = tuple(sorted({core.node for core in cores}))
+    return InstancePlan(
+        index=index,
+        process=process,
+        cpus=tuple(core.cpus[0] for core in cores),
+        sockets=tuple(sorted({core.socket for core in cores})),
+        nodes=nodes,
+        memory_node=nodes[0] if numa_aware and len(nodes) == 1 and nodes[0] != UNKNOWN_NODE else None,
+        host=host,
+    )
+
+
 def _number_instances(groups: Iterable[Sequence[Core]], request: PlanRequest) -> tuple[InstancePlan, ...]:
     """Turn groups of cores into numbered instances; replicas share a process, with weight sharing those of a socket."""
     instances = []
     process_of_socket: dict[int, int] = {}
     for index, cores in enumerate(groups):
-        nodes = tuple(sorted({core.node for core in cores}))
         process = index // request.replicas
         if request.weight_sharing:
             process = process_of_socket.setdefault(cores[0].socket, len(process_of_socket))
-        instances.append(
-            InstancePlan(
-                index=index,
-                process=process,
-                cpus=tuple(core.cpus[0] for core in cores),
-                sockets=tuple(sorted({core.socket for core in cores})),
-                nodes=nodes,
-                memory_node=nodes[0] if request.numa_aware and len(nodes) == 1 and nodes[0] != UNKNOWN_NODE else None,
-            )
-        )
+        instances.append(place_instance(index, process, cores, request.numa_aware))
     return tuple(instances)
 
 

@@ -37,10 +37,10 @@ from cnnbench.launch.local import (
     worker_command,
 )
 from cnnbench.launch.mpi import FAILED, REPORT, UNFIT, RankJob, RankReport
-from cnnbench.launch.plan import InstancePlan
+from cnnbench.launch.plan import InstancePlan, place_instance
 from cnnbench.launch.shared import COLUMNS, ControlBlock, State, StepTimes
 from cnnbench.signals import end_by_exceptions
-from cnnbench.topology import UNKNOWN_NODE, Core, format_cpu_list, read_topology
+from cnnbench.topology import format_cpu_list, read_topology
 from cnnbench.worker import WorkerSpec
 
 COMMAND, PROGRESS, CLOCK = 1, 2, 3
@@ -211,7 +211,7 @@ class Rank:
         instances = []
         for one in spec.instances:
             own = [cores.pop(0) for _ in one.cpus]
-            self._plans.append(self._place(one.index, own))
+            self._plans.append(place_instance(one.index, self._comm.rank, own, self._job.numa_aware, self._host))
             instances.append(replace(one, cpus=[core.cpus[0] for core in own]))
         nodes = {plan.memory_node for plan in self._plans}
         return replace(
@@ -221,19 +221,6 @@ class Rank:
             memory_node=nodes.pop() if len(nodes) == 1 else None,
             shared=str(self._shared),
             logs=str(self._logs),
-        )
-
-    def _place(self, index: int, cores: list[Core]) -> InstancePlan:
-        nodes = tuple(sorted({core.node for core in cores}))
-        bound = self._job.numa_aware and len(nodes) == 1 and nodes[0] != UNKNOWN_NODE
-        return InstancePlan(
-            index=index,
-            process=self._comm.rank,
-            cpus=tuple(core.cpus[0] for core in cores),
-            sockets=tuple(sorted({core.socket for core in cores})),
-            nodes=nodes,
-            memory_node=nodes[0] if bound else None,
-            host=self._host,
         )
 
     def _write(self, spec: WorkerSpec) -> WorkerLaunch:
