@@ -47,7 +47,7 @@ def base_with_pytorch(pytorch_python, base_image, tmp_path_factory):
     for wheel in wheels:
         shutil.copy(wheel, context)
     (context / "Dockerfile").write_text(
-        f"FROM {base_image}\nCOPY *.whl /opt/wheels/\nENV PIP_FIND_LINKS=/opt/wheels\n", encoding="utf-8"
+        f"FROM {base_image}\nCOPY *.whl /wheels/\nENV PIP_FIND_LINKS=/wheels\n", encoding="utf-8"
     )
     name = f"cnnbench-base:test-{secrets.token_hex(4)}"
     tell("build", "--quiet", "--tag", name, str(context))
