@@ -1,6 +1,7 @@
 """The workload of networks on real engines, as short as it can be."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from cnnbench.backends import ENGINES
 from cnnbench.cli import main
+from cnnbench.environments import GPU_PYTHON_VARIABLE
 from cnnbench.host import find_gpu_obstacle
 from cnnbench.parameters import Parameters
 from cnnbench.result import load_run
@@ -225,9 +227,10 @@ def test_a_trial_ends_with_the_time_of_the_run(run_case):
 )
 def test_a_network_runs_on_a_gpu(engine_cache, tmp_path, words):
     line = ["--model", "resnet18", "--device", "cuda", "--iterations", "50"]
+    own = {name: value for name, value in os.environ.items() if name == GPU_PYTHON_VARIABLE}
     done = subprocess.run(
         [sys.executable, "-m", "cnnbench", "run", *line, *words, "--batch-size", "32"],
-        env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+        env=clean_environment(CNNBENCH_CACHE=str(engine_cache), **own),
         cwd=tmp_path,
         capture_output=True,
         text=True,

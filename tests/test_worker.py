@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 
 from cnnbench.backends.null import NullBackend
 from cnnbench.launch.shared import ControlBlock
+from cnnbench.trace import Primitive, read_trace
 from cnnbench.worker import (
     GENERATED,
     Instance,
@@ -99,6 +101,36 @@ def test_generated_batches_are_copied_to_one_place_or_handed_to_a_gpus_engine_as
     assert seen[:GENERATED] == seen[GENERATED:]
     assert len({content for _, content in seen}) == GENERATED
     assert len({place for place, _ in seen}) == (1 if copied else GENERATED)
+
+
+class TellingBackend(NullBackend):
+    """Answers at once, and tells as its only layer how many batches there were before it was asked."""
+
+    def __init__(self):
+        self.batches = []
+
+    def infer(self, batch):
+        self.batches.append(len(batch))
+        return np.zeros((len(batch), 1001), dtype=np.float32)
+
+    def layers(self):
+        return [Primitive("matmul", "", "f32", "f32", "f32", "", "", len(self.batches), 0.0)]
+
+
+@pytest.mark.parametrize(("precision", "told"), [("cuda_fp32", True), ("avx_fp32", False)])
+def test_on_a_gpu_what_was_measured_tells_its_own_layers_after_the_last_step(tmp_path, precision, told):
+    spec = replace(SPEC, precision=precision, steps=3, batch_size=4, shared=str(tmp_path), logs=str(tmp_path))
+    control, backend = ControlBlock.create(tmp_path, 1), TellingBackend()
+    control.start_ns = time.monotonic_ns()
+    threading.Timer(0.2, control.stop).start()
+    Instance(spec, InstanceSpec(0, [0], []), backend)._measure()
+    steps = len(np.load(tmp_path / "instance-0" / "steps.npy"))
+    assert (tmp_path / "trace").is_dir() is told
+    if told:
+        layers = read_trace(tmp_path / "trace").layers
+        assert [layer.macs for layer in layers] == [len(backend.batches)] * 2  # a step has two parts
+        assert len(backend.batches) >= 2 * (steps + 1)
+        assert WorkerSpec.read(tmp_path / "trace" / "spec.json") == spec
 
 
 def test_noise_is_like_images_and_differs_between_instances():

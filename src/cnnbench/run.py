@@ -30,7 +30,7 @@ from cnnbench.progress import Progress
 from cnnbench.proof import judge_trace
 from cnnbench.result import INTERRUPTED_RUN, SEEN, TIMEOUT, WORKER, Criterion, Kpi, RunResult, find_iterations
 from cnnbench.topology import read_topology
-from cnnbench.trace import TRACE_ENVIRONMENT, read_trace
+from cnnbench.trace import TRACE_DIRECTORY, TRACE_ENVIRONMENT, read_trace
 from cnnbench.worker import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -179,8 +179,8 @@ class Measurement:
             for number, spec in enumerate(specs)
         ]
         trace = None
-        if self._inputs.model is not None:
-            directory = self._logs / "trace"
+        if self._inputs.model is not None and not self._job.precision.on_gpu:
+            directory = self._logs / TRACE_DIRECTORY
             environment = worker_environment(self._job, specs[0])
             if not self._job.engine.exported:  # OpenVINO's oneDNN fails at some layers when it is to tell of them
                 environment |= TRACE_ENVIRONMENT
@@ -377,7 +377,7 @@ class Measurement:
         model = self._inputs.model
         if model is None:
             return []
-        step = read_trace(self._logs / "trace")
+        step = read_trace(self._logs / TRACE_DIRECTORY)
         proof = judge_trace(self._job.precision, step, model.macs_per_image * self._job.parameters.images_per_step)
         self._proof_facts = proof.facts
         agreement = validity.compare_outputs([directory / "check.npy" for directory in directories], model.reference)
@@ -456,7 +456,7 @@ class Measurement:
             requested=job.requested,
             effective=job.effective,
             facts=host_facts(job, self._load_before)
-            | software_facts(results, self._logs / "trace" / "output.log", self._inputs)
+            | software_facts(results, self._logs / TRACE_DIRECTORY / "output.log", self._inputs)
             | (self._ranks.facts() if self._ranks else {})
             | facts
             | self._proof_facts,

@@ -51,6 +51,8 @@ VALUES = {
     "micro-batch-size": "MICRO_BATCH_SIZE",
     "device-iterations": "DEVICE_ITERATIONS",
     "iterations": "STEPS",
+    "min-time": "MIN_TIME",
+    "max-time": "MAX_TIME",
     "engine": "ENGINE",
     "weights": "WEIGHTS",
     "norm-type": "NORM_TYPE",

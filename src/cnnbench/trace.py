@@ -27,6 +27,9 @@ STEP_MARK = "cnnbench_trace,step"
 TRACE_ENVIRONMENT = {"ONEDNN_VERBOSE": "1", "ONEDNN_VERBOSE_TIMESTAMP": "1", "MKL_VERBOSE": "1"}
 """The environment of a tracing worker."""
 
+TRACE_DIRECTORY = "trace"
+"""Where a run's logs have the trace."""
+
 LAYERS = "layers.json"
 """The file of a tracing worker whose engine tells itself what its layers run on."""
 

@@ -27,13 +27,13 @@ from cnnbench.backends import ENGINES, Backend, ImageForm, LoadSpec, Profiling, 
 from cnnbench.isa import PRECISIONS
 from cnnbench.launch.shared import ControlBlock, StepTimes
 from cnnbench.measure import measure_steps, warm_up_until_start
-from cnnbench.trace import STEP_MARK, write_layers
+from cnnbench.trace import STEP_MARK, TRACE_DIRECTORY, write_layers
 
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""
 
 PROFILE = "profile.json"
-"""The file of a tracing worker that an engine's profile is in."""
+"""The file of a trace that an engine's profile is in."""
 
 GENERATED = 4
 """How many batches are made beforehand where each step has another."""
@@ -63,12 +63,13 @@ class WorkerSpec:
     graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `data_type`: as the
     parameter says: one batch for all steps, one of several made beforehand, or what is read. `splits`: the layers
     that stages of the network begin with, which are handed whole steps. `profile`: whether the engine is to profile a
-    step when it is traced. `io_threads`: how many decode an instance's images. `memory_node`:
-    the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`: with a number,
-    run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`: the directory of
-    the control block and the step times. `logs`: where results go. `controller`: the process that starts the worker and
-    without which it ends. `enclave`: whether it runs in one, where its parent and its resident memory cannot be seen;
-    what started it ties it to the controller then. `cuda_graphs`, `half_partial`: for an engine on a GPU.
+    step when it is traced, which on a GPU is when all is measured. `io_threads`: how many decode an instance's images.
+    `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`:
+    with a number, run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`:
+    the directory of the control block and the step times. `logs`: where results go. `controller`: the process that
+    starts the worker and without which it ends. `enclave`: whether it runs in one, where its parent and its resident
+    memory cannot be seen; what started it ties it to the controller then. `cuda_graphs`, `half_partial`: for an engine
+    on a GPU.
     """
 
     run_id: str
@@ -222,18 +223,26 @@ class Instance:
         outputs = [self._backend.infer(_fill_batch(images[at:], size)) for at in range(0, len(images), size)]
         np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
 
+    def _profile(self, directory: Path) -> None:
+        """Have the engine profile a step, where that is asked for."""
+        if self._spec.profile:
+            cast(Profiling, self._backend).profile(self._batch, directory / PROFILE)
+
+    def _tell_layers(self, directory: Path) -> None:
+        """Write what the engine says that a step computes, where it does."""
+        layers = self._backend.layers()
+        if layers is not None:
+            write_layers(layers * -(-self._spec.batch_size // self._spec.micro_batch_size), directory)
+
     def _measure(self) -> None:
         spec, index, infer = self._spec, self._plan.index, self._infer
         if spec.trace_steps is not None:
             infer(self._batch)  # the warm-up: it makes the primitives and brings the weights into their order
-            if spec.profile:  # before the first mark: what a profiler has run is no step
-                cast(Profiling, self._backend).profile(self._batch, Path(spec.logs) / PROFILE)
+            self._profile(Path(spec.logs))  # before the first mark: what a profiler has run is no step
             for number in range(spec.trace_steps):
                 print(f"{STEP_MARK},{number + 1}", flush=True)
                 infer(self._batch)
-            layers = self._backend.layers()
-            if layers is not None:
-                write_layers(layers * -(-spec.batch_size // spec.micro_batch_size), Path(spec.logs))
+            self._tell_layers(Path(spec.logs))
             return
         shared = Path(spec.shared)
         control, times = ControlBlock(shared), StepTimes(shared, index)
@@ -245,6 +254,13 @@ class Instance:
         keep = predictions.keep if predictions else None
         recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
+        if PRECISIONS[spec.precision].on_gpu:
+            directory = Path(spec.logs) / TRACE_DIRECTORY
+            directory.mkdir()
+            spec.write(directory / "spec.json")
+            infer(self._batch)  # a whole one, which the last step's need not have been
+            self._profile(directory)
+            self._tell_layers(directory)
         if predictions:
             predictions.save(self._logs / "predictions.npy")
             while not control.stopped:  # to end while others are still at their shares would look like a crash

@@ -103,7 +103,7 @@ def test_a_directory_without_a_trace_says_what_is_needed(isa, tmp_path, director
     code, output, errors = isa(tmp_path / directory)
     assert (code, output) == (1, "")
     assert str(tmp_path / directory) in errors
-    assert ("no such directory" if directory else "has no trace (trace/output.log and trace/spec.json)") in errors
+    assert ("no such directory" if directory else "has no trace (trace/spec.json, and trace/output.log or") in errors
 
 
 def test_a_case_that_has_not_run_says_so(isa, tmp_path):

@@ -12,7 +12,7 @@ from cnnbench.isa import PRECISIONS, Precision
 from cnnbench.proof import ran_as
 from cnnbench.report.table import Format, align
 from cnnbench.result import find_runs
-from cnnbench.trace import TracedStep, read_trace
+from cnnbench.trace import LAYERS, TRACE_DIRECTORY, TracedStep, read_trace
 from cnnbench.worker import WorkerSpec
 
 COLUMNS = (
@@ -39,14 +39,15 @@ def load_trace(directory: Path) -> Trace:
     runs = find_runs(directory)
     if not runs:
         raise CnnbenchError(f"{directory}: no itr-N there; no run of the case has begun")
-    log, described = (runs[-1] / "trace" / name for name in ("output.log", "spec.json"))
-    if not log.is_file() or not described.is_file():
+    trace = runs[-1] / TRACE_DIRECTORY
+    described, log = trace / "spec.json", trace / "output.log"
+    if not described.is_file() or not (log.is_file() or (trace / LAYERS).is_file()):
         raise CnnbenchError(
-            f"{runs[-1]}: has no trace (trace/output.log and trace/spec.json); a run leaves one whose engine has a "
-            "model and that got as far as tracing"
+            f"{runs[-1]}: has no trace (trace/spec.json, and trace/output.log or trace/{LAYERS}); a run leaves one "
+            "whose engine has a model and that got as far as tracing"
         )
     spec = WorkerSpec.read(described)
-    step = read_trace(log.parent)
+    step = read_trace(trace)
     if not step.layers:
         raise CnnbenchError(f"{log}: shows no layer of a traced step; its last lines tell what the process did")
     return Trace(runs[-1], PRECISIONS[spec.precision], spec.batch_size, step)
