@@ -33,7 +33,7 @@ DOCUMENTED = """
     config micro-batch-size model data pipeline-splits replicas device-iterations precision iterations half-partial
     norm-type norm-num-groups enable-fast-groupnorm efficientnet-expand-ratio efficientnet-group-dim profile
     eight-bit-io normalization-location model-cache-path random-weights batch-size num-instances numa-aware
-    num-io-threads device engine weights half-type cuda-graphs
+    num-io-threads device engine weights half-type cuda-graphs min-time max-time
 """
 
 
@@ -54,6 +54,13 @@ def test_the_documented_options_are_there():
 @pytest.mark.parametrize(("option", "parameter"), VALUES.items())
 def test_an_option_with_a_value_is_a_parameter(option, parameter):
     assert settings(f"--{option}", "x7") == {parameter: "x7"}
+
+
+@pytest.mark.parametrize("option", ["--min-time", "--max-time"])
+def test_how_long_to_measure_is_no_matter_where_the_steps_are_counted(option):
+    assert settings(option, "5", "--iterations", "auto") == {"STEPS": "auto", VALUES[option[2:]]: "5"}
+    with pytest.raises(UsageError, match=rf"^{option} 5 with --iterations 8: leave one of the two out$"):
+        settings(option, "5", "--iterations", "8")
 
 
 @pytest.mark.parametrize(("option", "parameter"), SWITCHES.items())

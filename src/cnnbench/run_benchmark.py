@@ -161,6 +161,10 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
     for option in ("num-mpi", "hostfile"):
         if launcher == "local" and _key(option) in options:
             raise UsageError(f"--launcher local with --{option} {options[_key(option)]}: give --launcher mpi")
+    if (steps := options.get("iterations", "auto")) != "auto":
+        for option in ("min-time", "max-time"):
+            if seconds := options.get(_key(option)):
+                raise UsageError(f"--{option} {seconds} with --iterations {steps}: leave one of the two out")
     if options.get("random_weights") and "weights" in options:
         raise UsageError(f"--random-weights with --weights {options['weights']}: leave one of the two out")
     mode, precision = options.get("mode", "throughput"), _choose_precision(options, cpu_flags)
