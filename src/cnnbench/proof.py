@@ -37,6 +37,11 @@ class PrecisionProof:
         return not any(name.startswith(UNTOLD) for name in self.implementations)
 
     @property
+    def unnamed(self) -> float:
+        """The share of the traced multiply-accumulates that MKL did without naming its instructions."""
+        return sum(share for name, share in self.implementations.items() if name.startswith("mkl_") and ":" not in name)
+
+    @property
     def facts(self) -> dict[str, str]:
         """What a result says of it: the implementation of the largest share, and the layers that fell back."""
         facts = {f"fell back {number}": line for number, line in enumerate(self.fallbacks, start=1)}

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -53,7 +53,6 @@ VALUES = {
     "iterations": "STEPS",
     "min-time": "MIN_TIME",
     "max-time": "MAX_TIME",
-    "engine": "ENGINE",
     "weights": "WEIGHTS",
     "norm-type": "NORM_TYPE",
     "norm-num-groups": "NORM_NUM_GROUPS",
@@ -119,6 +118,8 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     parser.add_argument(
         "--normalization-location", choices=LOCATIONS, help="where images are normalised; ipu is device"
     )
+    engines = [*get_args(FIELDS["ENGINE"].annotation), TENSORFLOW]
+    parser.add_argument("--engine", choices=engines, help=f"{_help('ENGINE')}; {TENSORFLOW}: the other workload's case")
     parser.add_argument("--numa-aware", choices=["yes", "no"], help="bind instances' memory to their NUMA node")
     parser.add_argument("--launcher", choices=LAUNCHERS, help="start processes here by itself, or through MPI")
     parser.add_argument("--random-weights", action="store_true", help="as without --weights, which it contradicts")
@@ -148,6 +149,8 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
         options = vars(parser.parse_args(read_config(options["config"]))) | options
     settings = {name: str(options[key]) for option, name in VALUES.items() if (key := _key(option)) in options}
     settings |= {name: str(options[key]) for option, name in SWITCHES.items() if (key := _key(option)) in options}
+    if "engine" in options:
+        settings["ENGINE"] = options["engine"]
     if "pipeline_splits" in options:
         settings["PIPELINE_SPLITS"] = " ".join(options["pipeline_splits"])
     if "data" in options:

@@ -88,15 +88,17 @@ def run_case(release, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("engine", "data_type", "role"),
+    ("engine_name", "data_type", "role"),
     [("pytorch", "generated", "dummy"), ("onnxruntime", "dummy", "dummy"), ("openvino", "real", "real")],
 )
-def test_a_network_in_a_container_answers_as_it_should(run_case, engine, data_type, role):
-    done, logs = run_case("mobilenet_v3_small", f"--engine={engine}", f"--data_type={data_type}", "--batch_size=16")
+def test_a_network_in_a_container_answers_as_it_should(run_case, engine_name, data_type, role):
+    done, logs = run_case(
+        "mobilenet_v3_small", f"--engine={engine_name}", f"--data_type={data_type}", "--batch_size=16"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(logs)
     assert run.verdict in ("valid", "unstable"), run.reason
-    assert run.effective["ENGINE"] == engine
+    assert run.effective["ENGINE"] == engine_name
     assert f"inference-{role}:" in run.facts["container image"]
     assert {kpi.key: kpi.value for kpi in run.kpis}["Outputs top-1 agreement"] == 100
 
