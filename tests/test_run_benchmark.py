@@ -266,8 +266,9 @@ def test_tensorflow_is_the_other_workloads_case(capsys):
     assert "NORM_TYPE: no such parameter of this workload" in capsys.readouterr().err
 
 
-def test_int8_of_seeded_networks_that_could_not_be_judged_is_skipped(capsys, tmp_path):
-    line = ["run", "--model", "efficientnet-b0", "--engine", "openvino", "--precision", "8.8", "--dry-run"]
+@pytest.mark.parametrize("network", ["efficientnet-b0", "resnet101", "resnext50"])
+def test_int8_of_seeded_networks_that_could_not_be_judged_is_skipped(capsys, tmp_path, network):
+    line = ["run", "--model", network, "--engine", "openvino", "--precision", "8.8", "--dry-run"]
     assert main(line) == 77
     assert "hang on differences that int8 does not keep, so that they could not be judged; give WEIGHTS" in (
         capsys.readouterr().err

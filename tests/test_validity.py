@@ -79,7 +79,7 @@ def test_precision_needs_95_percent_of_the_work_and_not_more_than_all(share, pas
 @pytest.mark.parametrize(("name", "told"), [("mkl_sgemm f32", False), ("mkl_sgemm:avx512_core f32", True)])
 def test_work_of_mkl_that_names_no_instructions_is_told_with_what_to_do(name, told):
     proof = PrecisionProof(0.56, {"brgconv:avx2 f32": 0.56, name: 0.44}, [])
-    assert ("take larger batches" in validity.judge_precision(FP32, proof).needed) is not told
+    assert ("take a larger BATCH_SIZE" in validity.judge_precision(FP32, proof).needed) is not told
 
 
 def test_no_trace_is_no_proof():

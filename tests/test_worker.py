@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from cnnbench.launch.shared import ControlBlock
 from cnnbench.trace import Primitive, read_trace
 from cnnbench.worker import (
     GENERATED,
+    PROFILE,
     Instance,
     InstanceSpec,
     Predictions,
@@ -116,21 +116,36 @@ class TellingBackend(NullBackend):
     def layers(self):
         return [Primitive("matmul", "", "f32", "f32", "f32", "", "", len(self.batches), 0.0)]
 
+    def profile(self, batch, path):
+        self.batches.append(path.name)
 
-@pytest.mark.parametrize(("precision", "told"), [("cuda_fp32", True), ("avx_fp32", False)])
-def test_on_a_gpu_what_was_measured_tells_its_own_layers_after_the_last_step(tmp_path, precision, told):
-    spec = replace(SPEC, precision=precision, steps=3, batch_size=4, shared=str(tmp_path), logs=str(tmp_path))
-    control, backend = ControlBlock.create(tmp_path, 1), TellingBackend()
+
+def measure_telling(monkeypatch, logs, precision, index=0):
+    """Measure steps of 4 images in parts of 2, and a last step of 1; return what the engine was handed."""
+    changes = {"precision": precision, "mode": "accuracy", "batch_size": 4, "profile": True}
+    spec = replace(SPEC, **changes, shared=str(logs), logs=str(logs))
+    control, backend = ControlBlock.create(logs, 2), TellingBackend()
     control.start_ns = time.monotonic_ns()
-    threading.Timer(0.2, control.stop).start()
-    Instance(spec, InstanceSpec(0, [0], []), backend)._measure()
-    steps = len(np.load(tmp_path / "instance-0" / "steps.npy"))
-    assert (tmp_path / "trace").is_dir() is told
-    if told:
-        layers = read_trace(tmp_path / "trace").layers
-        assert [layer.macs for layer in layers] == [len(backend.batches)] * 2  # a step has two parts
-        assert len(backend.batches) >= 2 * (steps + 1)
-        assert WorkerSpec.read(tmp_path / "trace" / "spec.json") == spec
+    control.stop()
+    instance = Instance(spec, InstanceSpec(index, [0], []), backend)
+    monkeypatch.setattr(instance, "_batches", lambda: iter([_noise(1, seed=0)]))
+    instance._measure()
+    return spec, backend.batches
+
+
+def test_on_a_gpu_what_was_measured_tells_the_layers_of_a_whole_step_in_the_end(tmp_path, monkeypatch):
+    spec, batches = measure_telling(monkeypatch, tmp_path, "cuda_fp32")
+    assert batches[-4:] == [1, PROFILE, 2, 2]
+    assert [layer.macs for layer in read_trace(tmp_path / "trace").layers] == [len(batches)] * 2  # for each part
+    assert WorkerSpec.read(tmp_path / "trace" / "spec.json") == spec
+    _, others = measure_telling(monkeypatch, tmp_path, "cuda_fp32", index=1)
+    assert others[-1] == 1  # the first instance has told it
+
+
+def test_on_a_cpu_nothing_is_told_by_what_was_measured(tmp_path, monkeypatch):
+    _, batches = measure_telling(monkeypatch, tmp_path, "avx_fp32")
+    assert batches[-1] == 1
+    assert not (tmp_path / "trace").exists()
 
 
 def test_noise_is_like_images_and_differs_between_instances():

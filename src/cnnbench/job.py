@@ -387,7 +387,7 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> 
 
     With `int8` they are quantised for each build that is installed, whatever this CPU has, as an image may run on
     another; where this Python cannot, a line says so. What the float32 model answers to the drawn images is recorded
-    too, for the loss of accuracy; to ImageNet's only when it is needed, as that takes long.
+    with it; to ImageNet's only when it is needed, as that takes long.
     """
     engine = find_engine(name)
     if not engine.preparer:

@@ -31,7 +31,7 @@ TRACE_DIRECTORY = "trace"
 """Where a run's logs have the trace."""
 
 LAYERS = "layers.json"
-"""The file of a tracing worker whose engine tells itself what its layers run on."""
+"""The file of a trace that an engine tells itself."""
 
 MULTIPLYING = ("convolution", "matmul", "inner_product")
 COMPILED = "partition"
@@ -242,7 +242,7 @@ def write_layers(layers: Sequence[Primitive], directory: Path) -> None:
 
 
 def read_trace(directory: Path) -> TracedStep:
-    """Return what a step of a tracing worker ran: as its engine told, or else by its output's trace."""
+    """Return what a step ran: as its engine told, or else by the output of the tracing worker."""
     told = directory / LAYERS
     if told.is_file():
         return TracedStep(tuple(Primitive(**layer) for layer in json.loads(told.read_bytes())), ())

@@ -67,7 +67,7 @@ def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
     of = precision.name if proof.instructions_told else f"{precision.name}'s data type"
     remedy = (
         "; MKL, to which PyTorch leaves layers of few images on few threads, names no instructions on this CPU: take "
-        "larger batches, instances of more cores (CORES_PER_INSTANCE), or another ENGINE"
+        "a larger BATCH_SIZE, more CORES_PER_INSTANCE, or another ENGINE"
         if proof.unnamed > 1 - REQUIRED_SHARE
         else ""
     )

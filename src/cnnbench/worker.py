@@ -224,9 +224,9 @@ class Instance:
         np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
 
     def _profile(self, directory: Path) -> None:
-        """Have the engine profile a step, where that is asked for."""
+        """Have the engine profile a step, or the part of one that it is handed at once, where that is asked for."""
         if self._spec.profile:
-            cast(Profiling, self._backend).profile(self._batch, directory / PROFILE)
+            cast(Profiling, self._backend).profile(self._batch[: self._spec.micro_batch_size], directory / PROFILE)
 
     def _tell_layers(self, directory: Path) -> None:
         """Write what the engine says that a step computes, where it does."""
@@ -254,12 +254,12 @@ class Instance:
         keep = predictions.keep if predictions else None
         recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
-        if PRECISIONS[spec.precision].on_gpu:
+        if PRECISIONS[spec.precision].on_gpu and index == 0:
             directory = Path(spec.logs) / TRACE_DIRECTORY
             directory.mkdir()
             spec.write(directory / "spec.json")
-            infer(self._batch)  # a whole one, which the last step's need not have been
             self._profile(directory)
+            infer(self._batch)  # a whole step, which the last one need not have been
             self._tell_layers(directory)
         if predictions:
             predictions.save(self._logs / "predictions.npy")

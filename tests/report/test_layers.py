@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cnnbench.cli import main
+from cnnbench.proof import UNTOLD
 from cnnbench.run import new_logs_directory
+from cnnbench.trace import Primitive, write_layers
 from test_worker import SPEC
 
 TRACES = Path(__file__).parents[1] / "traces"
@@ -114,7 +116,19 @@ def test_a_case_that_has_not_run_says_so(isa, tmp_path):
 def test_a_trace_that_broke_off_says_so(logs, isa):
     code, output, errors = isa(logs("", "avx_int8"))
     assert (code, output) == (1, "")
-    assert "shows no layer of a traced step" in errors
+    assert "shows no layer of a step" in errors
+
+
+def test_what_a_process_told_itself_needs_no_output_and_has_no_times(logs, isa):
+    worker = logs("", "cuda_float16")
+    (worker / "trace" / "output.log").unlink()
+    assert "has no trace" in isa(worker)[2]
+    write_layers([Primitive("matmul", UNTOLD, "f16", "f16", "f16", "", "1x2:2x3", 6, 0.0)], worker / "trace")
+    code, output, errors = isa(worker, "--format", "json")
+    assert (code, errors) == (0, "")
+    (layer,) = records(output, "layer")
+    assert (layer["shape"], layer["as_required"]) == ("1x2:2x3", True)
+    assert not layer.get("time_ms")
 
 
 def test_an_unknown_format_is_refused(isa, tmp_path, capsys):

@@ -49,7 +49,9 @@ def load_trace(directory: Path) -> Trace:
     spec = WorkerSpec.read(described)
     step = read_trace(trace)
     if not step.layers:
-        raise CnnbenchError(f"{log}: shows no layer of a traced step; its last lines tell what the process did")
+        raise CnnbenchError(
+            f"{trace}: shows no layer of a step; the last lines of its output tell what the process did"
+        )
     return Trace(runs[-1], PRECISIONS[spec.precision], spec.batch_size, step)
 
 
