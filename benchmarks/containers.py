@@ -11,8 +11,8 @@ from pathlib import Path
 
 from interleaved import compare, kpi_of, make_job, make_parser, measure
 
-from cnnbench.container_run import ContainerOptions, ContainerRun
-from cnnbench.images import ImageOptions
+from cnnbench.run.container import ContainerOptions, ContainerRun
+from cnnbench.run.images import ImageOptions
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from typing import IO, cast
 
 import numpy as np
 
-from cnnbench.backends import LoadSpec
-from cnnbench.backends.tensorflow import TensorFlowBackend
+from cnnbench.engines.registry import LoadSpec
+from cnnbench.engines.tensorflow.backend import TensorFlowBackend
 
 WARM_UP = 3
 
@@ -45,8 +45,8 @@ def main() -> None:
     """Compare."""
     from interleaved import compare, make_job, make_parser  # not in the engine's environment: what these import
 
-    from cnnbench.job import stage_inputs
-    from cnnbench.staging.cache import cache_root
+    from cnnbench.run.job import stage_inputs
+    from cnnbench.base.cache import cache_root
 
     arguments = make_parser(__doc__).parse_args()
     job = make_job(arguments, INSTANCES="1")

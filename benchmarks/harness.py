@@ -19,10 +19,10 @@ from typing import IO, cast
 
 import numpy as np
 
-from cnnbench.backends import LoadSpec
-from cnnbench.backends.tensorflow import TensorFlowBackend
-from cnnbench.launch.shared import ControlBlock, StepTimes
-from cnnbench.measure import measure_steps
+from cnnbench.engines.registry import LoadSpec
+from cnnbench.engines.tensorflow.backend import TensorFlowBackend
+from cnnbench.worker.control import ControlBlock, StepTimes
+from cnnbench.worker.loop import measure_steps
 
 BOUND = 0.995
 WARM_UP = 3
@@ -52,10 +52,10 @@ def main() -> int:
     from interleaved import compare, make_job, make_parser  # not in the engine's environment: what these import
 
     from cnnbench import stats
-    from cnnbench.job import stage_inputs
+    from cnnbench.run.job import stage_inputs
     from cnnbench.launch.local import Limits, Run
-    from cnnbench.progress import Progress
-    from cnnbench.staging.cache import cache_root
+    from cnnbench.base.progress import Progress
+    from cnnbench.base.cache import cache_root
 
     arguments = make_parser(__doc__).parse_args()
     job = make_job(arguments, INSTANCES="1")

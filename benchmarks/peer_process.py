@@ -20,9 +20,9 @@ import numpy as np
 from peer_engines import HERE, peer_environment
 from peer_worker import TRACE_MARK, PeerSpec
 
-from cnnbench.contention import compare_samples, sample_cpu_time, with_siblings
-from cnnbench.errors import CnnbenchError
-from cnnbench.trace import STEP_MARK, TracedStep, read_steps
+from cnnbench.machine.contention import compare_samples, sample_cpu_time, with_siblings
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.proof.trace import STEP_MARK, TracedStep, read_steps
 
 LOAD_S = 1800
 """How long loading may take: Inductor compiles."""

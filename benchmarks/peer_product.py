@@ -10,15 +10,15 @@ from interleaved import WORKLOAD
 from peer_engines import HERE
 from peer_process import Block
 
-from cnnbench.case import pick_sections
-from cnnbench.ceiling import PEAK_VARIABLE
-from cnnbench.errors import InvalidMeasurementError
-from cnnbench.job import Job, plan_case, prepare_job, stage_inputs
-from cnnbench.parameters import FIELDS
-from cnnbench.result import RunResult
-from cnnbench.run import Measurement
-from cnnbench.staging.cache import cache_root
-from cnnbench.workload import DEFAULTS_VARIABLE, load_sections
+from cnnbench.cases.case import pick_sections
+from cnnbench.machine.ceiling import PEAK_VARIABLE
+from cnnbench.base.errors import InvalidMeasurementError
+from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
+from cnnbench.cases.parameters import FIELDS
+from cnnbench.results.record import RunResult
+from cnnbench.run.measurement import Measurement
+from cnnbench.base.cache import cache_root
+from cnnbench.cases.workload import DEFAULTS_VARIABLE, load_sections
 
 HANG_S = 600
 DEFAULTS = {

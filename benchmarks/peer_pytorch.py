@@ -11,7 +11,7 @@ from peer_worker import PeerSpec
 from torch import nn
 from torch.nn import functional
 
-from cnnbench.models.resnet50 import BLOCKS, EPSILON, STEM, Conv
+from cnnbench.engines.tensorflow.resnet50 import BLOCKS, EPSILON, STEM, Conv
 
 CALIBRATION_IMAGES = 100
 """Of the calibration part, for PT2E: it runs them eagerly, before each load."""

@@ -28,17 +28,17 @@ from peer_table import Row, contention_text, notes, speed_up_table, table, verdi
 from peer_worker import PeerSpec
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
-from cnnbench.case import check_name
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
-from cnnbench.host import read_cpuinfo, read_host
-from cnnbench.isa import PRECISIONS, require
-from cnnbench.job import Job
+from cnnbench.cases.case import check_name
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.machine.host import read_cpuinfo, read_host
+from cnnbench.cases.precisions import PRECISIONS, require
+from cnnbench.run.job import Job
 from cnnbench.launch.plan import PlanRequest, plan_instances
-from cnnbench.proof import judge_trace
-from cnnbench.staging.cache import cache_root
+from cnnbench.proof.precision import judge_trace
+from cnnbench.base.cache import cache_root
 from cnnbench.staging.inputs import PreparedModel
-from cnnbench.topology import format_cpu_list, read_topology
-from cnnbench.validity import compare_outputs, judge_outputs
+from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.proof.verdict import compare_outputs, judge_outputs
 
 DATA_TYPES = {
     "avx_fp32": "fp32",

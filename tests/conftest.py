@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.environments import TORCH_PYTHON, choose_variant, engine_python
-from cnnbench.errors import CnnbenchError
-from cnnbench.host import read_cpuinfo
-from cnnbench.staging.cache import cache_root
+from cnnbench.staging.environments import TORCH_PYTHON, choose_variant, engine_python
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.machine.host import read_cpuinfo
+from cnnbench.base.cache import cache_root
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: the programs under test must get it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,7 +29,7 @@ def cpu_flags(monkeypatch, tmp_path):
     def pretend(flags: str) -> None:
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text(f"processor : 0\nvendor_id : GenuineIntel\nflags : {flags}\n")
-        monkeypatch.setattr("cnnbench.job.read_cpuinfo", lambda: read_cpuinfo(cpuinfo))
+        monkeypatch.setattr("cnnbench.run.job.read_cpuinfo", lambda: read_cpuinfo(cpuinfo))
 
     return pretend
 
@@ -54,4 +54,4 @@ def pytorch_python(engine_cache: Path) -> Path:
 @pytest.fixture
 def unsupported_python(monkeypatch):
     """Have this Python be one that no model can be quantised with, as 3.12 and 3.13 are."""
-    monkeypatch.setattr("cnnbench.environments.ITEX_PYTHONS", ((3, 9),))
+    monkeypatch.setattr("cnnbench.staging.environments.ITEX_PYTHONS", ((3, 9),))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cmake_build import run_cmake
 from cnnbench.launch.container import BUILD_LABEL
-from cnnbench.launch.shared import State
+from cnnbench.worker.control import State
 from null_workload import PATIENCE_S, ROOT, NullWorkload, wait_until, write_checkout
 
 CLI = shlex.split(os.environ.get("CONTAINER_CLI", "docker"))
@@ -31,7 +31,7 @@ COPY workload/Harness ${CNNBENCH_WORKLOAD}
 _REACHED = """
 import sys
 from pathlib import Path
-from cnnbench.launch.shared import ControlBlock, State
+from cnnbench.worker.control import ControlBlock, State
 (shared,) = Path("/dev/shm").glob(".cnnbench-run-*")
 control, wanted = ControlBlock(shared), State[sys.argv[1]]
 sys.exit(any(control.state(int(index)) < wanted for index in sys.argv[2:]))

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from cnnbench.host import GPU_DRIVER
+from cnnbench.machine.host import GPU_DRIVER
 
 FOUND, NO_DEVICE = 0, 100
 

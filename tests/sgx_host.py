@@ -1,6 +1,6 @@
 """A host with or without SGX, as its file systems show it."""
 
-from cnnbench.sgx import SgxRoots, missing_for_enclaves
+from cnnbench.machine.sgx import SgxRoots, missing_for_enclaves
 from sysfs import write
 
 GIB = 1 << 30

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cnnbench.topology import format_cpu_list
+from cnnbench.machine.topology import format_cpu_list
 
 
 def make_sysfs_tree(

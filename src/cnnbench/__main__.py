@@ -2,6 +2,6 @@
 
 import sys
 
-from cnnbench.cli import main
+from cnnbench.cli.main import main
 
 sys.exit(main())

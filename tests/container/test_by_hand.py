@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from cnnbench.result import load_run
+from cnnbench.results.record import load_run
 from container_engine import CLI, ask, is_running, tell
 from null_workload import SLUG, run_kpi, wait_until
 

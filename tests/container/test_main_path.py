@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from cnnbench.result import load_run
+from cnnbench.results.record import load_run
 from container_engine import CLI
 from null_workload import CORES, SLUG, THROUGHPUT, NullWorkload, clean_environment, run_kpi, step_of
 

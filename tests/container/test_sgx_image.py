@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from checkout import WORKLOAD
-from cnnbench.images import GRAMINE_LABEL, ImageOptions, inference_image
+from cnnbench.run.images import GRAMINE_LABEL, ImageOptions, inference_image
 from cnnbench.launch.trusted import tomllib
-from cnnbench.serve import ATTENDED_VARIABLE
-from cnnbench.workload import load_workload
+from cnnbench.run.serve import ATTENDED_VARIABLE
+from cnnbench.cases.workload import load_workload
 from container_engine import CLI, ask
 
 pytestmark = pytest.mark.container

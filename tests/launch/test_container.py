@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.errors import CnnbenchError
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.launch.container import ContainerSpec, Owner, run_command, run_engine
 
 SPEC = ContainerSpec(

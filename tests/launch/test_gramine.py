@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.errors import CnnbenchError, UsageError
-from cnnbench.isa import PRECISIONS
+from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.launch.gramine import (
     Enclave,
     EnclaveWorker,
@@ -24,7 +24,7 @@ from cnnbench.launch.gramine import (
     worker_roots,
 )
 from cnnbench.launch.trusted import check_manifest, hash_files, tomllib
-from cnnbench.worker import InstanceSpec, WorkerSpec
+from cnnbench.worker.process import InstanceSpec, WorkerSpec
 
 TEMPLATES = sorted(Path(__file__).parents[2].glob("workload/*/gramine.manifest.template"))
 ODD = 'it\'s a "b" \\ $c {{ d }}\n\x7fé😀.py'
@@ -93,7 +93,7 @@ def render(worker, enclave=None, template=TEMPLATES[0]):
 def test_the_manifest_starts_this_worker_and_no_other(worker, tmp_path, template):
     manifest = tomllib.loads(render(worker, Enclave(8 * GIB, 23), template))
     assert manifest["libos"]["entrypoint"] == str(tmp_path / "env/bin/python")
-    assert manifest["loader"]["argv"] == [str(worker.python), "-m", "cnnbench.worker", str(worker.spec_file)]
+    assert manifest["loader"]["argv"] == [str(worker.python), "-m", "cnnbench.worker.process", str(worker.spec_file)]
     assert manifest["loader"]["entrypoint"]["uri"].startswith("file:/")
     environment = manifest["loader"]["env"]
     assert environment["OMP_NUM_THREADS"] == "2"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.isa import PRECISIONS
+from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.launch.local import SHARED_PREFIX, STALE_S, engine_environment, shared_directory, split_environment
 from cnnbench.launch.plan import InstancePlan, Plan
 

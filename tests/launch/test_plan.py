@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from cnnbench.errors import UsageError
+from cnnbench.base.errors import UsageError
 from cnnbench.launch.plan import InstancePlan, PlanRequest, plan_instances
-from cnnbench.topology import Topology, read_topology
+from cnnbench.machine.topology import Topology, read_topology
 from sysfs import make_sysfs_tree
 
 

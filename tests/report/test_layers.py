@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.cli import main
-from cnnbench.proof import UNTOLD
-from cnnbench.run import new_logs_directory
-from cnnbench.trace import Primitive, write_layers
+from cnnbench.cli.main import main
+from cnnbench.proof.precision import UNTOLD
+from cnnbench.run.measurement import new_logs_directory
+from cnnbench.proof.trace import Primitive, write_layers
 from test_worker import SPEC
 
 TRACES = Path(__file__).parents[1] / "traces"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cnnbench.isa import PRECISIONS
+from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.report import precisions
-from cnnbench.result import Criterion, Kpi, RunResult
+from cnnbench.results.record import Criterion, Kpi, RunResult
 
 KILLED = Criterion(name="instances", passed=False, found="an instance was killed", needed="")
 UNSTEADY = Criterion(name="spread", passed=False, found="12.0 %", needed="at most 5 %", severity="unstable")

@@ -8,10 +8,10 @@ import statistics
 import pytest
 from pydantic import ValidationError
 
-from cnnbench.errors import UsageError
+from cnnbench.base.errors import UsageError
 from cnnbench.report.table import CSV_COLUMNS, kpi_table, list_kpis
-from cnnbench.result import KILLED, Criterion, Kpi, RunResult
-from cnnbench.run import new_logs_directory
+from cnnbench.results.record import KILLED, Criterion, Kpi, RunResult
+from cnnbench.run.measurement import new_logs_directory
 
 PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
 THROUGHPUT = "inference_throughput_avx_fp32_gated"

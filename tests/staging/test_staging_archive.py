@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.errors import CnnbenchError
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.staging import archive
 from cnnbench.staging.archive import read_archived_file, unpack
-from cnnbench.staging.cache import install_directory
+from cnnbench.base.cache import install_directory
 
 GOOD = {"set/a.jpeg": b"A" * 700, "set/deep/b.jpeg": b"B" * 3000}
 
@@ -162,9 +162,9 @@ def test_a_member_that_claims_more_than_the_archive_holds_is_refused(tmp_path):
 def test_a_file_size_limit_met_midway_leaves_nothing(tmp_path):
     tar = make_tar(tmp_path / "good.tar")
     script = (
-        "import resource, sys; from pathlib import Path; from cnnbench.errors import CnnbenchError\n"
+        "import resource, sys; from pathlib import Path; from cnnbench.base.errors import CnnbenchError\n"
         "from cnnbench.staging.archive import unpack\n"
-        "from cnnbench.staging.cache import install_directory\n"
+        "from cnnbench.base.cache import install_directory\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: install_directory(lambda building: unpack(Path(sys.argv[1]), building), Path(sys.argv[2]))\n"
         "except CnnbenchError as error: sys.exit(f'clear: {error}')\n"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.errors import CnnbenchError
-from cnnbench.staging.cache import cache_root, install_directory, require_free_space
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.base.cache import cache_root, install_directory, require_free_space
 
 # A builder that says when it is half done, and goes on when it is told to.
 BUILDER = """
 import sys
 from pathlib import Path
-from cnnbench.staging.cache import install_directory
+from cnnbench.base.cache import install_directory
 
 def build(directory):
     (directory / "first").write_text("half a set")

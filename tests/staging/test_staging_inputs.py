@@ -5,15 +5,15 @@ import sys
 
 import pytest
 
-from cnnbench.cli import main
-from cnnbench.datasets import procedural
-from cnnbench.datasets.index import write_image_set
-from cnnbench.environments import QUANTIZER, environment_path
-from cnnbench.errors import CnnbenchError, SkippedError
-from cnnbench.host import CpuInfo
-from cnnbench.job import stage_engine
+from cnnbench.cli.main import main
+from cnnbench.inputs import procedural
+from cnnbench.inputs.image_set import write_image_set
+from cnnbench.staging.environments import QUANTIZER, environment_path
+from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.machine.host import CpuInfo
+from cnnbench.run.job import stage_engine
 from cnnbench.staging import inputs
-from cnnbench.staging.cache import digest_file
+from cnnbench.base.cache import digest_file
 from cnnbench.staging.inputs import (
     EMBEDDED_BY,
     PACKAGE,
@@ -160,7 +160,7 @@ def installed(cache, python):
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("int8", [True, False])
 def test_an_engine_is_staged_with_int8_graphs_where_they_are_wanted_whatever_the_cpu(cache, monkeypatch, int8):
-    monkeypatch.setattr("cnnbench.environments.ITEX_PYTHONS", (sys.version_info[:2],))
+    monkeypatch.setattr("cnnbench.staging.environments.ITEX_PYTHONS", (sys.version_info[:2],))
     stage_engine("tensorflow", CPU, cache, int8=int8)
     assert len(list(cache.glob("prepared/*-int8-*/int8.pb"))) == (2 if int8 else 0)
     assert len(list(cache.glob("prepared/*-predictions-*/predictions.npy"))) == int8

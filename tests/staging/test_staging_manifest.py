@@ -1,6 +1,6 @@
 import pytest
 
-from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.staging.manifest import find_artefact, load_artefacts
 
 ENTRY = """

@@ -7,7 +7,7 @@ import termios
 
 import pytest
 
-from cnnbench.progress import BYTES, Progress, bytes_text
+from cnnbench.base.progress import BYTES, Progress, bytes_text
 
 
 class Clock:

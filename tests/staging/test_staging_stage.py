@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.staging.download import Retry
 from cnnbench.staging.manifest import Artefact
 from cnnbench.staging.stage import stage_artefact, staged_path
@@ -315,7 +315,7 @@ def test_another_version_in_the_manifest_is_not_served_from_the_old_file(site, t
 STAGER = """
 import resource, sys
 from pathlib import Path
-from cnnbench.errors import CnnbenchError
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.staging.manifest import Artefact
 from cnnbench.staging.stage import stage_artefact
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
-from cnnbench.errors import CnnbenchError
-from cnnbench.progress import progress_stream
-from cnnbench.topology import format_cpu_list
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.base.progress import progress_stream
+from cnnbench.machine.topology import format_cpu_list
 
 EXPORT = Path("/export-logs")
 """The FIFO inside a container that its logs come out of as a tar archive; the image has it, so a reader can wait."""

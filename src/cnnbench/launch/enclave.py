@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cnnbench.errors import CnnbenchError
-from cnnbench.isa import Precision
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.cases.precisions import Precision
 from cnnbench.launch.gramine import (
     GRAMINE,
     EnclaveWorker,
@@ -19,7 +19,7 @@ from cnnbench.launch.gramine import (
 )
 from cnnbench.launch.local import WorkerLaunch
 from cnnbench.launch.trusted import TrustedFile, hash_files
-from cnnbench.worker import WorkerSpec
+from cnnbench.worker.process import WorkerSpec
 
 APPLICATION = "worker"
 """What a worker's manifest in its directory is called: `worker.manifest`."""

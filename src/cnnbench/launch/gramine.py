@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from cnnbench.errors import CnnbenchError, UsageError
-from cnnbench.isa import Precision
+from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.cases.precisions import Precision
 from cnnbench.launch.local import worker_command
-from cnnbench.launch.shared import StepTimes
+from cnnbench.worker.control import StepTimes
 from cnnbench.launch.trusted import TrustedFile
-from cnnbench.worker import WorkerSpec
+from cnnbench.worker.process import WorkerSpec
 
 GRAMINE = Path("/usr/lib/x86_64-linux-gnu/gramine")
 """Where Gramine's packages put its libraries."""

@@ -16,12 +16,12 @@ from types import TracebackType
 
 import numpy as np
 
-from cnnbench.errors import InvalidMeasurementError
-from cnnbench.isa import Precision
+from cnnbench.base.errors import InvalidMeasurementError
+from cnnbench.cases.precisions import Precision
 from cnnbench.launch.plan import Plan
-from cnnbench.launch.shared import ControlBlock, State, StepTimes
-from cnnbench.progress import Progress
-from cnnbench.result import KILLED
+from cnnbench.worker.control import ControlBlock, State, StepTimes
+from cnnbench.base.progress import Progress
+from cnnbench.results.record import KILLED
 
 SHARED_PREFIX = ".cnnbench-run-"
 STALE_S = 60.0
@@ -104,7 +104,7 @@ def engine_environment(
 
 def worker_command(python: Path, spec: Path) -> list[str]:
     """Return the command that starts a worker."""
-    return [str(python), "-m", "cnnbench.worker", str(spec)]
+    return [str(python), "-m", "cnnbench.worker.process", str(spec)]
 
 
 @dataclass(frozen=True)

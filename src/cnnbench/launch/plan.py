@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from cnnbench.errors import UsageError
-from cnnbench.parameters import InstanceMode
-from cnnbench.topology import UNKNOWN_NODE, Core, Topology, format_cpu_list
+from cnnbench.base.errors import UsageError
+from cnnbench.cases.parameters import InstanceMode
+from cnnbench.machine.topology import UNKNOWN_NODE, Core, Topology, format_cpu_list
 
 MODES = ("throughput", "latency", "accuracy")
 LATENCY_CORES = 4  # the reference document: 4 cores per test instance

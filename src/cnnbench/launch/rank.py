@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.contention import sample_cpu_time, with_siblings
-from cnnbench.errors import CnnbenchError, InvalidMeasurementError
-from cnnbench.host import read_cpuinfo
-from cnnbench.isa import PRECISIONS, missing_for_precision
+from cnnbench.machine.contention import sample_cpu_time, with_siblings
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
+from cnnbench.machine.host import read_cpuinfo
+from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
 from cnnbench.launch.local import (
     JUDGE_S,
     POLL_S,
@@ -38,10 +38,10 @@ from cnnbench.launch.local import (
 )
 from cnnbench.launch.mpi import FAILED, REPORT, UNFIT, RankJob, RankReport
 from cnnbench.launch.plan import InstancePlan, place_instance
-from cnnbench.launch.shared import COLUMNS, ControlBlock, State, StepTimes
-from cnnbench.signals import end_by_exceptions
-from cnnbench.topology import format_cpu_list, read_topology
-from cnnbench.worker import WorkerSpec
+from cnnbench.worker.control import COLUMNS, ControlBlock, State, StepTimes
+from cnnbench.base.signals import end_by_exceptions
+from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.worker.process import WorkerSpec
 
 COMMAND, PROGRESS, CLOCK = 1, 2, 3
 """Tags of messages: rank 0's word, a rank's progress, a question of the time."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.staging.cache import digest_file
+from cnnbench.base.cache import digest_file
 
 if sys.version_info >= (3, 11):
     import tomllib

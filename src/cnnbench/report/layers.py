@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnbench.errors import CnnbenchError
-from cnnbench.isa import PRECISIONS, Precision
-from cnnbench.proof import ran_as
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.cases.precisions import PRECISIONS, Precision
+from cnnbench.proof.precision import ran_as
 from cnnbench.report.table import Format, align
-from cnnbench.result import find_runs
-from cnnbench.trace import LAYERS, TRACE_DIRECTORY, TracedStep, read_trace
-from cnnbench.worker import WorkerSpec
+from cnnbench.results.record import find_runs
+from cnnbench.proof.trace import LAYERS, TRACE_DIRECTORY, TracedStep, read_trace
+from cnnbench.worker.process import WorkerSpec
 
 COLUMNS = (
     "record", "number", "kind", "shape", "implementation", "types", "partition", "count", "gmacs", "time_ms",

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cnnbench.report.kpi_log import format_number
+from cnnbench.results.kpi_text import format_number
 from cnnbench.report.table import WIDTH, align, find_interval
-from cnnbench.result import RunResult, Verdict
+from cnnbench.results.record import RunResult, Verdict
 
 
 @dataclass(frozen=True)

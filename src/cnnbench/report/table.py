@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnbench.case import FIXED_BY_NAME
-from cnnbench.errors import CnnbenchError, UsageError
-from cnnbench.report.kpi_log import format_number
-from cnnbench.result import WORKER, Kpi, RunResult, find_runs, load_run
+from cnnbench.cases.case import FIXED_BY_NAME
+from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.results.kpi_text import format_number
+from cnnbench.results.record import WORKER, Kpi, RunResult, find_runs, load_run
 
 Format = Literal["table", "csv", "json"]
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from cnnbench.backends import ImageForm
-from cnnbench.datasets import procedural
-from cnnbench.datasets.imagenet import stage_imagenet
-from cnnbench.datasets.index import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
-from cnnbench.environments import QUANTIZER, lock_file, quantizer_python
-from cnnbench.errors import CnnbenchError, SkippedError
+from cnnbench.engines.registry import ImageForm
+from cnnbench.inputs import procedural
+from cnnbench.staging.imagenet import stage_imagenet
+from cnnbench.inputs.image_set import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
+from cnnbench.staging.environments import QUANTIZER, lock_file, quantizer_python
+from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.launch.local import split_environment
-from cnnbench.staging.cache import digest_file, install_directory
+from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.staging.manifest import load_artefacts
 from cnnbench.staging.stage import stage_artefact
 
@@ -113,7 +113,7 @@ def stage_imagenet_set(cache: Path, source: Path | None, python: Path | None, *,
         artefacts = [load_artefacts()[name] for name in IMAGENET_ARTEFACTS]
         archives = [None if source is None else source / artefact.file_name for artefact in artefacts]
         if source is not None and not any(archive.exists() for archive in archives if archive):
-            module = "cnnbench.datasets.tfrecord"
+            module = "cnnbench.engines.tensorflow.shards"
             run_module([str(python), "-m", module, str(source.absolute()), str(destination)])
         else:
             tar, devkit = (

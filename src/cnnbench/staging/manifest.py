@@ -8,7 +8,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.base.errors import CnnbenchError, UsageError
 
 MANIFEST = Path(__file__).with_name("artefacts.yaml")
 

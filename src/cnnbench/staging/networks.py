@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from cnnbench.backends import Engine, ImageForm
-from cnnbench.datasets.index import load_manifest
-from cnnbench.environments import lock_file
-from cnnbench.errors import CnnbenchError
-from cnnbench.models.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, Network, check_network
-from cnnbench.parameters import Parameters
-from cnnbench.staging.cache import digest_file, install_directory
+from cnnbench.engines.registry import Engine, ImageForm
+from cnnbench.inputs.image_set import load_manifest
+from cnnbench.staging.environments import lock_file
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, Network, check_network
+from cnnbench.cases.parameters import Parameters
+from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.staging.inputs import PreparedModel, digest_sources, run_module, stage_procedural
 
 PREPARED_BY = (
@@ -107,7 +107,7 @@ def quantize_network(model: PreparedModel, python: Path, cache: Path) -> Prepare
     destination = cache / "prepared" / f"{model.graph.name}-{images.sha256[:16]}-int8-{made_by}"
 
     def build(directory: Path) -> None:
-        module = "cnnbench.models.quantize_network"
+        module = "cnnbench.engines.onnxruntime.quantize"
         run_module([str(python), "-m", module, str(model.graph), str(images.root), str(directory)])
 
     install_directory(build, destination)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cnnbench.errors import CnnbenchError, UsageError
-from cnnbench.progress import BYTES, Progress
-from cnnbench.staging.cache import explain_disk_errors, locked, require_free_space
+from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.base.progress import BYTES, Progress
+from cnnbench.base.cache import explain_disk_errors, locked, require_free_space
 from cnnbench.staging.download import DEFAULT_RETRY, Retry, discard_part, download
 from cnnbench.staging.manifest import Artefact, Md5, Sha256
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from cnnbench.stats import CONFIDENCE, median_interval
+from cnnbench.results.stats import CONFIDENCE, median_interval
 
 Speeds = Mapping[str, Mapping[int, float]]
 """What was measured: setting to round to speed, of which more is better."""

@@ -1,0 +1,162 @@
+"""Say what each precision needs of a machine, what it has the engines do, and what their trace must then show.
+
+A precision is a data type on an instruction set, or on a GPU (`cuda_*`), whose libraries choose the instructions.
+`avx_*` precisions are capped below AMX with ONEDNN_MAX_CPU_ISA, so that on a machine that
+has both, `avx_bfloat16` and `amx_bfloat16` are different measurements.
+"""
+
+from dataclasses import dataclass, replace
+
+from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.machine.host import find_gpu_obstacle
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What one precision means.
+
+    `flags`: alternatives of /proc/cpuinfo flags, one alternative of which the CPU must have whole; none on a GPU.
+    `max_isa`: the cap handed to oneDNN. `trace_isa`: what an implementation's name in the trace must match.
+    `trace_type`: the data type its source and weights must have. `fpmath`: the type in which it computes with float32
+    numbers, empty for float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference.
+    `top1_agreement`: the share of the check batch whose best class must be the reference's. `peak`: the kind of
+    native/peak.c that is its ceiling, empty on a GPU, which that cannot measure.
+    """
+
+    name: str
+    flags: tuple[frozenset[str], ...]
+    max_isa: str
+    trace_isa: str
+    trace_type: str
+    softmax_bound: float
+    top1_agreement: float
+    peak: str
+    fpmath: str = ""
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether its graphs are quantised."""
+        return self.name.endswith("int8")
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether it answers as the model itself does, up to rounding in float32."""
+        return self.name.endswith("fp32")
+
+    @property
+    def data_type(self) -> str:
+        """What follows the device or instruction set in its name, such as bfloat16."""
+        return self.name.partition("_")[2]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network runs on an NVIDIA GPU, and not on the CPU."""
+        return self.name.startswith("cuda_")
+
+
+_AVX_CAP = "AVX512_CORE_BF16"
+_AVX2_CAP = "AVX2_VNNI_2"
+"""What no cap is, where there is no AVX-512: in oneDNN's order AVX512_CORE_BF16 does not include AVX-VNNI."""
+_AMX = r"avx(512_core|10_\d_512)_amx"
+
+
+def _on_gpu(data_type: str, trace_type: str, softmax_bound: float, top1_agreement: float) -> Precision:
+    """Return a precision of GPUs: its libraries tell no instructions, so the data type alone is proven."""
+    return Precision(f"cuda_{data_type}", (), "ALL", r"(?!)", trace_type, softmax_bound, top1_agreement, peak="")
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision(
+            "avx_fp32",
+            flags=(frozenset({"avx2", "fma"}),),
+            max_isa=_AVX_CAP,
+            trace_isa=r"avx512_core(?!_amx)|avx2",  # AMX takes f32 tensors too, but computes in bfloat16
+            trace_type="f32",
+            softmax_bound=1e-3,
+            top1_agreement=1.0,
+            peak="fp32",
+        ),
+        Precision(
+            "avx_bfloat16",
+            flags=(frozenset({"avx512_bf16"}),),
+            max_isa=_AVX_CAP,
+            trace_isa=r"avx512_core_bf16",
+            trace_type="bf16",
+            softmax_bound=0.15,
+            top1_agreement=0.9,
+            peak="avx512_bf16",
+        ),
+        Precision(
+            "avx_int8",
+            flags=(frozenset({"avx512_vnni"}), frozenset({"avx_vnni"})),
+            max_isa=_AVX_CAP,
+            trace_isa=r"avx512_core_vnni|avx512_core_bf16|avx2_vnni",
+            trace_type="[us]8",
+            softmax_bound=0.3,
+            top1_agreement=0.85,
+            peak="vnni",
+        ),
+        Precision(
+            "amx_bfloat16",
+            flags=(frozenset({"amx_tile", "amx_bf16"}),),
+            max_isa="AVX512_CORE_AMX",
+            trace_isa=_AMX,
+            trace_type="bf16",
+            softmax_bound=0.15,
+            top1_agreement=0.9,
+            peak="amx_bf16",
+        ),
+        Precision(
+            "amx_bfloat32",
+            flags=(frozenset({"amx_tile", "amx_bf16"}),),
+            max_isa="AVX512_CORE_AMX",
+            trace_isa=_AMX,
+            trace_type="f32",
+            softmax_bound=0.15,
+            top1_agreement=0.9,
+            peak="amx_bf16",
+            fpmath="bf16",
+        ),
+        Precision(
+            "amx_int8",
+            flags=(frozenset({"amx_tile", "amx_int8"}),),
+            max_isa="AVX512_CORE_AMX",
+            trace_isa=_AMX,
+            trace_type="[us]8",
+            softmax_bound=0.3,
+            top1_agreement=0.85,
+            peak="amx_int8",
+        ),
+        _on_gpu("fp32", "f32", softmax_bound=1e-3, top1_agreement=1.0),
+        _on_gpu("float16", "f16", softmax_bound=0.1, top1_agreement=0.9),
+        _on_gpu("bfloat16", "bf16", softmax_bound=0.15, top1_agreement=0.9),
+    )
+}
+
+
+def missing_for_precision(precision: Precision, cpu_flags: frozenset[str]) -> list[str]:
+    """Return why this program or this machine cannot run the precision; empty when they can."""
+    if precision.on_gpu:
+        obstacle = find_gpu_obstacle()
+        return [f"{precision.name}: needs an NVIDIA GPU, but {obstacle}"] if obstacle else []
+    lacking = [sorted(needed - cpu_flags) for needed in precision.flags]
+    if not all(lacking):
+        return []
+    return [f"{precision.name}: this CPU lacks {' or '.join(' and '.join(flags) for flags in lacking)}"]
+
+
+def require(precision: Precision, cpu_flags: frozenset[str], *, force: bool = False) -> None:
+    """Raise SkippedError, or with `force` CnnbenchError, unless this program and machine can run the precision."""
+    if missing := missing_for_precision(precision, cpu_flags):
+        if force:
+            raise CnnbenchError(
+                f"{missing[0]}; FORCE=True makes that an error: use a machine that has it, or leave FORCE out"
+            )
+        raise SkippedError(missing[0])
+
+
+def fit_to_cpu(precision: Precision, cpu_flags: frozenset[str]) -> Precision:
+    """Return the precision with a cap that hides nothing of this CPU that it needs."""
+    return precision if precision.on_gpu or "avx512f" in cpu_flags else replace(precision, max_isa=_AVX2_CAP)

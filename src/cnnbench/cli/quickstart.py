@@ -1,0 +1,145 @@
+"""Go from nothing to a table of KPIs: stage, configure, run the cases that characterise this machine."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cnnbench.cli import ctest
+from cnnbench.engines.registry import Engine, find_engine
+from cnnbench.cases.case import TestCase
+from cnnbench.staging.environments import quantizer_obstacle
+from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.machine.host import CpuInfo, read_cpuinfo
+from cnnbench.cases.precisions import PRECISIONS, Precision, missing_for_precision
+from cnnbench.run.job import stage_engine
+from cnnbench.cases.parameters import PrecisionName
+from cnnbench.cases.platforms import detect_platform
+from cnnbench.report.precisions import precision_table
+from cnnbench.report.table import kpi_table
+from cnnbench.results.record import RUN_FILE, WORKER, RunResult, load_run
+from cnnbench.cases.workload import load_workload
+
+ROOT = Path(__file__).parents[2]
+WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
+
+DEFAULTS = "quick.yaml"
+"""A workload's settings file of how the quick start differs from the cases' own defaults."""
+
+CHOOSING = ("-R", "--tests-regex", "-E", "--exclude-regex", "-L", "--label-regex", "-I", "--tests-information",
+            "--testcase", "-N", "--show-only", "-h", "--help", "--describe-params")  # fmt: skip
+
+
+def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: str = WORKLOAD) -> int:
+    """Run a workload's quick cases and print the table; return ctest's exit code. `arguments` are those of ctest.sh."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what stages or configures is ended with us
+    source, build = root / "workload" / name, root / "build"
+    workload, cpu = load_workload(source), read_cpuinfo()
+    int8 = any(one.is_int8 and not missing_for_precision(one, cpu.flags) for one in PRECISIONS.values())
+    stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
+    _configure(root, build, detect_platform(cpu))
+
+    directory, tool = build / "workload" / name, _tool("ctest")
+    before = _runs(directory)
+
+    def run(choice: Sequence[str]) -> int:
+        return ctest.main(directory, tool, source, [*choice, *arguments], source / DEFAULTS)
+
+    def new_runs() -> dict[Path, RunResult]:
+        logs = sorted(_runs(directory) - before, key=lambda path: (path / RUN_FILE).stat().st_mtime)
+        return {path: load_run(path) for path in logs}
+
+    precisions: list[PrecisionName] = []
+    lacking: list[str] = []
+    if any(word.split("=")[0] in CHOOSING for word in arguments):
+        code = run([])
+    else:
+        declared = [workload.parse_case(case) for case in ctest.list_cases(directory, [tool])]
+        precisions, lacking = _split_precisions(declared, cpu, find_engine(workload.engine))
+        code = run(_choose(_first_cases(workload.slug, precisions)))
+        if code < 128:  # else it was interrupted
+            fastest = TestCase(workload.slug, "latency", _fastest(precisions, new_runs().values()))
+            code = run(_choose([fastest])) or code
+    if runs := new_runs():
+        results = list(runs.values())
+        repeated = len(results) > len({result.case for result in results})  # by --set or --loop
+        print("\n" + (precision_table(results, precisions) if precisions and not repeated else kpi_table(results)))
+        print("\nlogs:")
+        print("\n".join(f"  {path}" for path in runs))
+    for reason in lacking:
+        print(f"not run: {reason}")
+    return code
+
+
+def _split_precisions(
+    declared: Iterable[TestCase], cpu: CpuInfo, engine: Engine
+) -> tuple[list[PrecisionName], list[str]]:
+    """Return the platform's precisions that can run here, in its order, and why the others cannot."""
+    missing = {case.precision: _obstacles(PRECISIONS[case.precision], cpu, engine) for case in declared}
+    runnable = [precision for precision, reasons in missing.items() if not reasons]
+    lacking = [reason for reasons in missing.values() for reason in reasons]
+    if not runnable:
+        raise SkippedError("\n".join(["no precision of this platform can run here:", *lacking]))
+    return runnable, lacking
+
+
+def _obstacles(precision: Precision, cpu: CpuInfo, engine: Engine) -> list[str]:
+    """Return why a precision's cases would be skipped here; empty when they can run."""
+    missing = missing_for_precision(precision, cpu.flags)
+    if not missing and precision.is_int8 and engine.quantizer and (obstacle := quantizer_obstacle()):
+        return [f"{precision.name}: {obstacle}"]
+    return missing
+
+
+def _first_cases(slug: str, precisions: Iterable[PrecisionName]) -> list[TestCase]:
+    """Return the cases that every precision has its row of the table from."""
+    return [
+        case
+        for precision in precisions
+        for case in (TestCase(slug, "throughput", precision, "pkm"), TestCase(slug, "accuracy", precision))
+    ]
+
+
+def _choose(cases: Iterable[TestCase]) -> list[str]:
+    """Return ctest's choice of these cases."""
+    return ["-R", "|".join(f"^{case.name}$" for case in cases)]
+
+
+def _fastest(precisions: Sequence[PrecisionName], runs: Iterable[RunResult]) -> PrecisionName:
+    """Return the precision of the highest throughput measured, the first one when there is none."""
+    rates = {
+        run.requested["PRECISION"]: kpi.value
+        for run in runs
+        for kpi in run.kpis
+        if kpi.primary and kpi.key == "Throughput" and run.verdict != "invalid"
+    }
+    return max(precisions, key=lambda precision: rates.get(precision, 0.0))
+
+
+def _configure(root: Path, build: Path, platform: str) -> None:
+    _say(f"configuring {build} for {platform}")
+    # The directory may have been configured for containers, which cmake remembers.
+    options = ["-DBACKEND=native", f"-DPLATFORM={platform}", f"-DCNNBENCH_PYTHON={sys.executable}"]
+    command = [_tool("cmake"), "-S", str(root), "-B", str(build), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CnnbenchError(f"cmake failed:\n{done.stdout}{done.stderr}")
+
+
+def _tool(name: str) -> str:
+    """Return the tool that setup put beside this Python because the system's will not do, or else the system's."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if path is None:
+        raise CnnbenchError(f"{name}: not found; script/setup.sh installs it")
+    return path
+
+
+def _runs(directory: Path) -> set[Path]:
+    return {path.parent for path in directory.glob(f"logs-*/itr-*/{WORKER}/{RUN_FILE}")}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,1 +1,0 @@
-"""Labelled image sets on disk, how they are made, and how they become input tensors."""

@@ -1,0 +1,182 @@
+"""Read the processor layout this process may use: sockets, NUMA nodes, physical cores, SMT siblings.
+
+The source is sysfs (kernel Documentation/admin-guide/cputopology.rst), cut down to the affinity mask and the cgroup
+cpuset. Inside a container sysfs, `lscpu` and `numactl -H` show every CPU of the host, so the cut is what counts.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnbench.machine.cgroup import PROC_SELF, find_cgroups
+from cnnbench.base.errors import CnnbenchError, UsageError
+
+HOST_SYSFS = Path("/sys")
+UNKNOWN_NODE = -1  # a CPU that no NUMA node lists although the machine has nodes: never bind its memory
+_CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")  # of v2, of v1, of an old v1
+
+
+@dataclass(frozen=True)
+class Core:
+    """A physical core of which at least one logical CPU is usable."""
+
+    id: int  # dense index over the usable cores, socket by socket and node by node
+    cpus: tuple[int, ...]  # usable SMT siblings, lowest first
+    socket: int
+    node: int
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The usable physical cores, with the few facts of the host that the cut would hide."""
+
+    cores: tuple[Core, ...]
+    threads_per_core: int  # online SMT siblings of a core on the host, usable or not
+
+    @property
+    def sockets(self) -> tuple[int, ...]:
+        """Return the sockets that have a usable core."""
+        return tuple(sorted({core.socket for core in self.cores}))
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Return the NUMA nodes that have a usable core."""
+        return tuple(sorted({core.node for core in self.cores}))
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """Return every usable logical CPU, in ascending order."""
+        return tuple(sorted(cpu for core in self.cores for cpu in core.cpus))
+
+    @property
+    def smt(self) -> bool:
+        """Say whether SMT is on: some core of the host has more than one online sibling."""
+        return self.threads_per_core > 1
+
+    def cores_of_socket(self, socket: int) -> tuple[Core, ...]:
+        """Return the usable cores of one socket."""
+        return tuple(core for core in self.cores if core.socket == socket)
+
+    def cores_of_node(self, node: int) -> tuple[Core, ...]:
+        """Return the usable cores of one NUMA node."""
+        return tuple(core for core in self.cores if core.node == node)
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """Parse the kernel's list format, e.g. `0-3,8`, into ascending numbers; an empty list is allowed."""
+    numbers: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)) or (dash and int(last) < int(first)):
+            raise UsageError(f"CPU list {text.strip()!r}: {part!r} is neither a number nor an ascending range like 0-3")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(numbers))
+
+
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """Format CPU numbers as the kernel does: `(0, 1, 2, 3, 8)` becomes `0-3,8`."""
+    runs: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def read_topology(
+    sysfs: Path = HOST_SYSFS,
+    affinity: frozenset[int] | None = None,
+    cgroup_cpus: frozenset[int] | None = None,
+) -> Topology:
+    """Read the topology below `sysfs`, cut down to the CPUs in both `affinity` and `cgroup_cpus`.
+
+    None means the limits of this process for `/sys`. Another tree describes another machine, for which the limits
+    of this process mean nothing: there None is no limit.
+    """
+    if sysfs == HOST_SYSFS:
+        affinity = frozenset(os.sched_getaffinity(0)) if affinity is None else affinity
+        cgroup_cpus = read_cgroup_cpus() if cgroup_cpus is None else cgroup_cpus
+    online = read_online_cpus(sysfs)
+    usable = frozenset(online)
+    for limit in (affinity, cgroup_cpus):
+        usable = usable if limit is None else usable & limit
+    if not usable:
+        raise UsageError(
+            f"no usable CPU: online are {format_cpu_list(online)}, the affinity mask has {_describe(affinity)}, "
+            f"the cgroup cpuset has {_describe(cgroup_cpus)}; widen the mask (taskset) or the cpuset"
+        )
+    node_of = _read_nodes(sysfs)
+    siblings_of_core = _read_siblings(sysfs, online)
+    found = []
+    for siblings in siblings_of_core:
+        cpus = tuple(cpu for cpu in siblings if cpu in usable)
+        if cpus:
+            node = node_of.get(cpus[0], UNKNOWN_NODE) if node_of else 0
+            found.append((_read_socket(sysfs, cpus[0]), node, siblings[0], cpus))
+    return Topology(
+        cores=tuple(Core(id_, cpus, socket, node) for id_, (socket, node, _, cpus) in enumerate(sorted(found))),
+        threads_per_core=max(len(siblings) for siblings in siblings_of_core),
+    )
+
+
+def read_online_cpus(sysfs: Path = HOST_SYSFS) -> tuple[int, ...]:
+    """Return the online logical CPUs of the host, whether this process may use them or not."""
+    return parse_cpu_list(_read_text(sysfs / "devices/system/cpu/online"))
+
+
+def read_cgroup_cpus(proc_self: Path = PROC_SELF) -> frozenset[int] | None:
+    """Return the CPUs the cpuset of this process's cgroups (v1 and v2) allows, None without such a limit."""
+    limits = [_read_cpuset(levels) for levels in find_cgroups("cpuset", proc_self)]
+    known = [limit for limit in limits if limit is not None]
+    return frozenset.intersection(*known) if known else None
+
+
+def _read_cpuset(levels: Iterable[Path]) -> frozenset[int] | None:
+    """Read the nearest cpuset of a cgroup and those above it: a cgroup without the controller inherits."""
+    for path in (directory / name for directory in levels for name in _CPUSET_FILES):
+        if path.is_file() and (cpus := parse_cpu_list(_read_text(path))):
+            return frozenset(cpus)
+    return None
+
+
+def _read_siblings(sysfs: Path, online: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the online siblings of each physical core.
+
+    The sibling set is the identity of a core: `core_id` repeats across packages, and across dies on some.
+    """
+    cores = set()
+    for cpu in online:
+        topology = _cpu_directory(sysfs, cpu) / "topology"
+        names = (topology / "thread_siblings_list", topology / "core_cpus_list")  # the first is the older name
+        path = next((path for path in names if path.is_file()), names[0])
+        cores.add(tuple(sibling for sibling in parse_cpu_list(_read_text(path)) if sibling in online))
+    return sorted(cores)
+
+
+def _read_socket(sysfs: Path, cpu: int) -> int:
+    # The kernel writes -1 where the firmware names no package (some VMs, some Arm machines): one socket then.
+    return max(0, int(_read_text(_cpu_directory(sysfs, cpu) / "topology/physical_package_id")))
+
+
+def _read_nodes(sysfs: Path) -> dict[int, int]:
+    """Map CPU to NUMA node; empty for a kernel without NUMA. Nodes of memory only (HBM, CXL) list no CPU."""
+    nodes = sysfs / "devices/system/node"
+    lists = {int(path.parent.name[4:]): path for path in nodes.glob("node[0-9]*/cpulist")}
+    return {cpu: node for node, path in sorted(lists.items()) for cpu in parse_cpu_list(_read_text(path))}
+
+
+def _cpu_directory(sysfs: Path, cpu: int) -> Path:
+    return sysfs / f"devices/system/cpu/cpu{cpu}"
+
+
+def _describe(limit: frozenset[int] | None) -> str:
+    return "no limit" if limit is None else (format_cpu_list(limit) or "no CPU")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return os.fsdecode(path.read_bytes()).strip()  # mount points may hold any byte
+    except OSError as error:
+        raise CnnbenchError(f"{path}: {error.strerror}; the CPU topology is read from Linux sysfs") from error

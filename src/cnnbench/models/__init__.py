@@ -1,1 +1,0 @@
-"""Build and rewrite networks."""

@@ -1,0 +1,231 @@
+"""Judge what a run measured, criterion by criterion; anything that fails makes the number invalid or unstable."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnnbench.machine.ceiling import Utilization
+from cnnbench.machine.contention import Contention, Throttling
+from cnnbench.cases.precisions import Precision
+from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.proof.precision import MOST_SHARE, REQUIRED_SHARE, PrecisionProof
+from cnnbench.results.record import KILLED, Criterion
+from cnnbench.results.stats import MIN_SLICES, Estimate, Steadiness
+from cnnbench.machine.topology import format_cpu_list
+
+CLOCKS_BOUND = 0.01
+CONTENTION_BOUND = 0.05
+THROTTLED_BOUND = 0.01
+DRIFT_BOUND = 0.05
+DRIFT_SIGNIFICANCE = 0.05
+SPREAD_BOUND = 0.10
+TOP1_LOSS_BOUND = 0.005
+AUTO_HALF_WIDTH = 0.01
+"""STEPS=auto measures until the 95 % interval of throughput is within this share of the mean."""
+
+
+def judge_survival(planned: int, finished: int) -> Criterion:
+    """Judge whether every planned instance finished; the failing text is the documented one."""
+    if finished == planned:
+        return Criterion(name="instances", passed=True, found=f"{finished} of {planned} finished", needed="all")
+    return Criterion(name="instances", passed=False, found=KILLED, needed="")
+
+
+def judge_pinning(plan: Plan, affinities: Mapping[int, Mapping[str, Sequence[int]]]) -> Criterion:
+    """Judge whether every thread of every worker stayed on its worker's planned CPUs.
+
+    `affinities`: for each instance, the CPUs each thread of its process may run on at the end.
+    """
+    strays = []
+    for instance in plan.instances:
+        allowed = _process_cpus(plan.instances, instance.process)
+        for thread, cpus in affinities[instance.index].items():
+            if not allowed.issuperset(cpus):
+                strays.append(f"thread {thread} of instance {instance.index} on {format_cpu_list(cpus)}")
+    hosts = dict.fromkeys(instance.host for instance in plan.instances)
+    used = {host: [cpu for one in plan.instances if one.host == host for cpu in one.cpus] for host in hosts}
+    if any(len(cpus) != len(set(cpus)) for cpus in used.values()):
+        strays.append("instances share a CPU")
+    where = "; ".join(f"{format_cpu_list(cpus)}{f' of {host}' if host else ''}" for host, cpus in used.items())
+    return Criterion(
+        name="pinning",
+        passed=not strays,
+        found="; ".join(strays[:3]) if strays else f"all threads on {where}",
+        needed="every thread on the planned CPUs",
+    )
+
+
+def _process_cpus(instances: Iterable[InstancePlan], process: int) -> set[int]:
+    return {cpu for instance in instances if instance.process == process for cpu in instance.cpus}
+
+
+def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
+    """Judge whether the precision asked for is the one that ran."""
+    ran = ", ".join(f"{name} {share:.0%}" for name, share in list(proof.implementations.items())[:3])
+    of = precision.name if proof.instructions_told else f"{precision.name}'s data type"
+    remedy = (
+        "; MKL, to which PyTorch leaves layers of few images on few threads, names no instructions on this CPU: take "
+        "a larger BATCH_SIZE, more CORES_PER_INSTANCE, or another ENGINE"
+        if proof.unnamed > 1 - REQUIRED_SHARE
+        else ""
+    )
+    return Criterion(
+        name="precision",
+        passed=REQUIRED_SHARE <= proof.share <= MOST_SHARE,
+        found=f"{proof.share:.1%} of the multiply-accumulates ran as {of} ({ran or 'no trace'})",
+        needed=f"{REQUIRED_SHARE:.0%} to {MOST_SHARE:.0%} of what the graph needs{remedy}",
+    )
+
+
+def judge_ceiling(utilization: Utilization) -> Criterion:
+    """Judge whether the machine can have done what was counted."""
+    return Criterion(
+        name="ceiling",
+        passed=utilization.share <= 1,
+        found=f"{utilization.achieved:.4g} {utilization.ceiling.compute.unit} are {utilization.share:.1%} of the peak "
+        f"measured, {utilization.ceiling.describe()}",
+        needed="at most 100%: no machine computes faster than it can, so either something slowed the cores while "
+        "the peak was measured (stop other work on this machine, and measure again), or images were counted whose "
+        "arithmetic was not all done",
+    )
+
+
+def judge_contention(contention: Contention) -> Criterion:
+    """Judge whether the instances had their cores to themselves."""
+    return Criterion(
+        name="contention",
+        passed=contention.others + contention.steal <= CONTENTION_BOUND,
+        found=f"other processes took {contention.others:.1%} of the cores' time, the hypervisor {contention.steal:.1%}",
+        needed=f"at most {CONTENTION_BOUND:.0%} together: stop other work on this machine",
+        severity="unstable",
+    )
+
+
+def judge_clocks(error_s: float, window_s: float) -> Criterion:
+    """Judge whether the times of several hosts are known well enough to speak of one common window."""
+    return Criterion(
+        name="clocks",
+        passed=error_s <= CLOCKS_BOUND * window_s,
+        found=f"times of other hosts are known to {1e3 * error_s:.3g} ms in a window of {window_s:.3g} s",
+        needed=f"to {CLOCKS_BOUND:.0%} of it: measure for longer, or have all hosts' clocks kept by one server",
+        severity="unstable",
+    )
+
+
+def judge_throttling(throttling: Throttling) -> Criterion:
+    """Judge whether a CPU quota left the instances their cores' time.
+
+    A run that it did not is unstable, not invalid: all that was counted is true of a machine with this quota, and a
+    container may be just what was to be measured. It is no figure of the cores that it names, though, and as a quota
+    slows steadily, neither drift nor spread would say so.
+    """
+    return Criterion(
+        name="throttling",
+        passed=throttling.share <= THROTTLED_BOUND,
+        found=f"a CPU quota of {throttling.quota_cpus:.4g} held work back {throttling.share:.1%} of the cores' time",
+        needed=f"at most {THROTTLED_BOUND:.0%}: raise or remove the quota (docker's --cpus, as in DOCKER_OPTIONS; "
+        "a Kubernetes limit; systemd's CPUQuota)",
+        severity="unstable",
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far outputs lie from the reference: the largest difference of a probability, and the share of equal bests."""
+
+    largest_difference: float
+    top1: float
+
+
+def compare_outputs(outputs: Sequence[Path], reference: Path) -> Agreement:
+    """Compare each instance's outputs for the fixed batch with the reference; return the worst."""
+    wanted = np.load(reference)
+    differences, agreements = [], []
+    for path in outputs:
+        found = np.load(path)
+        if found.shape != wanted.shape or not np.isfinite(found).all():
+            return Agreement(float("inf"), 0.0)
+        differences.append(float(np.abs(found - wanted).max()))
+        agreements.append(float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()))
+    return Agreement(max(differences), min(agreements))
+
+
+def judge_outputs(precision: Precision, agreement: Agreement) -> Criterion:
+    """Judge whether the measured graph answers as the reference does, within the precision's bound."""
+    return Criterion(
+        name="outputs",
+        passed=agreement.largest_difference <= precision.softmax_bound and agreement.top1 >= precision.top1_agreement,
+        found=f"probabilities within {agreement.largest_difference:.2g}, {agreement.top1:.0%} equal top-1",
+        needed=f"within {precision.softmax_bound:g}, {precision.top1_agreement:.0%}",
+    )
+
+
+def judge_steadiness(steady: Steadiness | None) -> list[Criterion]:
+    """Judge drift and spread of throughput; a run of too few steps to tell counts as unsteady.
+
+    A drift counts only when it can be told from chance: in a short run any line through the slices has some slope.
+    """
+    if steady is None:
+        return [
+            Criterion(
+                name="steadiness",
+                passed=False,
+                found="too few steps to judge",
+                needed=f"{2 * MIN_SLICES} steps of each instance in the common window: raise STEPS",
+                severity="unstable",
+            )
+        ]
+    return [
+        Criterion(
+            name="drift",
+            passed=abs(steady.drift) <= DRIFT_BOUND or steady.drift_p > DRIFT_SIGNIFICANCE,
+            found=f"{steady.drift:+.1%} (p = {steady.drift_p:.2g})",
+            needed=f"at most {DRIFT_BOUND:.0%}, or p above {DRIFT_SIGNIFICANCE}: warm up or measure for longer",
+            severity="unstable",
+        ),
+        Criterion(
+            name="spread",
+            passed=steady.spread <= SPREAD_BOUND,
+            found=f"{steady.spread:.1%}",
+            needed=f"at most {SPREAD_BOUND:.0%}: stop other work on this machine, or measure for longer",
+            severity="unstable",
+        ),
+    ]
+
+
+def judge_interval(throughput: Estimate, max_time_s: float) -> Criterion:
+    """Judge whether STEPS=auto reached the interval it measures for."""
+    width = throughput.relative_half_width
+    return Criterion(
+        name="interval",
+        passed=width is not None and width <= AUTO_HALF_WIDTH,
+        found="no interval from so few steps" if width is None else f"±{width:.1%} of the mean",
+        needed=f"±{AUTO_HALF_WIDTH:.0%} within MAX_TIME={max_time_s:g} s; raise MAX_TIME or quiet the machine",
+        severity="unstable",
+    )
+
+
+def reject_without_steps(mode: str) -> Criterion:
+    """Say that a run has measured nothing that its primary KPI could be made of."""
+    return Criterion(
+        name=mode, passed=False, found="no step lies inside the common window of all instances", needed="more STEPS"
+    )
+
+
+def judge_loss(loss: float) -> Criterion:
+    """Judge how much top-1 accuracy the precision costs against float32, as a share of the same images."""
+    return Criterion(
+        name="accuracy loss",
+        passed=loss <= TOP1_LOSS_BOUND,
+        found=f"{100 * loss:.2f} % of top-1 accuracy against the float32 model",
+        needed=f"at most {100 * TOP1_LOSS_BOUND:g} %",
+    )
+
+
+def judge_coverage(predicted: int, images: int) -> Criterion:
+    """Judge whether an accuracy run answered for every image of the set."""
+    return Criterion(
+        name="coverage", passed=predicted == images, found=f"{predicted} of {images} images answered", needed="all"
+    )

@@ -1,0 +1,138 @@
+"""Hold what one run found: everything later (KPI text, tables, comparisons) reads only this."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+WORKER = "worker-0"
+"""The directory inside `logs-<case>/itr-N` that holds a run's files."""
+KILLED = "Some instances were killed during execution! See README.md for more."
+"""The reason that the reference document gives when an instance has not produced a result."""
+SEEN = "what was seen"
+"""The fact that says how a run without a result ended."""
+TIMEOUT = "timeout"
+"""The criterion that a run fails which was not done in time."""
+INTERRUPTED_RUN = "the run was interrupted"
+
+Verdict = Literal["valid", "unstable", "invalid"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Kpi(_Model):
+    """One figure of merit: `key (unit): value` in the KPI text."""
+
+    key: str
+    unit: str
+    value: Annotated[float, Field(allow_inf_nan=False)]
+    primary: bool = False
+
+
+class Criterion(_Model):
+    """One thing that makes a number valid: what was found, what was needed, and whether it held.
+
+    `severity`: whether a failure makes the run invalid or marks it as unstable.
+    """
+
+    name: str
+    passed: bool
+    found: str
+    needed: str
+    severity: Literal["invalid", "unstable"] = "invalid"
+
+
+class RunResult(_Model):
+    """One run of one test case.
+
+    `requested`: the parameters after all defaults. `effective`: what the plan made of them. `facts`: host, software,
+    artefacts and conditions by name, in the order in which they are printed. `plan`: the instances as planned.
+    `instances`: what each reported. `notes`: what a reader should know before comparing the number. Exactly one KPI is
+    primary, unless the run is invalid.
+    """
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    started: str
+    workload: str
+    case: str
+    requested: dict[str, str]
+    effective: dict[str, str]
+    facts: dict[str, str]
+    plan: dict[str, Any]
+    instances: list[dict[str, Any]]
+    kpis: list[Kpi]
+    criteria: list[Criterion]
+    notes: list[str]
+
+    @model_validator(mode="after")
+    def _require_a_primary_kpi(self) -> "RunResult":
+        primary = [kpi.key for kpi in self.kpis if kpi.primary]
+        if self.verdict != "invalid" and len(primary) != 1:
+            raise ValueError(
+                f"{len(primary)} primary KPIs ({', '.join(primary)}) in a run that is {self.verdict}, needed 1"
+            )
+        return self
+
+    @property
+    def failures(self) -> list[Criterion]:
+        """The criteria that did not hold, the invalidating ones first."""
+        return sorted((c for c in self.criteria if not c.passed), key=lambda c: c.severity)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Say valid, unstable (measured, but not steady) or invalid."""
+        return self.failures[0].severity if self.failures else "valid"
+
+    @property
+    def interrupted(self) -> bool:
+        """Say whether it was ended from outside, so that it tells nothing of what was to be measured."""
+        return self.facts.get(SEEN) == INTERRUPTED_RUN
+
+    @property
+    def exit_code(self) -> int:
+        """Return what a run with this result ends with."""
+        return InvalidMeasurementError.exit_code if self.verdict == "invalid" else 0
+
+    @property
+    def reason(self) -> str:
+        """Say why the run is not valid; empty when it is."""
+        return "; ".join(f"{c.name}: {c.found}, needed {c.needed}" if c.needed else c.found for c in self.failures)
+
+
+def find_iterations(directory: Path) -> dict[int, Path]:
+    """Return the `itr-N` directories in a `logs-<case>` directory by their numbers, in the order of the runs."""
+    found = ((re.fullmatch("itr-([1-9][0-9]*)", path.name), path) for path in directory.glob("itr-*") if path.is_dir())
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def find_runs(directory: Path) -> list[Path]:
+    """Return the worker directories of a `logs-<case>`, `itr-N` or worker directory, in the order of the runs.
+
+    There are none in a `logs-<case>` without an `itr-N`. Whether a run has a result is for `load_run` to say.
+    """
+    if iterations := find_iterations(directory):
+        return [iteration / WORKER for iteration in iterations.values()]
+    if (directory / WORKER).is_dir():
+        return [directory / WORKER]
+    if directory.resolve().name.startswith("logs-") and not (directory / RUN_FILE).exists():
+        return []
+    return [directory]
+
+
+def load_run(directory: Path) -> RunResult:
+    """Read a worker directory's run.json; raise CnnbenchError when it is missing, cut off or of another schema."""
+    path = directory / RUN_FILE
+    if not path.is_file():
+        raise CnnbenchError(f"{directory}: no {RUN_FILE} there; the run did not get as far as a result")
+    try:
+        return RunResult.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CnnbenchError(f"{path}: not a complete result of schema {SCHEMA}: {error.errors()[0]['msg']}") from error

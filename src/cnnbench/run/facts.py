@@ -1,0 +1,79 @@
+"""Gather what a result records beside its figures: the host, the software, and what a reader should know."""
+
+from pathlib import Path
+from typing import Any
+
+from cnnbench.machine.cgroup import read_cpu_quotas
+from cnnbench.machine.host import read_host
+from cnnbench.run.job import Inputs, Job
+from cnnbench.launch.plan import Plan
+from cnnbench.machine.topology import format_cpu_list
+
+
+def machine_facts() -> dict[str, str | None]:
+    """Return the facts that all runs on this machine share, by name; None for what cannot be known or is not there."""
+    host = read_host()
+    quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
+    return {
+        "CPU": host.cpu_model,
+        "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
+        "SMT": "on" if host.smt else "off",
+        "NUMA nodes": str(host.numa_nodes),
+        "CPU quota": None if quota is None else f"{quota:.4g} CPU{'' if quota == 1 else 's'}",
+        "governor": host.governor,
+        "turbo": None if host.turbo is None else "on" if host.turbo else "off",
+        "microcode": host.microcode,
+        "hypervisor": {True: "yes", False: "no", None: None}[host.hypervisor],
+        "kernel": host.kernel,
+        "memory": f"{host.memory_bytes / 2**30:.1f} GiB" if host.memory_bytes else None,
+        "transparent hugepages": host.transparent_hugepages,
+    }
+
+
+def host_facts(job: Job, load_before: float) -> dict[str, str]:
+    """Return the facts about this host and this run on it; `load_before` is its load average from before the run."""
+    facts = machine_facts() | {
+        "CPUs used": format_cpu_list(job.plan.cpus),
+        "load average before": f"{load_before:.2f}",
+        "LD_LIBRARY_PATH": job.environment.get("LD_LIBRARY_PATH"),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def software_facts(results: list[dict[str, Any]], trace: Path, inputs: Inputs) -> dict[str, str]:
+    """Return the versions that the instances report, that of oneDNN in its trace, and the digests of the inputs."""
+    facts: dict[str, str] = dict(results[0]["versions"]) if results else {}
+    if trace.is_file():
+        with trace.open(errors="replace") as lines:
+            version = next((line.split(",")[-1] for line in lines if ",info,oneDNN v" in line), "")
+        facts |= {"oneDNN": version.strip().removeprefix("oneDNN ")} if version else {}
+    if inputs.model is not None:
+        facts["model SHA-256"] = inputs.model.source_sha256
+        if inputs.model.int8_sha256:
+            facts["int8 graph SHA-256"] = inputs.model.int8_sha256
+            facts["calibrated on"] = inputs.model.calibration
+    if inputs.images is not None:
+        facts["dataset SHA-256"] = inputs.images.sha256
+    return facts
+
+
+def instance_facts(plan: Plan, figures: list[dict[str, float | None]]) -> dict[str, str]:
+    """Return a line for each of several instances: its part of the throughput, its latency, and where it ran."""
+    if len(figures) == 1:
+        return {}
+    lines = {}
+    for one, figure in zip(plan.instances, figures, strict=True):
+        latency = figure["latency_mean_ms"]
+        step = "no whole step in the window" if latency is None else f"{latency:.4g} ms in the mean"
+        where = f"CPUs {format_cpu_list(one.cpus)}" + (f" of {one.host}" if one.host else "")
+        lines[f"instance {one.index}"] = f"{figure['images_per_s']:.4g} img/s, {step}, {where}"
+    return lines
+
+
+def run_notes(job: Job, results: list[dict[str, Any]]) -> list[str]:
+    """Return the job's notes and what is to be noted of how its instances shared cores and had their memory bound."""
+    notes = list(job.notes)
+    if job.parameters.weight_sharing and job.plan.cores_per_instance > 1:
+        notes.append("the instances of a process share its intra-op threads, which are pinned to the cores of them all")
+    unbound = sorted({str(result["memory"]) for result in results if not result["memory"].startswith("bound")})
+    return notes + [f"memory {text}" for text in unbound]

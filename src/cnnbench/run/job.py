@@ -1,0 +1,433 @@
+"""Make a case ready to run: resolve its parameters, plan its instances, stage what it reads."""
+
+import dataclasses
+import itertools
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnbench.engines.registry import ENGINES, GPU_VARIANT, Engine, find_engine
+from cnnbench.cases.case import TestCase, settle
+from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
+from cnnbench.run.compatibility import AUTO, check_engine, check_network_case, check_stages
+from cnnbench.inputs.image_set import ImageSet
+from cnnbench.staging.environments import (
+    GPU_PYTHON_VARIABLE,
+    RANKS,
+    choose_variant,
+    engine_python,
+    environment_path,
+    own_gpu_python,
+    quantizer_obstacle,
+)
+from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.machine.host import CpuInfo, read_cpuinfo
+from cnnbench.cases.precisions import PRECISIONS, Precision, fit_to_cpu, require
+from cnnbench.launch.gramine import read_wrap_key
+from cnnbench.launch.local import engine_environment, split_environment, worker_command
+from cnnbench.launch.mpi import Ranks, find_mpirun, is_root, mpirun_command, plan_ranks
+from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
+from cnnbench.cases.parameters import FIELDS, Parameters
+from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
+from cnnbench.base.cache import cache_root
+from cnnbench.staging.inputs import (
+    PreparedModel,
+    find_check_set,
+    find_image_set,
+    imagenet_path,
+    predict_images,
+    prepare_model,
+    quantize_model,
+    stage_embedded_model,
+)
+from cnnbench.staging.manifest import load_artefacts
+from cnnbench.staging.networks import (
+    NETWORK_QUANTIZER,
+    predict_network,
+    prepare_network,
+    quantize_network,
+)
+from cnnbench.staging.stage import staged_path
+from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.cases.workload import Sources, Workload, load_workload
+
+PLATFORM_VARIABLE = "PLATFORM"
+"""Environment variable: the platform whose declaration the case comes from; cmake sets it, and `docker run -e` can."""
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A case as it is to run on this machine, wherever its instances will live.
+
+    `asked`: the parameters as asked for. `parameters`: those that its mode uses. `engine_name`: the name of `engine`.
+    `ranks`: where MPI is to start the plan's processes; None without MPI.
+    """
+
+    workload: Workload
+    case: TestCase
+    asked: Parameters
+    parameters: Parameters
+    precision: Precision
+    engine_name: str
+    engine: Engine
+    cpu: CpuInfo
+    plan: Plan
+    ranks: Ranks | None
+    notes: tuple[str, ...]
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """The parameters as they take effect here, by name."""
+        values = {name: getattr(self.parameters, name.lower()) for name in self.workload.parameters}
+        values |= {"INSTANCES": len(self.plan.instances), "CORES_PER_INSTANCE": self.plan.cores_per_instance}
+        return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
+
+    @property
+    def requested(self) -> dict[str, str]:
+        """The parameters as they were asked for, defaults included, by name."""
+        return {name: _text(getattr(self.asked, name.lower())) for name in self.workload.parameters}
+
+
+@dataclass(frozen=True)
+class Job(PlannedCase):
+    """A planned case with what runs it here: the engine's build, and the environment of the instances.
+
+    `peak_program`: what measures the machine's ceiling; None where there is none, or nothing to hold against it.
+    `mpirun`: Open MPI's; None without MPI.
+    `rivals`: where the engine is still to be chosen by a trial, the jobs of all that there are, its own among them.
+    """
+
+    variant: str
+    environment: dict[str, str]
+    peak_program: Path | None
+    mpirun: Path | None
+    rivals: tuple["Job", ...] = ()
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """The parameters as they take effect here, by name."""
+        values = super().effective | {"VARIANT": self.variant}
+        return {name: values[name] for name in self.workload.parameters if values.get(name)}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={shlex.quote(text)}" for name, text in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plan_case(
+    workload_dir: Path,
+    case_name: str,
+    environ: Mapping[str, str],
+    arguments: dict[str, str],
+    config: Path | None = None,
+) -> PlannedCase:
+    """Resolve and plan a case; raise UsageError for a bad value and SkippedError when this machine cannot run it."""
+    workload = load_workload(workload_dir)
+    case = workload.parse_case(case_name)
+    asked = Sources.read(workload, environ, config).resolve(case, {"argument": arguments})
+    parameters, notes = settle(asked)
+    of_networks = find_engine(workload.engine).harness == "cnn"
+    engine_name = parameters.engine if of_networks and parameters.engine != AUTO else workload.engine
+    engine, cpu = find_engine(engine_name), read_cpuinfo()
+    precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
+    if of_networks:
+        notes += check_network_case(case, parameters)
+        if parameters.engine != AUTO:
+            notes += check_engine(engine_name, parameters)
+    if parameters.mode == "accuracy" and not engine.preparer:
+        raise UsageError(f"{case.name}: the engine {engine_name} has no model whose accuracy could be measured")
+    topology = read_topology()
+    plan = plan_instances(
+        topology,
+        PlanRequest(
+            mode=parameters.mode,
+            cores_per_instance=_unless_auto(parameters.cores_per_instance),
+            instances=_unless_auto(parameters.instances),
+            weight_sharing=parameters.weight_sharing,
+            instance_mode=parameters.instance_mode,
+            replicas=parameters.replicas,
+            numa_aware=parameters.numa_aware,
+            num_mpi=parameters.num_mpi or None,
+        ),
+    )
+    ranks = None
+    if parameters.mpi:
+        ranks, plan = plan_ranks(plan, topology, parameters.num_mpi or None, parameters.hostfile)
+    if parameters.pipeline_splits:
+        check_stages(parameters, plan)
+    if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
+        require(precision, cpu.flags, force=asked.force)
+    if asked.wrap_key:
+        _check_wrap_key(asked.wrap_key, workload)
+    platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
+    if platform not in (GENERIC, detected):
+        notes.append(f"declared for {platform}, but this machine is {detected}")
+    return PlannedCase(
+        workload, case, asked, parameters, precision, engine_name, engine, cpu, plan, ranks, (*notes, *plan.notes)
+    )
+
+
+def _check_wrap_key(key: str, workload: Workload) -> None:
+    """Raise UsageError for a key that is none, or that there is no model to encrypt with."""
+    read_wrap_key(Path(key))
+    if not find_engine(workload.engine).preparer:
+        raise UsageError(f"WRAP_KEY={key}: the engine {workload.engine} has no model to encrypt; leave it out")
+
+
+def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: bool = False) -> Job:
+    """Choose what runs a planned case in this environment; raise SkippedError when nothing here can.
+
+    `enclaves`: whether this is where SGX cases run. Their instances get nothing of this environment. With ENGINE=auto,
+    the job is that of the first engine that can, and has those of all as `rivals`.
+    """
+    p = planned.parameters
+    if p.engine == AUTO and planned.engine.harness == "cnn":
+        return _prepare_rivals(planned, environ)
+    if planned.case.sgx and not enclaves:
+        raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
+    int8 = planned.precision.is_int8
+    if int8 and planned.engine.quantizer and not p.model and (obstacle := quantizer_obstacle()):
+        raise SkippedError(
+            f"{planned.precision.name}: {obstacle}"
+        )  # a MODEL may be int8 already, which staging finds out
+    on_gpu = planned.precision.on_gpu
+    variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8, on_gpu)
+    if planned.engine_name == "inductor":
+        _require_compiler(environ, "CC" if on_gpu else "CXX", "gcc" if on_gpu else "g++")
+    inherited, left_out = split_environment({} if planned.case.sgx else environ)
+    environment = inherited | _engine_environment(planned, variant)
+    notes = list(planned.notes)
+    missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]
+    if missed:
+        notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
+    if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
+        notes.append("oneDNN traced while measuring, which costs throughput")
+    if own := own_gpu_python(variant):
+        notes.append(f"PyTorch is that of {GPU_PYTHON_VARIABLE}={own}, not that of requirements/pytorch-cuda.lock")
+    peak_program = None
+    if on_gpu:
+        notes.append("utilization was not measured: what measures peaks here measures CPUs, not GPUs")
+    elif planned.engine.preparer and p.mode != "accuracy" and planned.plan.cores > len(planned.plan.cpus):
+        notes.append("utilization was not measured: the instances are on several hosts")
+    elif planned.engine.preparer and p.mode != "accuracy":
+        peak_program = find_peak_program(environ)
+        if peak_program is None:
+            notes.append(f"utilization was not measured: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
+    fields = {one.name: getattr(planned, one.name) for one in dataclasses.fields(planned)}
+    return Job(
+        **fields | {"notes": tuple(notes)},
+        variant=variant,
+        environment=environment,
+        peak_program=peak_program,
+        mpirun=find_mpirun() if planned.ranks else None,
+    )
+
+
+def ranks_command(job: Job, python: Path, file: Path, logs: Path) -> list[str]:
+    """Return the command that starts a job's ranks with their environment's Python; `file` is what they are told."""
+    assert job.ranks is not None
+    assert job.mpirun is not None
+    return mpirun_command(job.mpirun, job.ranks, python, file, logs, root=is_root())
+
+
+def _require_compiler(environ: Mapping[str, str], variable: str, default: str) -> None:
+    """Raise SkippedError without the compiler that Inductor calls: of C++, or of C for what Triton has on GPUs."""
+    if not shutil.which(compiler := environ.get(variable) or default):
+        raise SkippedError(
+            f"ENGINE=inductor: compiles with {compiler}, which is not here; install it, or set {variable}"
+        )
+
+
+def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
+    """Return the job of the first engine that can run a case, with those of all that can; raise where none can."""
+    rivals, obstacles = [], []
+    for name in planned.workload.engines:
+        parameters = planned.parameters.model_copy(update={"engine": name})
+        try:
+            notes = (*planned.notes, *check_engine(name, parameters))
+            one = dataclasses.replace(
+                planned, parameters=parameters, engine_name=name, engine=ENGINES[name], notes=notes
+            )
+            rivals.append(prepare_job(one, environ))
+        except (UsageError, SkippedError) as error:
+            obstacles.append(f"{name}: {error}")
+    if not rivals:
+        raise SkippedError(f"ENGINE={AUTO}: no engine can: {'; '.join(obstacles)}")
+    notes = (*rivals[0].notes, *(f"ENGINE={AUTO}: not tried: {obstacle}" for obstacle in obstacles))
+    return dataclasses.replace(rivals[0], notes=notes, rivals=tuple(rivals))
+
+
+def _engine_environment(planned: PlannedCase, variant: str) -> dict[str, str]:
+    """Return what the instances' environment has beyond the caller's."""
+    p = planned.parameters
+    environment = engine_environment(
+        planned.plan,
+        planned.precision,
+        planned.engine_name,
+        variant,
+        p.batch_size,
+        p.onednn_verbose,
+        p.customer_env,
+        enclave=planned.case.sgx,
+    )
+    if planned.engine_name == "inductor":
+        compiled = p.model_cache_path or str(cache_root(os.environ) / "compiled")
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
+    return environment
+
+
+def _unless_auto(value: int | str) -> int | None:
+    return None if isinstance(value, str) else value
+
+
+def describe_case(planned: PlannedCase) -> list[str]:
+    """Return the parameters and the plan as lines of text: what `--dry-run` begins with."""
+    lines = [planned.case.name, "parameters:"]
+    lines += [f"  {name}={value}" for name, value in planned.effective.items()]
+    lines.append("instances:")
+    for instance in planned.plan.instances:
+        host = f", host {instance.host}" if instance.host else ""
+        node = "not bound" if instance.memory_node is None else f"node {instance.memory_node}"
+        lines.append(
+            f"  {instance.index}: process {instance.process}, {instance.threads} threads, "
+            f"CPUs {format_cpu_list(instance.cpus)}, sockets {format_cpu_list(instance.sockets)}, "
+            f"NUMA nodes {format_cpu_list(instance.nodes)}, memory {node}{host}"
+        )
+    return lines + [f"note: {note}" for note in planned.notes]
+
+
+def describe_job(job: Job, cache: Path) -> list[str]:
+    """Return the plan and what it would start here as lines of text: what `--dry-run` prints."""
+    lines = [*describe_case(job)]
+    if job.rivals:
+        names = ", ".join(rival.engine_name for rival in job.rivals)
+        lines.append(f"note: ENGINE={AUTO}: a trial will choose out of {names}; below is what {job.engine_name} gets")
+    lines.append("environment, beyond the caller's:")
+    lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant).items()]
+    lines.append("command lines:")
+    if job.ranks:
+        python = environment_path(*RANKS, cache) / "bin" / "python"
+        lines.append("  " + " ".join(ranks_command(job, python, Path("SHARED/job.json"), Path("LOGS"))))
+        return lines
+    python = _planned_python(job, cache)
+    for number in range(len(job.plan.processes)):
+        lines.append("  " + " ".join(worker_command(python, Path(f"LOGS/process-{number}/spec.json"))))
+    return lines
+
+
+def _planned_python(job: Job, cache: Path) -> Path:
+    if not job.variant or own_gpu_python(job.variant):
+        return engine_python(job.engine_name, job.variant, cache)
+    return environment_path(job.engine_name, job.variant, cache) / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null.
+
+    `ranks_python`: what runs MPI's ranks; None without MPI.
+    """
+
+    python: Path
+    images: ImageSet | None
+    model: PreparedModel | None
+    ranks_python: Path | None = None
+
+
+NOTHING_STAGED = Inputs(Path(), None, None)
+"""The inputs of a run that ends before it has any."""
+
+
+def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
+    """Make or find everything a job reads; what is there already costs next to nothing.
+
+    `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
+    """
+    inputs = _stage_for_engine(job, cache, in_image=in_image)
+    return dataclasses.replace(inputs, ranks_python=engine_python(*RANKS, cache)) if job.ranks else inputs
+
+
+def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
+    python = engine_python(job.engine_name, job.variant, cache)
+    if not job.engine.preparer:
+        return Inputs(python, None, None)
+    images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
+    check_set = images.root if images else find_check_set(cache)
+    if job.engine.harness == "cnn":
+        build = GPU_VARIANT if job.precision.on_gpu else "cpu"
+        torch = engine_python("pytorch", build, cache)  # builds the networks of all engines
+        network = prepare_network(job.parameters, job.engine, check_set, torch, cache)
+        if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
+            network = predict_network(network, job.engine, images.root, torch, cache)
+        if job.precision.is_int8:
+            network = quantize_network(network, engine_python(NETWORK_QUANTIZER, "cpu", cache), cache)
+        return Inputs(python, images, network)
+    model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
+    if job.precision.is_int8 and not model.quantized:
+        quantizer, variant = job.engine.quantizer, job.variant
+        model = quantize_model(model, job.engine_name, quantizer, variant, cache, in_image=in_image)
+    elif model.quantized and not job.precision.is_int8:
+        raise UsageError(
+            f"MODEL={job.parameters.model}: is quantised to int8 and cannot be measured as {job.precision.name}; give "
+            "the float32 graph, or choose an int8 case"
+        )
+    if images and job.parameters.mode == "accuracy" and not model.quantized and not job.precision.is_float32:
+        model = predict_images(model, images.root, python, job.engine.preparer, cache)
+    return Inputs(python, images, model)
+
+
+def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> None:
+    """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged.
+
+    With `int8` they are quantised for each build that is installed, whatever this CPU has, as an image may run on
+    another; where this Python cannot, a line says so. What the float32 model answers to the drawn images is recorded
+    with it; to ImageNet's only when it is needed, as that takes long.
+    """
+    engine = find_engine(name)
+    if not engine.preparer:
+        return
+    if engine.harness == "cnn":  # networks are prepared when a case is first run, each for itself
+        for one in (name, "pytorch", *([NETWORK_QUANTIZER] if int8 and engine.int8_variants else [])):
+            engine_python(one, choose_variant(one, "auto", cpu), cache)
+        return
+    chosen = choose_variant(name, "auto", cpu)
+    python = engine_python(name, chosen, cache)
+    builds = [one for one in engine.int8_variants if int8 and environment_path(name, one, cache).is_dir()]
+    if builds and (obstacle := quantizer_obstacle()):
+        print(f"no int8 graph is made: {obstacle}", file=sys.stderr, flush=True)
+        builds = []
+    artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
+    models = [
+        stage_embedded_model(python, engine.preparer, cache),
+        *(path for path in artefacts if path.suffix == ".pb"),
+    ]
+    drawn = find_check_set(cache)
+    for model, check_set in itertools.product(models, (drawn, imagenet_path(cache))):
+        if model.is_file() and check_set.is_dir():
+            prepared = prepare_model(model, check_set, python, engine.preparer, cache)
+            if prepared.quantized:
+                continue
+            for variant in builds:
+                quantize_model(prepared, name, engine.quantizer, variant, cache)
+            if int8 and check_set == drawn:
+                predict_images(prepared, check_set, python, engine.preparer, cache)
+
+
+def _find_model(job: Job, python: Path, cache: Path) -> Path:
+    if not job.parameters.model:
+        return stage_embedded_model(python, job.engine.preparer, cache)
+    artefacts = load_artefacts()
+    if job.parameters.model in artefacts:
+        path = staged_path(artefacts[job.parameters.model], cache)
+        if not path.is_file():
+            raise CnnbenchError(
+                f"MODEL={job.parameters.model}: not staged; run `cnnbench stage {job.parameters.model}`"
+            )
+        return path
+    return Path(job.parameters.model)

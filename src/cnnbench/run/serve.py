@@ -1,0 +1,159 @@
+"""Run one case inside a container and hand its logs over: what an image's entry point does.
+
+The case and its parameters come as environment variables. However the run ends, everything that it left is written as a
+tar archive into the FIFO EXPORT, once somebody reads there: the run's files, `error` when there is a message, and last
+of all `status`, the exit code. A container that nobody attends then waits to be removed.
+"""
+
+import errno
+import io
+import os
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from cnnbench.cases.case import FIXED_BY_NAME, TestCase
+from cnnbench.run.enclaves import TEMPLATE, enclose_job
+from cnnbench.staging.environments import require_environment
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
+from cnnbench.run.job import plan_case, prepare_job, stage_inputs
+from cnnbench.launch.container import EXPORT
+from cnnbench.launch.mpi import refuse_in_container
+from cnnbench.run.native import choose_engine
+from cnnbench.cases.parameters import default_text
+from cnnbench.base.progress import bytes_text
+from cnnbench.results.kpi_text import STATUS, write_logs
+from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
+from cnnbench.machine.sgx import HOST_SGX, SgxRoots
+from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
+from cnnbench.base.cache import cache_root
+from cnnbench.cases.workload import Workload, load_workload
+
+ERROR = "error"
+"""The file of an export that says why there is no result."""
+
+WORKLOAD_VARIABLE = "CNNBENCH_WORKLOAD"
+"""Environment variable of an image: its workload's directory."""
+
+GRAMINE_VARIABLE = "CNNBENCH_GRAMINE"
+"""Environment variable of an image, set where cases run in enclaves: the version of Gramine in it, or none."""
+
+ATTENDED_VARIABLE = "CNNBENCH_ATTENDED"
+"""Environment variable: set by who holds this container's standard input open for as long as it is to run."""
+
+HANG_VARIABLE = "CNNBENCH_HANG_AFTER"
+"""Environment variable: `cnnbench case --hang-after`."""
+
+
+def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT, sgx: SgxRoots = HOST_SGX) -> int:
+    """Run the case that the environment describes, hand its logs over and return its exit code."""
+    end_by_exceptions()
+    attended = bool(environ.get(ATTENDED_VARIABLE))
+    if attended:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as directory:
+        logs = Path(directory) / "logs"
+        logs.mkdir()
+        status, error = _run(environ, Path(directory), logs, sgx)
+        for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: its logs go out whole
+            signal.signal(number, signal.SIG_IGN if attended else _exit_with(status))
+        if error:
+            print(f"cnnbench: {error}", file=sys.stderr)
+        if not attended and not error:
+            print((logs / "kpi.log").read_text(), end="", flush=True)
+        while True:
+            try:
+                _export(logs, status, error, fifo)
+                break
+            except BrokenPipeError:
+                print("cnnbench: who read the logs has gone; waiting for another", file=sys.stderr, flush=True)
+    if not attended:
+        signal.pause()
+    return status
+
+
+def _exit_with(status: int) -> Callable[[int, FrameType | None], NoReturn]:
+    return lambda _number, _frame: sys.exit(status)
+
+
+def _end_with_stdin() -> None:
+    """End the container with who attends to it, however that ends: nobody else would."""
+    while os.read(0, 4096):
+        pass
+    os._exit(INTERRUPTED)
+
+
+def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -> tuple[int, str]:
+    """Run the case; return its exit code, and why there is no result if there is none."""
+    try:
+        directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
+        case = _case_of(environ, load_workload(directory))
+        planned = plan_case(directory, case.name, environ, {})
+        refuse_in_container(planned.ranks)
+        job = prepare_job(planned, environ, enclaves=True)
+        require_environment(job.engine_name, job.variant, cache_root(environ))
+        cache, enclaves = overlay_cache(cache_root(environ), scratch / "cache"), None
+        hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if case.sgx else DEFAULT_HANG_S))
+        job = choose_engine(job, cache, hang_s, in_image=True)
+        inputs = stage_inputs(job, cache, in_image=True)
+        if case.sgx:
+            job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
+        result = Measurement(job, inputs, logs, hang_s, enclaves).run()
+        write_logs(result, logs, result.exit_code)
+    except CnnbenchError as error:
+        return error.exit_code, str(error)
+    except OSError as error:  # what there is of the logs is still handed over
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None):  # numpy's have none
+            return CnnbenchError.exit_code, str(error)
+        free = bytes_text(shutil.disk_usage(scratch).free)
+        return InvalidMeasurementError.exit_code, (
+            f"writing in the container failed: {error}; its {tempfile.gettempdir()} has {free} left, "
+            'which DOCKER_OPTIONS="--tmpfs /tmp:size=..." sets'
+        )
+    except KeyboardInterrupt:
+        return INTERRUPTED, "interrupted before anything was measured"
+    return result.exit_code, ""
+
+
+def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
+    """Return the case that WORKLOAD, FUNCTION, MODE, PRECISION, CASE_TYPE and, of several, TOPOLOGY name."""
+    asked = environ.get("WORKLOAD") or workload.slug
+    if asked != workload.slug:
+        raise UsageError(f"WORKLOAD={asked}: this image has {workload.slug}")
+    names = FIXED_BY_NAME if workload.topologies else FIXED_BY_NAME[:-1]
+    fixed = {name.lower(): environ.get(name) or default_text(name) for name in names}
+    name = TestCase(workload.slug, sgx=bool(environ.get(GRAMINE_VARIABLE)), **fixed).name  # type: ignore[arg-type]
+    return workload.parse_case(name)
+
+
+def overlay_cache(cache: Path, scratch: Path) -> Path:
+    """Return a cache in `scratch` with all that a read-only one has, in which another model can be prepared."""
+    prepared = scratch / "prepared"
+    prepared.mkdir(parents=True)
+    for path in cache.glob("*"):
+        if path.name != prepared.name:
+            (scratch / path.name).symlink_to(path)
+    for path in (cache / prepared.name).glob("*"):
+        (prepared / path.name).symlink_to(path)
+    return scratch
+
+
+def _export(logs: Path, status: int, error: str, fifo: Path) -> None:
+    """Write the logs as a tar archive into the FIFO; this waits for a reader."""
+    texts = ({ERROR: error} if error else {}) | {STATUS: f"{status}\n"}
+    with fifo.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+        for path in sorted(logs.rglob("*")):
+            if path.relative_to(logs).as_posix() not in texts:
+                archive.add(path, path.relative_to(logs).as_posix(), recursive=False)
+        for name, text in texts.items():
+            content = text.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))

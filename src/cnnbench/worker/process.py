@@ -1,0 +1,346 @@
+"""Be one worker process: pin, load, check the outputs, warm up, measure, write what happened.
+
+Started as `python -m cnnbench.worker.process SPEC.json` with the engine's Python. A worker holds one instance, or, with
+weight sharing, all instances of a socket as pinned threads on one set of weights. It ends when its parent does.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import json
+import math
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from cnnbench.engines.registry import ENGINES, Backend, ImageForm, LoadSpec, Profiling, import_part
+from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.worker.control import ControlBlock, StepTimes
+from cnnbench.worker.loop import measure_steps, warm_up_until_start
+from cnnbench.proof.trace import STEP_MARK, TRACE_DIRECTORY, write_layers
+
+WAIT_S = 0.05
+"""How often an instance that is done with its images looks whether all are."""
+
+PROFILE = "profile.json"
+"""The file of a trace that an engine's profile is in."""
+
+GENERATED = 4
+"""How many batches are made beforehand where each step has another."""
+
+TOP = 5
+"""How many of an image's best classes are kept."""
+
+_PR_SET_PDEATHSIG = 1
+_SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
+_MPOL_BIND = 2
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """One instance of a worker: its number, its logical CPUs and the files of its share of the images."""
+
+    index: int
+    cpus: list[int]
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All a worker needs to know. Paths are absolute.
+
+    `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
+    graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `data_type`: as the
+    parameter says: one batch for all steps, one of several made beforehand, or what is read. `splits`: the layers
+    that stages of the network begin with, which are handed whole steps. `profile`: whether the engine is to profile a
+    step when it is traced, which on a GPU is when all is measured. `io_threads`: how many decode an instance's images.
+    `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`:
+    with a number, run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`:
+    the directory of the control block and the step times. `logs`: where results go. `controller`: the process that
+    starts the worker and without which it ends. `enclave`: whether it runs in one, where its parent and its resident
+    memory cannot be seen; what started it ties it to the controller then. `cuda_graphs`, `half_partial`: for an engine
+    on a GPU.
+    """
+
+    run_id: str
+    controller: int
+    engine: str
+    model: str
+    precision: str
+    form: ImageForm | None
+    batch_size: int
+    micro_batch_size: int
+    splits: tuple[str, ...]
+    profile: bool
+    mode: str
+    data_type: str
+    io_threads: int
+    steps: int | None
+    warmup_steps: int
+    trace_steps: int | None
+    instances: list[InstanceSpec]
+    memory_node: int | None
+    check_images: str
+    shared: str
+    logs: str
+    verbose: bool
+    enclave: bool = False
+    cuda_graphs: bool = False
+    half_partial: bool = False
+
+    def write(self, path: Path) -> None:
+        """Write the spec as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> "WorkerSpec":
+        """Read what `write` wrote."""
+        fields = json.loads(path.read_text())
+        fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
+        fields["splits"] = tuple(fields["splits"])
+        fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
+        return cls(**fields)
+
+
+def _die_with(controller: int) -> None:
+    """Have the kernel kill this process when the controller, its parent, dies, however it dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != controller:  # it died before the call: this process has another parent by now
+        sys.exit(f"the controller, process {controller}, is gone")
+
+
+def _bind_memory(node: int | None) -> str:
+    """Bind this process's memory to a NUMA node; say how that went."""
+    if node is None:
+        return "not bound: its cores lie in several or unknown NUMA nodes, or it is not to be"
+    number = _SYS_SET_MEMPOLICY.get(os.uname().machine)
+    if number is None:
+        return f"not bound: set_mempolicy is not known on {os.uname().machine}"
+    mask_words = node // 64 + 1
+    mask = (ctypes.c_ulong * mask_words)()
+    mask[node // 64] = 1 << (node % 64)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, _MPOL_BIND, mask, mask_words * 64 + 1) != 0:
+        return f"not bound: set_mempolicy: {os.strerror(ctypes.get_errno())}"
+    return f"bound to node {node}"
+
+
+def _affinities() -> dict[int, list[int]]:
+    """Return the CPUs that each thread of this process may run on."""
+    affinities = {}
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread of the engine's may end at any moment
+            affinities[int(task.name)] = sorted(os.sched_getaffinity(int(task.name)))
+    return affinities
+
+
+def _resident_bytes() -> int:
+    """Return the resident memory of this process (VmRSS)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmRSS")
+
+
+class Predictions:
+    """Keep the best classes of every image, in order."""
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray] = []
+
+    def keep(self, outputs: np.ndarray) -> None:
+        """Keep a step's outputs (N x classes) as its best classes, the best first and, of equals, the lower first."""
+        self._kept.append(np.argsort(-outputs, axis=1, kind="stable")[:, :TOP])
+
+    def save(self, path: Path) -> None:
+        """Write them (int64, images x TOP)."""
+        np.save(path, np.concatenate(self._kept) if self._kept else np.empty((0, TOP), dtype=np.int64))
+
+
+class Instance:
+    """One instance of this worker: runs in its own pinned thread."""
+
+    def __init__(self, spec: WorkerSpec, plan: InstanceSpec, backend: Backend) -> None:
+        self._spec, self._plan, self._backend = spec, plan, backend
+        self._logs = Path(spec.logs) / f"instance-{plan.index}"
+        self._logs.mkdir(exist_ok=True)
+        self._images = np.load(spec.check_images) if spec.check_images else _noise(GENERATED, seed=plan.index)
+        self._batch = _fill_batch(self._images, spec.batch_size)
+
+    def run(self) -> None:
+        """Pin this thread, check the outputs, and measure; an error ends the whole process at once."""
+        try:
+            os.sched_setaffinity(0, self._plan.cpus)
+            self._measure()
+        except BaseException:  # noqa: BLE001 - reported here, and the controller takes the exit code for a crash
+            traceback.print_exc()
+            os._exit(1)  # the other threads would go on at the barrier for ever
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        spec = self._spec
+        if not self._plan.files:
+            return self._generated() if spec.data_type == "generated" else itertools.repeat(self._batch)
+        read = import_part(ENGINES[spec.engine].reader)
+        repeat = spec.mode != "accuracy"
+        batches = read(self._plan.files, spec.batch_size, spec.io_threads, repeat=repeat, form=spec.form)
+        return itertools.chain([next(batches)], batches)  # the first batch starts the prefetching, before the barrier
+
+    def _generated(self) -> Iterator[np.ndarray]:
+        """Yield one buffer for ever, each time with another of the batches made beforehand copied into it.
+
+        For a GPU the batches themselves are yielded, as its engine copies each of them to the device.
+        """
+        size = self._spec.batch_size
+        made = [_fill_batch(np.roll(self._images, -number, axis=0), size) for number in range(GENERATED)]
+        if PRECISIONS[self._spec.precision].on_gpu:
+            yield from itertools.cycle(made)
+        for batch in itertools.cycle(made):
+            self._batch[:] = batch
+            yield self._batch
+
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
+        """Hand a step's images to the engine, in parts where it takes fewer at once."""
+        size = self._spec.micro_batch_size
+        if len(batch) <= size or self._spec.splits:
+            return self._backend.infer(batch)
+        return np.concatenate([self._backend.infer(batch[at : at + size]) for at in range(0, len(batch), size)])
+
+    def _check_outputs(self) -> None:
+        """Infer the check images in batches of the measured size and write the outputs."""
+        if not self._spec.check_images:
+            return
+        images, size = self._images, self._spec.micro_batch_size
+        outputs = [self._backend.infer(_fill_batch(images[at:], size)) for at in range(0, len(images), size)]
+        np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
+
+    def _profile(self, directory: Path) -> None:
+        """Have the engine profile a step, or the part of one that it is handed at once, where that is asked for."""
+        if self._spec.profile:
+            cast(Profiling, self._backend).profile(self._batch[: self._spec.micro_batch_size], directory / PROFILE)
+
+    def _tell_layers(self, directory: Path) -> None:
+        """Write what the engine says that a step computes, where it does."""
+        layers = self._backend.layers()
+        if layers is not None:
+            write_layers(layers * -(-self._spec.batch_size // self._spec.micro_batch_size), directory)
+
+    def _measure(self) -> None:
+        spec, index, infer = self._spec, self._plan.index, self._infer
+        if spec.trace_steps is not None:
+            infer(self._batch)  # the warm-up: it makes the primitives and brings the weights into their order
+            self._profile(Path(spec.logs))  # before the first mark: what a profiler has run is no step
+            for number in range(spec.trace_steps):
+                print(f"{STEP_MARK},{number + 1}", flush=True)
+                infer(self._batch)
+            self._tell_layers(Path(spec.logs))
+            return
+        shared = Path(spec.shared)
+        control, times = ControlBlock(shared), StepTimes(shared, index)
+        self._check_outputs()
+        batches = self._batches()
+        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
+        warm_up_until_start(control, index, infer, endless, spec.warmup_steps)
+        predictions = Predictions() if spec.mode == "accuracy" else None
+        keep = predictions.keep if predictions else None
+        recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
+        np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
+        if PRECISIONS[spec.precision].on_gpu and index == 0:
+            directory = Path(spec.logs) / TRACE_DIRECTORY
+            directory.mkdir()
+            spec.write(directory / "spec.json")
+            self._profile(directory)
+            infer(self._batch)  # a whole step, which the last one need not have been
+            self._tell_layers(directory)
+        if predictions:
+            predictions.save(self._logs / "predictions.npy")
+            while not control.stopped:  # to end while others are still at their shares would look like a crash
+                time.sleep(WAIT_S)
+        self.result = {
+            "run_id": spec.run_id,
+            "index": index,
+            "pid": os.getpid(),
+            "steps": recorded,
+            "cpus": self._plan.cpus,
+        }
+
+    def write_result(self, facts: dict[str, object]) -> None:
+        """Write result.json, last of all and whole: its presence says that the instance finished."""
+        partial = self._logs / "result.json.partial"
+        partial.write_text(json.dumps(self.result | facts, indent=1))
+        partial.replace(self._logs / "result.json")
+
+
+def _noise(count: int, seed: int) -> np.ndarray:
+    """Return images of noise (float32, N x 224 x 224 x 3), for an engine without a model."""
+    noise = np.random.Generator(np.random.PCG64(seed)).random((count, 224, 224, 3), dtype=np.float32)
+    return noise * 255 - 120
+
+
+def _fill_batch(images: np.ndarray, size: int) -> np.ndarray:
+    """Return a batch of exactly `size` images, repeating the given ones.
+
+    It begins at a page, so that an engine can read it where it is: TensorFlow copies what is not aligned to 64 bytes.
+    """
+    shape = (size, *images.shape[1:])
+    batch = np.frombuffer(mmap.mmap(-1, math.prod(shape) * images.itemsize), dtype=images.dtype).reshape(shape)
+    batch[:] = images[np.arange(size) % len(images)]
+    return batch
+
+
+def main(arguments: list[str]) -> None:
+    """Run the worker that a spec file describes."""
+    spec = WorkerSpec.read(Path(arguments[0]))
+    if not spec.enclave:
+        _die_with(spec.controller)
+    cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
+    os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
+    memory = _bind_memory(spec.memory_node)
+    began_s = time.monotonic()
+    backend: Backend = import_part(ENGINES[spec.engine].backend)()
+    threads = max(len(instance.cpus) for instance in spec.instances)
+    load = LoadSpec(
+        model=Path(spec.model),
+        precision=spec.precision,
+        threads=threads,
+        callers=len(spec.instances),
+        verbose=spec.verbose,
+        splits=spec.splits,
+        micro_batch_size=spec.micro_batch_size,
+        data_type=spec.data_type,
+        cuda_graphs=spec.cuda_graphs,
+        half_partial=spec.half_partial,
+    )
+    backend.load(load)
+    load_s = time.monotonic() - began_s
+
+    instances = [Instance(spec, plan, backend) for plan in spec.instances]
+    runners = [threading.Thread(target=instance.run) for instance in instances]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    if spec.trace_steps is None:
+        facts: dict[str, object] = {
+            "load_s": round(load_s, 3),
+            "memory": memory,
+            "resident_bytes": None if spec.enclave else _resident_bytes(),
+            "affinities": _affinities(),
+            "versions": backend.describe(),
+        }
+        for instance in instances:
+            instance.write_result(facts)
+    backend.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

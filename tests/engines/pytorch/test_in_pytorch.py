@@ -1,0 +1,40 @@
+"""The tests that need PyTorch, run by the Python that has it; pytest comes from this one's environment."""
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from checkout import ROOT
+from cnnbench.staging.environments import engine_python
+from cnnbench.machine.host import find_gpu_obstacle
+
+PROGRAM = "import sys; sys.path.append(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
+TESTS = Path(__file__).parents[1]
+
+
+def run_tests(python, path):
+    words = [python, "-c", PROGRAM, sysconfig.get_path("purelib"), "-q", "-p", "no:cacheprovider", str(TESTS / path)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        words, env=environment | {"PYTHONPATH": str(ROOT / "src")}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "path", ["models/test_torch_networks.py", "backends/test_torch_operations.py", "backends/test_on_cpu_tensors.py"]
+)
+def test_in_pytorch(pytorch_python, path):
+    run_tests(pytorch_python, path)
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(bool(obstacle := find_gpu_obstacle()), reason=f"no NVIDIA GPU: {obstacle}")
+def test_on_a_gpu(engine_cache):
+    run_tests(engine_python("pytorch", "cuda", engine_cache), "backends/test_on_gpu.py")

@@ -1,0 +1,232 @@
+"""The real workload on real engines, as short as it can be: quick settings, few runs."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cnnbench.cli.main import main
+from cnnbench.machine.host import read_cpuinfo
+from cnnbench.cases.parameters import parameters_of
+from cnnbench.results.record import load_run
+from cnnbench.staging.inputs import embedded_model_path
+from null_workload import ROOT, clean_environment, run_kpi
+
+pytestmark = pytest.mark.engine
+
+WORKLOAD = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
+PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_inference_"
+GATED = f"{PREFIX}throughput_avx_fp32_gated"
+QUICK = ("--warmup_steps=1", "--steps=8")
+
+
+@pytest.fixture(scope="session")
+def run_case(engine_cache, tmp_path_factory):
+    """Run a case to its end; return what it printed and its logs."""
+
+    def run(case, *arguments):
+        root = tmp_path_factory.mktemp("engine")
+        command = ["--workload", str(WORKLOAD), "--case", case, "--logs-root", str(root), *arguments]
+        done = subprocess.run(
+            [sys.executable, "-m", "cnnbench", "case", *command],
+            env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+            capture_output=True,
+            text=True,
+        )
+        return done, root / f"logs-{case}" / "itr-1" / "worker-0"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def real(run_case):
+    """The gated fp32 case on JPEG files."""
+    done, logs = run_case(GATED, "--data_type=real")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return logs
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def kpis(run):
+    return {kpi.key: kpi.value for kpi in run.kpis}
+
+
+def criteria(run):
+    return {criterion.name: criterion.passed for criterion in run.criteria}
+
+
+@pytest.fixture
+def embedded(engine_cache, real):
+    """The embedded model, which the first run has made if it was not there."""
+    return embedded_model_path(engine_cache)
+
+
+def test_the_gated_case_measures_real_images(real):
+    run = load_run(real)
+    assert run.verdict in ("valid", "unstable"), run.reason
+    assert all(criteria(run)[name] for name in ("instances", "pinning", "precision", "outputs"))
+    assert kpis(run)["ISA share"] >= 95
+    assert kpis(run)["Outputs top-1 agreement"] == 100
+    assert 0 <= kpis(run)["Input wait"] <= 100
+    assert run_kpi(real, WORKLOAD / "kpi.sh").returncode == 0
+
+
+def test_the_trace_is_of_a_process_of_its_own(real):
+    measured = (real / "process-0" / "output.log").read_text(errors="replace")
+    traced = (real / "trace" / "output.log").read_text(errors="replace")
+    assert "_verbose," not in measured
+    assert ",exec," in traced
+    assert traced.count("cnnbench_trace,step,") == 3
+
+
+def test_the_layers_of_a_run_are_all_of_the_network(real, capsys):
+    assert main(["isa", str(real), "--format", "json"]) == 0
+    layers = [record for record in json.loads(capsys.readouterr().out) if record["record"] == "layer"]
+    assert len(layers) == 54
+    assert sum(layer["gmacs"] for layer in layers) == pytest.approx(4.089186304)
+    assert all(layer["time_ms"] > 0 for layer in layers)
+    unproven = {layer["implementation"] for layer in layers if not layer["as_required"]}
+    # Without AVX-512 the classifier runs on oneDNN's older matrix product, whose name tells no instruction set.
+    assert unproven <= (set() if "avx512f" in read_cpuinfo().flags else {"gemm:jit:f32"})
+
+
+def test_a_run_names_what_it_ran(real, embedded, engine_cache):
+    facts = load_run(real).facts
+    assert facts["model SHA-256"] == digest(embedded)
+    assert len(facts["dataset SHA-256"]) == 64
+    for name in ("CPU", "kernel", "TensorFlow", "oneDNN"):
+        assert facts[name]
+
+
+def test_the_embedded_model_folds_whole(real, embedded, engine_cache):
+    (prepared,) = {
+        path
+        for path in (engine_cache / "prepared").glob(f"{digest(embedded)[:16]}-*/prepared.json")
+        if str(path.parent) in (real / "process-0" / "spec.json").read_text()
+    }
+    facts = json.loads(prepared.read_text())
+    assert (facts["batch_norms_folded"], facts["pads_folded"]) == (53, 4)
+    assert facts["macs_per_image"] == 4_089_186_304
+
+
+@pytest.mark.parametrize("variant", ["stock", "zentf"])
+def test_another_build_and_a_model_by_its_path(run_case, embedded, variant):
+    done, logs = run_case(GATED, f"--variant={variant}", f"--model={embedded}", *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert run.effective["VARIANT"] == variant
+    assert ("zentf" in run.facts) == (variant == "zentf")
+    assert run.facts["model SHA-256"] == digest(embedded)
+    assert criteria(run)["precision"]
+    assert criteria(run)["outputs"]
+    assert "Input wait" not in kpis(run)  # dummy data
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "needed"),
+    [
+        (None, None, "not a frozen TensorFlow graph"),
+        (b"softmax_tensor", b"another_tensor", "has no node softmax_tensor"),
+    ],
+    ids=["garbage", "another interface"],
+)
+def test_a_model_that_does_not_fit_is_refused(run_case, embedded, engine_cache, tmp_path, before, after, needed):
+    model = tmp_path / "my model.pb"
+    model.write_bytes(embedded.read_bytes().replace(before, after) if before else b"this is no graph" * 1000)
+    done, logs = run_case(GATED, f"--model={model}")
+    assert done.returncode == 1
+    assert f"{model}: {needed}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not logs.parents[1].exists()
+    left = (engine_cache / "prepared").glob(f"*{digest(model)[:16]}-*")
+    assert not [path for path in left if path.is_dir()]
+
+
+@pytest.mark.parametrize(("value", "needed", "code"), [("/no/such.pb", "no such file", 2), ("resnet50_v1", "", 1)])
+def test_a_model_that_is_not_there_says_so(run_case, value, needed, code):
+    done, logs = run_case(GATED, f"--model={value}")
+    assert done.returncode == code
+    assert f"MODEL={value}: {needed}" in done.stderr
+    assert not logs.parents[1].exists()
+
+
+def test_the_accuracy_case_answers_every_image(run_case):
+    case = f"{PREFIX}accuracy_avx_fp32"
+    done, logs = run_case(case, "--batch_size=50")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    answered = sum(len(np.load(path)) for path in logs.glob("instance-*/predictions.npy"))
+    assert answered == 1000
+    assert criteria(run)["coverage"]
+    assert [kpi.key for kpi in run.kpis if kpi.primary] == ["Accuracy top-1"]
+    found = kpis(run)
+    assert 75 <= found["Accuracy top-1"] <= 97
+    assert found["Accuracy top-1 95 % low"] < found["Accuracy top-1"] < found["Accuracy top-1 95 % high"]
+    assert found["Accuracy top-1"] < found["Accuracy top-5"] <= 100
+
+
+def test_another_instruction_set_than_the_precisions_is_invalid(run_case):
+    done, logs = run_case(GATED, "--customer_env=ONEDNN_MAX_CPU_ISA=SSE41", *QUICK)
+    assert done.returncode == 3, done.stdout + done.stderr
+    (reason,) = (line for line in done.stdout.splitlines() if line.startswith("#INVALID RESULT: "))
+    assert "precision: 0.0% of the multiply-accumulates ran as avx_fp32" in reason
+    assert not any(line.startswith("*") for line in done.stdout.splitlines())
+    kpi = run_kpi(logs)
+    assert kpi.returncode == 3
+    assert kpi.stdout.splitlines()[-1] == reason
+
+
+BFLOAT16 = {"avx_bfloat16": "avx512_bf16", "amx_bfloat16": "amx_bf16", "amx_bfloat32": "amx_bf16"}
+
+
+@pytest.mark.parametrize("variant", ["itex", "stock"])
+@pytest.mark.parametrize("precision", BFLOAT16)
+def test_bfloat16_runs_or_says_what_the_cpu_lacks(run_case, precision, variant):
+    done, logs = run_case(f"{PREFIX}throughput_{precision}_gated", *QUICK, f"--variant={variant}")
+    if BFLOAT16[precision] not in read_cpuinfo().flags:
+        assert done.returncode == 77
+        assert f"this CPU lacks {BFLOAT16[precision]}" in done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert kpis(run)["ISA share"] >= 95
+    assert ("amx" in run.facts["dominant implementation"]) == precision.startswith("amx")
+    assert criteria(run)["outputs"]
+
+
+def test_amx_capped_away_is_invalid_and_names_what_ran(run_case):
+    if not {"amx_bf16", "avx512_bf16"} <= read_cpuinfo().flags:
+        pytest.skip("needs AMX")
+    done, logs = run_case(
+        f"{PREFIX}throughput_amx_bfloat16_gated", "--customer_env=ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16", *QUICK
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    (reason,) = (line for line in done.stdout.splitlines() if line.startswith("#INVALID RESULT: "))
+    assert "precision: 0.0% of the multiply-accumulates ran as amx_bfloat16 (brgconv_1x1:avx512_core_bf16 " in reason
+    assert load_run(logs).facts["fell back 1"].endswith("%")
+    assert "# fell back 1: " in run_kpi(logs).stdout
+
+
+def test_an_instruction_set_without_bfloat16_is_invalid(run_case):
+    if "avx512_bf16" not in read_cpuinfo().flags:
+        pytest.skip("needs AVX512_BF16")
+    case = f"{PREFIX}throughput_avx_bfloat16_gated"
+    done, logs = run_case(case, "--customer_env=ONEDNN_MAX_CPU_ISA=AVX2", "--variant=stock", *QUICK)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "the tracing process" in load_run(logs).facts["what was seen"]
+
+
+def test_fp32_on_avx2_is_valid_and_named(run_case):
+    done, logs = run_case(GATED, "--customer_env=ONEDNN_MAX_CPU_ISA=AVX2", *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ":avx2 f32" in load_run(logs).facts["dominant implementation"]
+
+
+def test_every_requested_parameter_is_in_the_result(real):
+    assert list(load_run(real).requested) == list(parameters_of("tensorflow"))

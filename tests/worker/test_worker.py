@@ -1,0 +1,214 @@
+"""The parts of a worker that can be seen without a controller."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cnnbench.engines.null.backend import NullBackend
+from cnnbench.worker.control import ControlBlock
+from cnnbench.proof.trace import Primitive, read_trace
+from cnnbench.worker.process import (
+    GENERATED,
+    PROFILE,
+    Instance,
+    InstanceSpec,
+    Predictions,
+    WorkerSpec,
+    _bind_memory,
+    _fill_batch,
+    _noise,
+)
+from null_workload import PATIENCE_S, clean_environment, wait_until
+
+SPEC = WorkerSpec(
+    run_id="20250101T000000Z-0123abcd",
+    controller=os.getpid(),
+    engine="null",
+    model="",
+    precision="avx_fp32",
+    form=None,
+    batch_size=2,
+    micro_batch_size=2,
+    mode="throughput",
+    splits=(),
+    profile=False,
+    data_type="dummy",
+    io_threads=1,
+    steps=None,
+    warmup_steps=5,
+    trace_steps=None,
+    instances=[InstanceSpec(0, [0, 2], ["it's a b.jpg"]), InstanceSpec(1, [4], [])],
+    memory_node=None,
+    check_images="",
+    shared="/no/shared",
+    logs="/no/logs",
+    verbose=False,
+)
+
+
+def test_an_instance_that_is_done_with_its_images_waits_for_the_others(tmp_path):
+    spec = replace(
+        SPEC,
+        mode="accuracy",
+        steps=3,
+        instances=[InstanceSpec(0, sorted(os.sched_getaffinity(0)), [])],
+        shared=str(tmp_path),
+        logs=str(tmp_path),
+    )
+    spec.write(tmp_path / "spec.json")
+    control = ControlBlock.create(tmp_path, 1)
+    control.start_ns = time.monotonic_ns()
+    command = [sys.executable, "-m", "cnnbench.worker.process", tmp_path / "spec.json"]
+    with subprocess.Popen(command, env=clean_environment(OMP_NUM_THREADS="1")) as worker:
+        wait_until((tmp_path / "instance-0" / "predictions.npy").exists, "the predictions")
+        time.sleep(0.5)
+        assert worker.poll() is None
+        control.stop()
+        assert worker.wait(timeout=PATIENCE_S) == 0
+    assert (tmp_path / "instance-0" / "result.json").is_file()
+
+
+def images(count):
+    return np.arange(count, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.float32)
+
+
+def kept(tmp_path, *outputs):
+    predictions = Predictions()
+    for rows in outputs:
+        predictions.keep(np.array(rows, dtype=np.float32))
+    predictions.save(tmp_path / "predictions.npy")
+    return np.load(tmp_path / "predictions.npy").tolist()
+
+
+@pytest.mark.parametrize(("count", "size", "expected"), [(3, 2, [0, 1]), (2, 5, [0, 1, 0, 1, 0]), (1, 3, [0, 0, 0])])
+def test_a_batch_has_its_size_and_repeats_the_images(count, size, expected):
+    batch = _fill_batch(images(count), size)
+    assert batch[:, 0, 0, 0].tolist() == expected
+    assert batch.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize(("precision", "copied"), [("avx_fp32", True), ("cuda_fp32", False)])
+def test_generated_batches_are_copied_to_one_place_or_handed_to_a_gpus_engine_as_they_are(tmp_path, precision, copied):
+    spec = replace(SPEC, precision=precision, data_type="generated", logs=str(tmp_path))
+    batches = Instance(spec, InstanceSpec(0, [0], []), NullBackend())._batches()
+    seen = [(batch.ctypes.data, float(batch.sum())) for batch, _ in zip(batches, range(2 * GENERATED), strict=False)]
+    assert seen[:GENERATED] == seen[GENERATED:]
+    assert len({content for _, content in seen}) == GENERATED
+    assert len({place for place, _ in seen}) == (1 if copied else GENERATED)
+
+
+class TellingBackend(NullBackend):
+    """Answers at once, and tells as its only layer how many batches there were before it was asked."""
+
+    def __init__(self):
+        self.batches = []
+
+    def infer(self, batch):
+        self.batches.append(len(batch))
+        return np.zeros((len(batch), 1001), dtype=np.float32)
+
+    def layers(self):
+        return [Primitive("matmul", "", "f32", "f32", "f32", "", "", len(self.batches), 0.0)]
+
+    def profile(self, batch, path):
+        self.batches.append(path.name)
+
+
+def measure_telling(monkeypatch, logs, precision, index=0):
+    """Measure steps of 4 images in parts of 2, and a last step of 1; return what the engine was handed."""
+    changes = {"precision": precision, "mode": "accuracy", "batch_size": 4, "profile": True}
+    spec = replace(SPEC, **changes, shared=str(logs), logs=str(logs))
+    control, backend = ControlBlock.create(logs, 2), TellingBackend()
+    control.start_ns = time.monotonic_ns()
+    control.stop()
+    instance = Instance(spec, InstanceSpec(index, [0], []), backend)
+    monkeypatch.setattr(instance, "_batches", lambda: iter([_noise(1, seed=0)]))
+    instance._measure()
+    return spec, backend.batches
+
+
+def test_on_a_gpu_what_was_measured_tells_the_layers_of_a_whole_step_in_the_end(tmp_path, monkeypatch):
+    spec, batches = measure_telling(monkeypatch, tmp_path, "cuda_fp32")
+    assert batches[-4:] == [1, PROFILE, 2, 2]
+    assert [layer.macs for layer in read_trace(tmp_path / "trace").layers] == [len(batches)] * 2  # for each part
+    assert WorkerSpec.read(tmp_path / "trace" / "spec.json") == spec
+    _, others = measure_telling(monkeypatch, tmp_path, "cuda_fp32", index=1)
+    assert others[-1] == 1  # the first instance has told it
+
+
+def test_on_a_cpu_nothing_is_told_by_what_was_measured(tmp_path, monkeypatch):
+    _, batches = measure_telling(monkeypatch, tmp_path, "avx_fp32")
+    assert batches[-1] == 1
+    assert not (tmp_path / "trace").exists()
+
+
+def test_noise_is_like_images_and_differs_between_instances():
+    first, again, other = (_noise(2, seed) for seed in (0, 0, 1))
+    assert first.shape == (2, 224, 224, 3)
+    assert first.dtype == np.float32
+    assert -120 <= first.min() < -110
+    assert 125 < first.max() <= 135
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_five_best_classes_are_kept_in_their_order(tmp_path):
+    first = [0.0, 0.1, 0.3, 0.05, 0.2, 0.04, 0.31]
+    second = [0.9, 0.01, 0.02, 0.03, 0.04, 0.0, 0.0]
+    assert kept(tmp_path, [first, second], [second]) == [[6, 2, 4, 1, 3], [0, 4, 3, 2, 1], [0, 4, 3, 2, 1]]
+
+
+def test_of_equal_classes_the_lower_come_first(tmp_path):
+    assert kept(tmp_path, [[0.1] * 1001]) == [[0, 1, 2, 3, 4]]
+    tied = np.zeros(1001)
+    tied[[900, 20, 500]] = 0.3
+    assert kept(tmp_path, [tied]) == [[20, 500, 900, 0, 1]]
+
+
+def test_an_instance_without_images_predicts_nothing(tmp_path):
+    assert kept(tmp_path) == []
+
+
+def test_memory_that_is_not_bound_says_why():
+    assert _bind_memory(None) == "not bound: its cores lie in several or unknown NUMA nodes, or it is not to be"
+
+
+def test_memory_that_cannot_be_bound_says_why():
+    code = "from cnnbench.worker.process import _bind_memory; print(_bind_memory(1023))"  # in a process of its own
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("not bound: set_mempolicy"), done.stderr
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, steps=10, memory_node=1, trace_steps=1, instances=[])])
+def test_a_spec_is_read_as_it_was_written(tmp_path, spec):
+    spec.write(tmp_path / "spec.json")
+    assert WorkerSpec.read(tmp_path / "spec.json") == spec
+
+
+def test_a_worker_ends_when_its_controller_is_already_gone(tmp_path):
+    replace(SPEC, controller=1 if os.getpid() != 1 else 2).write(tmp_path / "spec.json")
+    command = [sys.executable, "-m", "cnnbench.worker.process", str(tmp_path / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("is gone")
+
+
+def test_a_worker_in_an_enclave_looks_neither_for_its_parent_nor_for_its_memory(tmp_path):
+    control = ControlBlock.create(tmp_path, 1)
+    control.start_ns = 1
+    control.stop()
+    instance = InstanceSpec(0, [min(os.sched_getaffinity(0))], [])
+    spec = replace(SPEC, controller=0, enclave=True, shared=str(tmp_path), logs=str(tmp_path), instances=[instance])
+    spec.write(tmp_path / "spec.json")
+    command = [sys.executable, "-m", "cnnbench.worker.process", str(tmp_path / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "instance-0/result.json").read_text())
+    assert result["resident_bytes"] is None
+    assert result["steps"] == len(np.load(tmp_path / "instance-0/steps.npy")) == 1
