@@ -29,7 +29,7 @@ def work(models: list[str], images_path: str, precision: str, batch_size: int, s
     backends = []
     for model in models:
         backend = TensorFlowBackend()
-        backend.load(LoadSpec(Path(model), precision, threads=len(cpus), callers=1, verbose=False))
+        backend.load(LoadSpec(Path(model), precision.partition("_")[2], threads=len(cpus), callers=1, verbose=False))
         for _ in range(WARM_UP):
             backend.infer(batch)
         backends.append(backend)
@@ -45,8 +45,8 @@ def main() -> None:
     """Compare."""
     from interleaved import compare, make_job, make_parser  # not in the engine's environment: what these import
 
-    from cnnbench.run.job import stage_inputs
     from cnnbench.base.cache import cache_root
+    from cnnbench.run.job import stage_inputs
 
     arguments = make_parser(__doc__).parse_args()
     job = make_job(arguments, INSTANCES="1")

@@ -21,7 +21,8 @@ import numpy as np
 
 from cnnbench.engines.registry import LoadSpec
 from cnnbench.engines.tensorflow.backend import TensorFlowBackend
-from cnnbench.worker.control import ControlBlock, StepTimes
+from cnnbench.results.steps import StepTimes
+from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.loop import measure_steps
 
 BOUND = 0.995
@@ -32,7 +33,7 @@ def work(model: str, images_path: str, precision: str, batch_size: int, steps: i
     """Be the measured process: for each directory on standard input, do a harness block, then a bare one."""
     os.sched_setaffinity(0, cpus)
     backend = TensorFlowBackend()
-    backend.load(LoadSpec(Path(model), precision, threads=len(cpus), callers=1, verbose=False))
+    backend.load(LoadSpec(Path(model), precision.partition("_")[2], threads=len(cpus), callers=1, verbose=False))
     images = np.load(images_path)
     batch = np.ascontiguousarray(images[np.arange(batch_size) % len(images)])
     for _ in range(WARM_UP):
@@ -51,11 +52,11 @@ def main() -> int:
     """Compare; return the exit code."""
     from interleaved import compare, make_job, make_parser  # not in the engine's environment: what these import
 
-    from cnnbench import stats
-    from cnnbench.run.job import stage_inputs
-    from cnnbench.launch.local import Limits, Run
-    from cnnbench.base.progress import Progress
     from cnnbench.base.cache import cache_root
+    from cnnbench.base.progress import Progress
+    from cnnbench.launch.local import Limits, Run
+    from cnnbench.results import stats
+    from cnnbench.run.job import stage_inputs
 
     arguments = make_parser(__doc__).parse_args()
     job = make_job(arguments, INSTANCES="1")

@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
-from cnnbench.results.record import RunResult
-from cnnbench.run.measurement import Measurement
 from cnnbench.base.cache import cache_root
+from cnnbench.results.record import RunResult
 from cnnbench.results.stats import median_interval
+from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
+from cnnbench.run.measurement import Measurement
 
 MIN_ROUNDS = 6
 WORKLOAD = Path(__file__).parents[1] / "workload" / "ResNet50-TensorFlow-Xeon-Public"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from cnnbench.engines.registry import ENGINES
-from cnnbench.staging.environments import engine_python, lock_file
-from cnnbench.base.errors import CnnbenchError
-from cnnbench.launch.local import split_environment
 from cnnbench.base.cache import digest_file, install_directory
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.engines.registry import ENGINES
+from cnnbench.launch.local import split_environment
+from cnnbench.staging.environments import engine_python, lock_file
 from cnnbench.staging.inputs import PreparedModel, find_check_set, prepare_model, stage_embedded_model, stage_procedural
 
 HERE = Path(__file__).parent

@@ -20,9 +20,10 @@ import numpy as np
 from peer_engines import HERE, peer_environment
 from peer_worker import TRACE_MARK, PeerSpec
 
-from cnnbench.machine.contention import compare_samples, sample_cpu_time, with_siblings
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.proof.trace import STEP_MARK, TracedStep, read_steps
+from cnnbench.engines.layers import STEP_MARK
+from cnnbench.machine.contention import compare_samples, sample_cpu_time, with_siblings
+from cnnbench.proof.trace import TracedStep, read_steps
 
 LOAD_S = 1800
 """How long loading may take: Inductor compiles."""

@@ -10,15 +10,15 @@ from interleaved import WORKLOAD
 from peer_engines import HERE
 from peer_process import Block
 
-from cnnbench.cases.case import pick_sections
-from cnnbench.machine.ceiling import PEAK_VARIABLE
-from cnnbench.base.errors import InvalidMeasurementError
-from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
-from cnnbench.cases.parameters import FIELDS
-from cnnbench.results.record import RunResult
-from cnnbench.run.measurement import Measurement
 from cnnbench.base.cache import cache_root
+from cnnbench.base.errors import InvalidMeasurementError
+from cnnbench.cases.case import pick_sections
+from cnnbench.cases.parameters import FIELDS
 from cnnbench.cases.workload import DEFAULTS_VARIABLE, load_sections
+from cnnbench.machine.ceiling import PEAK_VARIABLE
+from cnnbench.results.record import RunResult
+from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
+from cnnbench.run.measurement import Measurement
 
 HANG_S = 600
 DEFAULTS = {

@@ -7,8 +7,8 @@ import numpy as np
 from peer_engines import PRODUCT
 from peer_process import Block
 
-from cnnbench.results import stats
 from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE
+from cnnbench.results import stats
 
 
 @dataclass

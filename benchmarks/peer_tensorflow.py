@@ -10,9 +10,9 @@ from peer_worker import PeerSpec
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
-from cnnbench.inputs.image_set import load_image_set
-from cnnbench.engines.tensorflow.reader import read_batches
 from cnnbench.engines.tensorflow.graph import INPUT, OUTPUT
+from cnnbench.engines.tensorflow.reader import read_batches
+from cnnbench.inputs.image_set import load_image_set
 
 
 class TensorFlow:

@@ -28,17 +28,17 @@ from peer_table import Row, contention_text, notes, speed_up_table, table, verdi
 from peer_worker import PeerSpec
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
-from cnnbench.cases.case import check_name
-from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
-from cnnbench.machine.host import read_cpuinfo, read_host
-from cnnbench.cases.precisions import PRECISIONS, require
-from cnnbench.run.job import Job
-from cnnbench.launch.plan import PlanRequest, plan_instances
-from cnnbench.proof.precision import judge_trace
 from cnnbench.base.cache import cache_root
-from cnnbench.staging.inputs import PreparedModel
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.cases.case import check_name
+from cnnbench.cases.precisions import PRECISIONS, require
+from cnnbench.launch.plan import PlanRequest, plan_instances
+from cnnbench.machine.host import read_cpuinfo, read_host
 from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.proof.precision import judge_trace
 from cnnbench.proof.verdict import compare_outputs, judge_outputs
+from cnnbench.run.job import Job
+from cnnbench.staging.inputs import PreparedModel
 
 DATA_TYPES = {
     "avx_fp32": "fp32",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.staging.environments import TORCH_PYTHON, choose_variant, engine_python
+from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.base.cache import cache_root
+from cnnbench.staging.environments import TORCH_PYTHON, choose_variant, engine_python
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: the programs under test must get it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkout import ROOT
-from cnnbench.worker.control import ControlBlock, State
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.machine.topology import read_topology
+from cnnbench.worker.control import ControlBlock, State
 
 SLUG = "harness"
 THROUGHPUT = f"test_{SLUG}_inference_throughput_avx_fp32"
@@ -56,7 +56,7 @@ def find_specs(directory: Path) -> dict[int, Path]:
     specs = {}
     for pid, command in process_files("cmdline").items():
         words = command.decode(errors="replace").split("\0")
-        if "cnnbench.worker.process" in words and words[3].startswith(f"{directory}/"):
+        if "cnnbench.worker" in words and words[3].startswith(f"{directory}/"):
             specs[pid] = Path(words[3])
     return specs
 

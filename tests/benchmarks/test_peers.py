@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cnnbench.job
+import cnnbench.run.job
+from checkout import ROOT
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.staging.inputs import PreparedModel
 from null_workload import PATIENCE_S
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 FAKE = """
 import threading, time
@@ -260,7 +261,7 @@ def test_a_precision_is_measured_in_rounds_and_an_engine_that_fails_is_left_out(
 
 def test_a_precision_that_the_cpu_lacks_is_skipped(tmp_path, monkeypatch, cpu_flags):
     cpu_flags("avx2 fma")
-    monkeypatch.setattr(module("peers"), "read_cpuinfo", cnnbench.job.read_cpuinfo)
+    monkeypatch.setattr(module("peers"), "read_cpuinfo", cnnbench.run.job.read_cpuinfo)
     (row,) = module("peers").compare_precision(comparison(tmp_path, monkeypatch, fake="fake_peer"), "amx_int8")
     assert (row.reason, row.failed) == ("amx_int8: this CPU lacks amx_int8 and amx_tile", False)
 

@@ -5,8 +5,8 @@ from typing import get_args
 
 import pytest
 
-from cnnbench.cases.case import TestCase, from_environment, parse_arguments, resolve, settle
 from cnnbench.base.errors import UsageError
+from cnnbench.cases.case import TestCase, from_environment, parse_arguments, resolve, settle
 from cnnbench.cases.parameters import FIELDS, PrecisionName, accepted, default_text, parameters_of
 
 SLUG = "resnet50v1_5_tensorflow_xeon_public"

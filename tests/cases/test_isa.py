@@ -3,8 +3,8 @@
 import pytest
 
 from cnnbench.base.errors import CnnbenchError, SkippedError
-from cnnbench.machine.host import find_gpu_obstacle
 from cnnbench.cases.precisions import PRECISIONS, fit_to_cpu, require
+from cnnbench.machine.host import find_gpu_obstacle
 
 AVX2_CPU = frozenset({"avx2", "fma"})
 SIERRA_FOREST = AVX2_CPU | {"avx_vnni"}

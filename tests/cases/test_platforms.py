@@ -1,8 +1,8 @@
 import pytest
 
 from cnnbench.base.errors import UsageError
-from cnnbench.machine.host import CpuInfo
 from cnnbench.cases.platforms import check_platform, detect_platform, load_platforms
+from cnnbench.machine.host import CpuInfo
 
 INTEL, AMD = "GenuineIntel", "AuthenticAMD"
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from checkout import WORKLOAD
-from cnnbench.cases.case import TestCase, parse_arguments
 from cnnbench.base.errors import UsageError
+from cnnbench.cases.case import TestCase, parse_arguments
 from cnnbench.cases.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, load_sections, load_workload
 
 GOOD = """

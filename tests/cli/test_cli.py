@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cnnbench.cli.main import main
 from cnnbench.cases.platforms import load_platforms
+from cnnbench.cli.main import main
 from null_workload import ROOT, NullWorkload, step_of
 
 CODES = [platform.code for platform in load_platforms()]

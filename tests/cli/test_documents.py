@@ -1,15 +1,14 @@
 """What the documents say must be what the program does."""
 
 import re
-from pathlib import Path
 
 import pytest
 
+from checkout import ROOT
+from cnnbench.cases.workload import load_workload
 from cnnbench.cli.ctest import describe_parameters
 from cnnbench.results.record import KILLED
-from cnnbench.cases.workload import load_workload
 
-ROOT = Path(__file__).parents[1]
 WORKLOADS = sorted(path.parent for path in ROOT.glob("workload/*/workload.yaml"))
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("doc/*.md"), *ROOT.glob("workload/*/README.md")])
 

@@ -13,17 +13,17 @@ import pytest
 
 from checkout import WORKLOAD
 from cmake_build import run_cmake
-from cnnbench.engines.registry import find_engine
-from cnnbench.engines.null.backend import STEP_TIME
-from cnnbench.cases.case import TestCase
 from cnnbench.base.errors import CnnbenchError, SkippedError
-from cnnbench.machine.host import CpuInfo, read_cpuinfo
-from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
+from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import precisions_of
 from cnnbench.cases.platforms import detect_platform
-from cnnbench.cli.quickstart import DEFAULTS, _split_precisions, _tool
-from cnnbench.results.record import load_run
+from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
 from cnnbench.cases.workload import load_sections
+from cnnbench.cli.quickstart import DEFAULTS, _split_precisions, _tool
+from cnnbench.engines.null.backend import STEP_TIME
+from cnnbench.engines.registry import find_engine
+from cnnbench.machine.host import CpuInfo, read_cpuinfo
+from cnnbench.results.record import load_run
 from null_workload import (
     PATIENCE_S,
     ROOT,

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cnnbench.worker.control import State
-from cnnbench.results.record import load_run
 from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.results.record import load_run
+from cnnbench.worker.control import State
 from container_engine import ask, tell
 from null_workload import step_of
 

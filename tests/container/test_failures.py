@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from cnnbench.worker.control import State
 from cnnbench.results.record import KILLED, load_run
+from cnnbench.worker.control import State
 from container_engine import CLI, ContainerWorkload, find_containers, is_running, tell
 from null_workload import PATIENCE_S, THROUGHPUT, clean_environment, run_kpi, step_of, wait_until
 
@@ -58,7 +58,7 @@ def step_times(workload):
 def worker_in(name):
     """Return the process, as this machine numbers it, of the first instance in a container."""
     lines = [line.split(maxsplit=1) for line in tell("top", name, "-eo", "pid,args").splitlines()[1:]]
-    return next(int(pid) for pid, command in lines if "cnnbench.worker.process" in command)
+    return next(int(pid) for pid, command in lines if "cnnbench.worker" in command)
 
 
 def test_a_run_that_is_not_done_in_time_keeps_what_it_has(workload):

@@ -14,10 +14,10 @@ import pytest
 
 from checkout import ROOT
 from cmake_build import find_tool, run_cmake
-from cnnbench.staging.environments import lock_file
-from cnnbench.run.images import ImageOptions, plan_images
-from cnnbench.results.record import load_run
 from cnnbench.cases.workload import load_workload
+from cnnbench.results.record import load_run
+from cnnbench.run.images import ImageOptions, plan_images
+from cnnbench.staging.environments import lock_file
 from container_engine import BUILD_S, CLI, ask, tell
 from null_workload import clean_environment
 

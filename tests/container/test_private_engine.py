@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from cnnbench.worker.control import State
 from cnnbench.results.record import load_run
+from cnnbench.worker.control import State
 from container_engine import CLI, ContainerWorkload, ask, explain_no_private_engine, private_engine
 from null_workload import PATIENCE_S, run_kpi, step_of
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from checkout import WORKLOAD
-from cnnbench.run.images import GRAMINE_LABEL, ImageOptions, inference_image
-from cnnbench.launch.trusted import tomllib
-from cnnbench.run.serve import ATTENDED_VARIABLE
 from cnnbench.cases.workload import load_workload
+from cnnbench.launch.trusted import tomllib
+from cnnbench.run.images import GRAMINE_LABEL, ImageOptions, inference_image
+from cnnbench.run.serve import ATTENDED_VARIABLE
 from container_engine import CLI, ask
 
 pytestmark = pytest.mark.container

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from cnnbench.worker.control import State
 from cnnbench.results.record import load_run
+from cnnbench.worker.control import State
 from container_engine import ContainerWorkload, find_containers, is_running
 from null_workload import PATIENCE_S, THROUGHPUT, clean_environment, run_kpi, step_of, wait_until
 

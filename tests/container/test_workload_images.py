@@ -6,8 +6,8 @@ import json
 import pytest
 
 from checkout import WORKLOAD
-from cnnbench.run.images import ImageOptions, plan_images
 from cnnbench.cases.workload import load_workload
+from cnnbench.run.images import ImageOptions, plan_images
 from container_engine import ask as ask_engine
 
 IMAGES = plan_images(WORKLOAD, load_workload(WORKLOAD), ImageOptions(release="test"))

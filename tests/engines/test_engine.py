@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+from cnnbench.cases.parameters import parameters_of
 from cnnbench.cli.main import main
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.cases.parameters import parameters_of
 from cnnbench.results.record import load_run
 from cnnbench.staging.inputs import embedded_model_path
 from null_workload import ROOT, clean_environment, run_kpi

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from cnnbench.staging.environments import ITEX_PYTHONS, quantizer_python
-from cnnbench.machine.host import read_cpuinfo
-from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
-from cnnbench.results.record import load_run
-from cnnbench.staging.inputs import embedded_model_path, find_check_set, prepare_model, quantize_model
 from test_engine import GATED, PREFIX, QUICK, criteria, digest, kpis, run_case
+
+from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
+from cnnbench.machine.host import read_cpuinfo
+from cnnbench.results.record import load_run
+from cnnbench.staging.environments import ITEX_PYTHONS, quantizer_python
+from cnnbench.staging.inputs import embedded_model_path, find_check_set, prepare_model, quantize_model
 
 __all__ = ["run_case"]  # the fixture
 

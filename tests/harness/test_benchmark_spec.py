@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from cnnbench.harness.spec import choose_variants, read_spec
-from cnnbench.cli.main import main
 from cnnbench.base.errors import UsageError
+from cnnbench.cli.main import main
 from cnnbench.harness.line import DIRECTORY
+from cnnbench.harness.spec import choose_variants, read_spec
 from gpu_driver import NO_DEVICE, write_gpu_driver
 from null_workload import clean_environment
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from checkout import ROOT
-from cnnbench.engines.registry import ENGINES
-from cnnbench.staging.environments import engine_python
-from cnnbench.machine.host import read_cpuinfo
-from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
 from cnnbench.cases.parameters import Parameters
-from cnnbench.results.record import load_run
+from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
+from cnnbench.engines.registry import ENGINES
 from cnnbench.harness.line import DIRECTORY, SLUG
+from cnnbench.machine.host import read_cpuinfo
+from cnnbench.results.record import load_run
+from cnnbench.staging.environments import engine_python
 from cnnbench.staging.inputs import find_check_set
 from cnnbench.staging.networks import prepare_network, quantize_network
 from null_workload import clean_environment
@@ -36,7 +36,7 @@ import numpy as np
 from cnnbench.engines.registry import ENGINES, LoadSpec, import_part
 engine, network, images, reference = sys.argv[1:]
 backend = import_part(ENGINES[engine].backend)()
-backend.load(LoadSpec(model=Path(network), precision="avx_int8", threads=1, callers=1, verbose=False))
+backend.load(LoadSpec(model=Path(network), number_type="int8", threads=1, callers=1, verbose=False))
 answers, wanted = backend.infer(np.load(images)), np.load(reference)
 layers = [[one.implementation, one.source_type, one.weights_type, one.macs] for one in backend.layers()]
 top1 = float((answers.argmax(1) == wanted.argmax(1)).mean())
@@ -71,7 +71,7 @@ def prepare(engine_cache, pytorch_python, **more):
     parameters = Parameters(
         function="inference",
         mode="throughput",
-        precision="avx_int8",
+        number_type="int8",
         case_type="",
         topology="resnet18",
         engine="onnxruntime",

@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from cnnbench.engines.registry import ENGINES
-from cnnbench.cli.main import main
-from cnnbench.staging.environments import GPU_PYTHON_VARIABLE
-from cnnbench.machine.host import find_gpu_obstacle
 from cnnbench.cases.parameters import Parameters
-from cnnbench.results.record import load_run
+from cnnbench.cli.main import main
+from cnnbench.engines.registry import ENGINES
 from cnnbench.harness.line import DIRECTORY, SLUG
+from cnnbench.machine.host import find_gpu_obstacle
+from cnnbench.results.record import load_run
+from cnnbench.staging.environments import GPU_PYTHON_VARIABLE
 from cnnbench.staging.inputs import find_check_set
 from cnnbench.staging.networks import predict_network, prepare_network
 from null_workload import CORES, clean_environment, run_kpi

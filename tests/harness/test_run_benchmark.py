@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from checkout import ROOT
-from cnnbench.cli.main import main
 from cnnbench.base.errors import UsageError
-from cnnbench.inputs.networks import ARCHITECTURES
+from cnnbench.cases.workload import load_workload
+from cnnbench.cli.main import main
 from cnnbench.harness.line import (
     CONFIGS,
     DIRECTORY,
@@ -22,7 +22,7 @@ from cnnbench.harness.line import (
     read_launch_line,
     read_request,
 )
-from cnnbench.cases.workload import load_workload
+from cnnbench.inputs.networks import ARCHITECTURES
 from gpu_driver import FOUND, NO_DEVICE, write_gpu_driver
 from null_workload import clean_environment
 
@@ -162,7 +162,7 @@ def test_the_plan_on_a_gpu_is_one_instance_with_the_build_for_gpus(tmp_path):
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert lines[0] == f"test_{SLUG}_inference_throughput_cuda_float16_resnet18"
     assert {"PRECISION=cuda_float16", "CUDA_GRAPHS=True", "INSTANCES=1", "WARMUP_STEPS=50"} <= set(lines)
-    assert len([line for line in lines if "cnnbench.worker.process" in line]) == 1
+    assert len([line for line in lines if "cnnbench.worker" in line]) == 1
     assert "/environments/pytorch-cuda-cp3" in lines[-1]
     assert any("utilization was not measured" in line for line in lines)
     assert any(line.startswith("note: HALF_PARTIAL=True: cuBLAS may sum up float16") for line in lines)
@@ -341,8 +341,8 @@ def test_launch_says_what_it_lacks(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [[sys.executable, "-m", "cnnbench.harness.line"], [sys.executable, "-m", "cnnbench", "run"]],
-    ids=["module", "cnnbench run"],
+    [[sys.executable, str(DIRECTORY / "run_benchmark.py")], [sys.executable, "-m", "cnnbench", "run"]],
+    ids=["script", "cnnbench run"],
 )
 def test_the_command_is_there_by_each_of_its_names(command, tmp_path):
     words = [*command, "--model", "resnet18", "--precision", "32.32", "--dry-run"]

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from cnnbench.inputs.image_set import load_image_set, write_image_set
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.inputs.image_set import load_image_set, write_image_set
 
 ROWS = [("b/2.jpeg", 1000), ("a.jpeg", 1), ("c.jpeg", 7)]
 

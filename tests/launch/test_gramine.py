@@ -38,6 +38,8 @@ def make_spec(root, instances, **changes):
         engine="tensorflow",
         model=str(root / "folded.pb"),
         precision="amx_bfloat16",
+        number_type="fp32",
+        on_gpu=False,
         form=None,
         batch_size=1,
         micro_batch_size=1,
@@ -63,7 +65,13 @@ def make_spec(root, instances, **changes):
 @pytest.fixture
 def worker(tmp_path):
     """A worker whose engine has files with ordinary and with odd names."""
-    for name in ("env/bin/python", f"env/lib/{ODD}", "src/cnnbench/worker.py", "folded.pb", "check_images.npy"):
+    for name in (
+        "env/bin/python",
+        f"env/lib/{ODD}",
+        "src/cnnbench/worker/__main__.py",
+        "folded.pb",
+        "check_images.npy",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -93,7 +101,7 @@ def render(worker, enclave=None, template=TEMPLATES[0]):
 def test_the_manifest_starts_this_worker_and_no_other(worker, tmp_path, template):
     manifest = tomllib.loads(render(worker, Enclave(8 * GIB, 23), template))
     assert manifest["libos"]["entrypoint"] == str(tmp_path / "env/bin/python")
-    assert manifest["loader"]["argv"] == [str(worker.python), "-m", "cnnbench.worker.process", str(worker.spec_file)]
+    assert manifest["loader"]["argv"] == [str(worker.python), "-m", "cnnbench.worker", str(worker.spec_file)]
     assert manifest["loader"]["entrypoint"]["uri"].startswith("file:/")
     environment = manifest["loader"]["env"]
     assert environment["OMP_NUM_THREADS"] == "2"
@@ -126,7 +134,7 @@ def test_every_trusted_file_is_there_with_its_hash(worker, tmp_path):
         for name in (
             "env/bin/python",
             f"env/lib/{ODD}",
-            "src/cnnbench/worker.py",
+            "src/cnnbench/worker/__main__.py",
             "folded.pb",
             "check_images.npy",
             "logs/process-1/spec.json",
@@ -218,7 +226,7 @@ def test_size_and_threads_follow_the_plan(cores, batch_size, expected):
 def test_the_roots_hold_what_this_interpreter_runs_on(tmp_path):
     roots = worker_roots(Path(sys.executable), gramine=tmp_path)
     assert Path(os.__file__).parent in roots
-    assert any((root / "cnnbench/worker.py").is_file() for root in roots)
+    assert any((root / "cnnbench/worker/__main__.py").is_file() for root in roots)
     assert Path(sys.executable).parents[1] in roots
     assert tmp_path in roots
     assert worker_roots(Path(sys.executable), gramine=None) == roots[:-1]

@@ -8,8 +8,8 @@ from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageErr
 from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
 from cnnbench.launch.plan import PlanRequest, plan_instances
 from cnnbench.launch.rank import MOST_OUTPUT_BYTES, Mirror, read_output
-from cnnbench.worker.control import ControlBlock
 from cnnbench.machine.topology import read_topology
+from cnnbench.worker.control import ControlBlock
 from sysfs import make_sysfs_tree
 
 HERE = Ranks(4, "ppr:2:socket", 8, None)

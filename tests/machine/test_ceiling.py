@@ -10,16 +10,16 @@ import sys
 import pytest
 
 from checkout import ROOT, WORKLOAD
-from cnnbench.machine.ceiling import Peak, find_peak_program, measure_ceiling, measure_peaks, utilize
-from cnnbench.cli.main import main
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.machine.host import read_cpuinfo
 from cnnbench.cases.precisions import PRECISIONS
-from cnnbench.run.job import plan_case, prepare_job
-from cnnbench.results.record import load_run
-from cnnbench.run.measurement import CEILING_RETRIES
+from cnnbench.cli.main import main
+from cnnbench.machine.ceiling import Peak, find_peak_program, measure_ceiling, measure_peaks, utilize
+from cnnbench.machine.host import read_cpuinfo
 from cnnbench.machine.topology import read_topology
 from cnnbench.proof.verdict import judge_ceiling
+from cnnbench.results.record import load_run
+from cnnbench.run.job import plan_case, prepare_job
+from cnnbench.run.measurement import CEILING_RETRIES
 from null_workload import CORES, THROUGHPUT, NullWorkload, clean_environment, run_kpi
 
 FLAGS = read_cpuinfo().flags

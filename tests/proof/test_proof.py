@@ -1,15 +1,15 @@
 """Recorded traces held against each precision: what is proven, what fell back, and how it reads."""
 
-from pathlib import Path
-
 import pytest
 
+from checkout import ROOT
 from cnnbench.cases.precisions import PRECISIONS
-from cnnbench.proof.precision import FALLBACKS_SHOWN, REQUIRED_SHARE, UNTOLD, judge_trace
-from cnnbench.proof.trace import Primitive, TracedStep, parse_verbose
+from cnnbench.engines.layers import UNTOLD, Primitive
+from cnnbench.proof.precision import FALLBACKS_SHOWN, REQUIRED_SHARE, judge_trace
+from cnnbench.proof.trace import TracedStep, parse_verbose
 from cnnbench.proof.verdict import judge_precision
 
-TRACES = Path(__file__).parent / "traces"
+TRACES = ROOT / "tests" / "traces"
 NETWORK_MACS = 4_089_186_304
 
 

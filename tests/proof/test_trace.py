@@ -1,14 +1,15 @@
 """oneDNN traces of real runs (traces/, cut down) as they are read: primitives, partitions, steps."""
 
 import re
-from pathlib import Path
 
 import pytest
 
+from checkout import ROOT
 from cnnbench.base.errors import InvalidMeasurementError
-from cnnbench.proof.trace import COMPILED, MULTIPLYING, parse_verbose, read_steps, read_trace, write_layers
+from cnnbench.engines.layers import COMPILED, MULTIPLYING, write_layers
+from cnnbench.proof.trace import parse_verbose, read_steps, read_trace
 
-TRACES = Path(__file__).parent / "traces"
+TRACES = ROOT / "tests" / "traces"
 NAMES = sorted(path.name for path in TRACES.glob("*.log"))
 STEPPED = [name for name in NAMES if "\ncnnbench_trace,step,1\n" in (TRACES / name).read_text()]
 STEM_MACS = 64 * 112 * 112 * 3 * 7 * 7

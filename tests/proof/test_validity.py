@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cnnbench.proof import verdict as validity
-from cnnbench.machine.contention import Contention, Throttling
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.machine.contention import Contention, Throttling
+from cnnbench.proof import verdict as validity
 from cnnbench.proof.precision import PrecisionProof
 from cnnbench.results.record import KILLED
 from cnnbench.results.stats import Estimate, Steadiness

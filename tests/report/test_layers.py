@@ -4,17 +4,16 @@ import csv
 import io
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from checkout import ROOT
 from cnnbench.cli.main import main
-from cnnbench.proof.precision import UNTOLD
+from cnnbench.engines.layers import UNTOLD, Primitive, write_layers
 from cnnbench.run.measurement import new_logs_directory
-from cnnbench.proof.trace import Primitive, write_layers
-from test_worker import SPEC
+from worker_spec import SPEC
 
-TRACES = Path(__file__).parents[1] / "traces"
+TRACES = ROOT / "tests" / "traces"
 CASE = "test_x_inference_throughput_avx_int8"
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from cnnbench.results import stats
 from cnnbench.base.errors import InvalidMeasurementError
-from cnnbench.results.stats import Window
 from cnnbench.proof.verdict import AUTO_HALF_WIDTH
+from cnnbench.results import stats
+from cnnbench.results.stats import Window
 
 MS = 1_000_000
 

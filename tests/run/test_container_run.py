@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.run.container import ContainerRun, _explain_end
 from cnnbench.launch.container import Container
+from cnnbench.run.container import ContainerRun, _explain_end
 from null_workload import CORES, NullWorkload, step_of
 
 ENDED = {"Status": "exited", "Running": False, "OOMKilled": False, "ExitCode": 1, "Error": "", "Memory": 2 * 10**9}

@@ -5,8 +5,8 @@ import shlex
 import pytest
 
 from checkout import WORKLOAD
-from cnnbench.run.container import FILES, ContainerOptions, ContainerRun
 from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.run.container import FILES, ContainerOptions, ContainerRun
 from cnnbench.run.images import ImageOptions
 from cnnbench.run.job import plan_case
 from sgx_host import SgxHost

@@ -123,7 +123,7 @@ def test_the_manifest_is_of_the_run(finished):
     trusted = {file["uri"] for file in manifest["sgx"]["trusted_files"]}
     assert f"file:{spec['logs']}/process-0/spec.json" in trusted
     assert f"file:{finished.gramine.libraries}/runtime/glibc/libc.so.6" in trusted
-    assert any(uri.endswith("cnnbench/worker.py") for uri in trusted)
+    assert any(uri.endswith("cnnbench/worker/__main__.py") for uri in trusted)
 
 
 def test_everything_that_is_missing_is_told_at_once(null_image):

@@ -6,8 +6,8 @@ import pytest
 
 from checkout import WORKLOAD
 from cnnbench.base.errors import UsageError
-from cnnbench.run.images import ImageOptions, bill_of_materials, plan_images
 from cnnbench.cases.workload import load_workload
+from cnnbench.run.images import ImageOptions, bill_of_materials, plan_images
 
 
 def gramine_argument(role, **options):

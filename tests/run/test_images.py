@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.cli.main import main
 from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.cases.workload import ImageNames, load_workload
+from cnnbench.cli.main import main
 from cnnbench.run.images import (
     IMAGE_PYTHON,
     ROOT,
@@ -23,7 +24,6 @@ from cnnbench.run.images import (
     inference_image,
     plan_images,
 )
-from cnnbench.cases.workload import ImageNames, load_workload
 
 DIRECTORY = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 WORKLOAD = load_workload(DIRECTORY)

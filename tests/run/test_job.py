@@ -4,8 +4,8 @@ import pytest
 
 from checkout import WORKLOAD
 from cnnbench.base.errors import SkippedError, UsageError
-from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.machine.topology import read_topology
+from cnnbench.run.job import plan_case, prepare_job
 from null_workload import THROUGHPUT, NullWorkload
 
 ACCURACY = "test_resnet50v1_5_tensorflow_xeon_public_inference_accuracy_avx_fp32"

@@ -18,8 +18,8 @@ import pytest
 
 from cmake_build import find_tool, run_cmake
 from cnnbench.launch.local import KilledError, WorkerLaunch, run_tracer
-from cnnbench.worker.control import State
 from cnnbench.results.record import load_run
+from cnnbench.worker.control import State
 from null_workload import (
     CORES,
     PATIENCE_S,

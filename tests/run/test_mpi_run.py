@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnbench.staging.environments import RANKS, engine_python
 from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.harness.line import DIRECTORY, SLUG
 from cnnbench.launch.local import SHARED_PREFIX
 from cnnbench.launch.mpi import REPORT, find_mpirun
-from cnnbench.worker.control import ControlBlock, State
-from cnnbench.results.record import KILLED, load_run
-from cnnbench.harness.line import DIRECTORY, SLUG
 from cnnbench.machine.topology import read_topology
+from cnnbench.results.record import KILLED, load_run
+from cnnbench.staging.environments import RANKS, engine_python
+from cnnbench.worker.control import ControlBlock, State
 from null_workload import (
     CORES,
     PATIENCE_S,
@@ -61,7 +61,7 @@ def processes_of(directory, *words):
     children = set()
     for pid, stat in process_files("stat").items():
         parent = int(stat.decode(errors="replace").rpartition(")")[2].split()[1])
-        if parent in ranks and "cnnbench.worker.process" in commands.get(pid, []):
+        if parent in ranks and "cnnbench.worker" in commands.get(pid, []):
             children.add(pid)
     return [pid for pid in sorted(ranks | children) if all(word in commands[pid] for word in words)]
 
@@ -73,7 +73,7 @@ def ranks_of(directory):
 
 
 def workers_of(directory):
-    return processes_of(directory, "cnnbench.worker.process")
+    return processes_of(directory, "cnnbench.worker")
 
 
 def wait_until_measuring(workload, *instances):

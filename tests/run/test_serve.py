@@ -9,8 +9,8 @@ import pytest
 
 from checkout import WORKLOAD
 from cnnbench.base.errors import UsageError
-from cnnbench.run.serve import GRAMINE_VARIABLE, _case_of
 from cnnbench.cases.workload import load_workload
+from cnnbench.run.serve import GRAMINE_VARIABLE, _case_of
 from null_workload import LATENCY, SLUG, THROUGHPUT, NullWorkload, clean_environment, run_kpi, step_of
 
 

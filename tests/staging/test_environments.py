@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from checkout import ROOT
-from cnnbench.staging import environments
+from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.engines.registry import ENGINES
+from cnnbench.machine.host import CpuInfo
+from cnnbench.staging import environments
 from cnnbench.staging.environments import (
     GPU_PYTHON_VARIABLE,
     QUANTIZER,
@@ -24,8 +26,6 @@ from cnnbench.staging.environments import (
     quantizer_python,
     require_environment,
 )
-from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.machine.host import CpuInfo
 
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 AVX2_CPU = CpuInfo(vendor="GenuineIntel", flags=frozenset({"avx2", "fma"}))

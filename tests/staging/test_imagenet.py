@@ -12,10 +12,10 @@ from PIL import Image
 from scipy.io import savemat
 
 import cnnbench
-from cnnbench.staging.imagenet import stage_imagenet
-from cnnbench.inputs.image_set import load_image_set
-from cnnbench.engines.tensorflow.shards import find_tfrecord_shards
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.engines.tensorflow.shards import find_tfrecord_shards
+from cnnbench.inputs.image_set import load_image_set
+from cnnbench.staging.imagenet import stage_imagenet
 
 # id, WordNet id, number of children: ids are not in the order of WordNet ids, and the parent comes last.
 SYNSETS = [(1, "n02119789", 0), (2, "n02100735", 0), (3, "n01440764", 0), (4, "n03000000", 0), (5, "n00001740", 4)]

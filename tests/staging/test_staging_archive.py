@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cnnbench.base.cache import install_directory
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.staging import archive
 from cnnbench.staging.archive import read_archived_file, unpack
-from cnnbench.base.cache import install_directory
 
 GOOD = {"set/a.jpeg": b"A" * 700, "set/deep/b.jpeg": b"B" * 3000}
 

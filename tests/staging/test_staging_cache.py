@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.cache import cache_root, install_directory, require_free_space
+from cnnbench.base.errors import CnnbenchError
 
 # A builder that says when it is half done, and goes on when it is told to.
 BUILDER = """

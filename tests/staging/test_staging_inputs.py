@@ -5,15 +5,15 @@ import sys
 
 import pytest
 
+from cnnbench.base.cache import digest_file
+from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.cli.main import main
 from cnnbench.inputs import procedural
 from cnnbench.inputs.image_set import write_image_set
-from cnnbench.staging.environments import QUANTIZER, environment_path
-from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.machine.host import CpuInfo
 from cnnbench.run.job import stage_engine
 from cnnbench.staging import inputs
-from cnnbench.base.cache import digest_file
+from cnnbench.staging.environments import QUANTIZER, environment_path
 from cnnbench.staging.inputs import (
     EMBEDDED_BY,
     PACKAGE,

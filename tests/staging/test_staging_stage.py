@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.cases.artefacts import Artefact
 from cnnbench.staging.download import Retry
-from cnnbench.staging.manifest import Artefact
 from cnnbench.staging.stage import stage_artefact, staged_path
 
 CONTENTS = bytes(range(256)) * 2000
@@ -316,7 +316,7 @@ STAGER = """
 import resource, sys
 from pathlib import Path
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.staging.manifest import Artefact
+from cnnbench.cases.artefacts import Artefact
 from cnnbench.staging.stage import stage_artefact
 
 if limit := int(sys.argv[3]):

@@ -11,9 +11,9 @@ from checkout import ROOT, WORKLOAD
 from cmake_build import find_tool, run_cmake
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.platforms import check_platform
+from cnnbench.cases.workload import Sources, declared_cases, load_sections, load_workload
 from cnnbench.machine.topology import read_topology
 from cnnbench.tuning.space import default_space
-from cnnbench.cases.workload import Sources, declared_cases, load_sections, load_workload
 from sysfs import make_sysfs_tree
 
 SHIPPED = sorted(ROOT.glob("workload/*/bkm-*.yaml"))

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from cmake_build import run_cmake
-from cnnbench.cases.case import TestCase
-from cnnbench.cli.main import main
 from cnnbench.base.errors import SkippedError
+from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS
-from cnnbench.tuning.settings import ranking
-from cnnbench.results.record import Criterion, Kpi, load_run
-from cnnbench.tuning.sweep import Outcome, run_sweep
-from cnnbench.tuning.space import Space
 from cnnbench.cases.workload import load_sections
+from cnnbench.cli.main import main
+from cnnbench.results.record import Criterion, Kpi, load_run
+from cnnbench.tuning.settings import ranking
+from cnnbench.tuning.space import Space
+from cnnbench.tuning.sweep import Outcome, run_sweep
 from null_workload import (
     CORES,
     SLUG,

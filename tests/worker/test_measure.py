@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from cnnbench.worker.control import ControlBlock, State, StepTimes
+from cnnbench.results.steps import StepTimes
+from cnnbench.worker.control import ControlBlock, State
 from cnnbench.worker.loop import measure_steps, warm_up_until_start
 
 BATCH = np.zeros((2, 3), dtype=np.float32)
@@ -131,7 +132,8 @@ def test_what_a_killed_process_had_measured_is_still_there(control, tmp_path):
     program = """
 import itertools, os, pathlib, signal, sys
 import numpy as np
-from cnnbench.worker.control import ControlBlock, StepTimes
+from cnnbench.worker.control import ControlBlock
+from cnnbench.results.steps import StepTimes
 from cnnbench.worker.loop import measure_steps
 directory, calls = pathlib.Path(sys.argv[1]), itertools.count(1)
 def infer(batch):

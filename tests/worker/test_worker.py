@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cnnbench.engines.layers import Primitive
 from cnnbench.engines.null.backend import NullBackend
+from cnnbench.proof.trace import read_trace
 from cnnbench.worker.control import ControlBlock
-from cnnbench.proof.trace import Primitive, read_trace
 from cnnbench.worker.process import (
     GENERATED,
     PROFILE,
@@ -25,31 +26,7 @@ from cnnbench.worker.process import (
     _noise,
 )
 from null_workload import PATIENCE_S, clean_environment, wait_until
-
-SPEC = WorkerSpec(
-    run_id="20250101T000000Z-0123abcd",
-    controller=os.getpid(),
-    engine="null",
-    model="",
-    precision="avx_fp32",
-    form=None,
-    batch_size=2,
-    micro_batch_size=2,
-    mode="throughput",
-    splits=(),
-    profile=False,
-    data_type="dummy",
-    io_threads=1,
-    steps=None,
-    warmup_steps=5,
-    trace_steps=None,
-    instances=[InstanceSpec(0, [0, 2], ["it's a b.jpg"]), InstanceSpec(1, [4], [])],
-    memory_node=None,
-    check_images="",
-    shared="/no/shared",
-    logs="/no/logs",
-    verbose=False,
-)
+from worker_spec import SPEC
 
 
 def test_an_instance_that_is_done_with_its_images_waits_for_the_others(tmp_path):
@@ -64,7 +41,7 @@ def test_an_instance_that_is_done_with_its_images_waits_for_the_others(tmp_path)
     spec.write(tmp_path / "spec.json")
     control = ControlBlock.create(tmp_path, 1)
     control.start_ns = time.monotonic_ns()
-    command = [sys.executable, "-m", "cnnbench.worker.process", tmp_path / "spec.json"]
+    command = [sys.executable, "-m", "cnnbench.worker", tmp_path / "spec.json"]
     with subprocess.Popen(command, env=clean_environment(OMP_NUM_THREADS="1")) as worker:
         wait_until((tmp_path / "instance-0" / "predictions.npy").exists, "the predictions")
         time.sleep(0.5)
@@ -193,7 +170,7 @@ def test_a_spec_is_read_as_it_was_written(tmp_path, spec):
 
 def test_a_worker_ends_when_its_controller_is_already_gone(tmp_path):
     replace(SPEC, controller=1 if os.getpid() != 1 else 2).write(tmp_path / "spec.json")
-    command = [sys.executable, "-m", "cnnbench.worker.process", str(tmp_path / "spec.json")]
+    command = [sys.executable, "-m", "cnnbench.worker", str(tmp_path / "spec.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("is gone")
@@ -206,7 +183,7 @@ def test_a_worker_in_an_enclave_looks_neither_for_its_parent_nor_for_its_memory(
     instance = InstanceSpec(0, [min(os.sched_getaffinity(0))], [])
     spec = replace(SPEC, controller=0, enclave=True, shared=str(tmp_path), logs=str(tmp_path), instances=[instance])
     spec.write(tmp_path / "spec.json")
-    command = [sys.executable, "-m", "cnnbench.worker.process", str(tmp_path / "spec.json")]
+    command = [sys.executable, "-m", "cnnbench.worker", str(tmp_path / "spec.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "instance-0/result.json").read_text())

@@ -15,8 +15,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from cnnbench.base.errors import UsageError
-from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.cases.parameters import FIELDS, CaseType, Function, Mode, Parameters, PrecisionName, accepted
+from cnnbench.cases.precisions import PRECISIONS
 
 Settings = Mapping[str, str]
 

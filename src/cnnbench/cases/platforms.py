@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import UsageError
 from cnnbench.machine.host import CpuInfo
 from cnnbench.machine.topology import parse_cpu_list
 
-PLATFORMS_FILE = Path(__file__).parents[2] / "workload" / "platforms"
+PLATFORMS_FILE = REPOSITORY / "workload" / "platforms"
 GENERIC = "GENERIC"
 _ANY = "*"
 

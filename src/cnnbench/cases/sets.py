@@ -9,8 +9,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from cnnbench.cases.case import FIXED_BY_NAME, check_name
 from cnnbench.base.errors import UsageError
+from cnnbench.cases.case import FIXED_BY_NAME, check_name
 
 Combination = dict[str, str]
 

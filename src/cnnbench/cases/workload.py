@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnnbench.engines.registry import ENGINES, find_engine
-from cnnbench.cases.case import Settings, TestCase, check_name, from_environment, pick_sections, resolve
 from cnnbench.base.errors import UsageError
+from cnnbench.cases.artefacts import load_artefacts
+from cnnbench.cases.case import Settings, TestCase, check_name, from_environment, pick_sections, resolve
 from cnnbench.cases.parameters import FIELDS, Parameters, PrecisionName, TopologyName, parameters_of, precisions_of
-from cnnbench.staging.manifest import load_artefacts
+from cnnbench.engines.registry import ENGINES, find_engine
 
 DEFAULTS_VARIABLE = "CNNBENCH_DEFAULTS"
 """Environment variable: a settings file that is weaker than `--config`; run.sh's is the workload's quick.yaml."""

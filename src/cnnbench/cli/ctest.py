@@ -22,13 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from cnnbench.cases.case import FIXED_BY_NAME, Settings, parse_arguments
 from cnnbench.base.errors import CnnbenchError, UsageError
-from cnnbench.launch.container import stop_containers
-from cnnbench.cases.parameters import FIELDS, accepted, default_text
 from cnnbench.base.progress import STREAM_VARIABLE
+from cnnbench.cases.case import FIXED_BY_NAME, Settings, parse_arguments
+from cnnbench.cases.parameters import FIELDS, accepted, default_text
 from cnnbench.cases.sets import Combination, read_sweep
 from cnnbench.cases.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, Workload, load_workload
+from cnnbench.launch.container import stop_containers
 
 CONFIG_VARIABLE = "CNNBENCH_CONFIG"
 OPTIONS_VARIABLE = "CNNBENCH_OPTIONS"

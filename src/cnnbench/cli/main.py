@@ -9,19 +9,33 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cnnbench.cli import ctest
-from cnnbench.engines.registry import ENGINES
-from cnnbench.harness.spec import choose_variants, read_spec
-from cnnbench.cases.case import parse_arguments
-from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program, measure_peaks, peak_table
-from cnnbench.cli.parser import make_parser
-from cnnbench.run.container import DOCKER_OPTIONS_VARIABLE, ContainerOptions, ContainerRun
-from cnnbench.inputs import procedural
-from cnnbench.run.enclaves import TEMPLATE, render_first
-from cnnbench.staging.environments import choose_variant, engine_python
+from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.base.signals import INTERRUPTED, check_timeout, end_by_exceptions
+from cnnbench.cases.artefacts import find_artefact, load_artefacts
+from cnnbench.cases.case import parse_arguments
+from cnnbench.cases.platforms import check_platform, detect_platform
+from cnnbench.cases.workload import declared_cases, load_workload
+from cnnbench.cli import ctest
+from cnnbench.cli.parser import make_parser
+from cnnbench.cli.quickstart import quickstart
+from cnnbench.engines.registry import ENGINES
+from cnnbench.harness.line import read_launch_line, read_request
 from cnnbench.harness.runs import run_request, run_spec
+from cnnbench.harness.spec import choose_variants, read_spec
+from cnnbench.inputs import procedural
+from cnnbench.launch.container import run_engine
+from cnnbench.launch.gramine import find_gramine
+from cnnbench.launch.trusted import check_manifest, count_trusted
+from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program, measure_peaks, peak_table
 from cnnbench.machine.host import read_cpuinfo
+from cnnbench.machine.topology import format_cpu_list, parse_cpu_list, read_topology
+from cnnbench.report.layers import show_layers
+from cnnbench.report.table import list_kpis
+from cnnbench.results.kpi_text import kpi_lines
+from cnnbench.results.record import RunResult
+from cnnbench.run.container import DOCKER_OPTIONS_VARIABLE, ContainerOptions, ContainerRun
+from cnnbench.run.enclaves import TEMPLATE, render_first
 from cnnbench.run.images import ImageOptions, bill_of_materials, build_image, image_labels, plan_images
 from cnnbench.run.job import (
     PLATFORM_VARIABLE,
@@ -34,28 +48,14 @@ from cnnbench.run.job import (
     stage_engine,
     stage_inputs,
 )
-from cnnbench.launch.container import run_engine
-from cnnbench.launch.gramine import find_gramine
-from cnnbench.launch.trusted import check_manifest, count_trusted
 from cnnbench.run.native import measure_job
-from cnnbench.cases.platforms import check_platform, detect_platform
-from cnnbench.cli.quickstart import quickstart
-from cnnbench.tuning.settings import ranking, settings_file, summary_table
-from cnnbench.results.kpi_text import kpi_lines
-from cnnbench.report.layers import show_layers
-from cnnbench.report.table import list_kpis
-from cnnbench.results.record import RunResult
-from cnnbench.harness.line import read_launch_line, read_request
 from cnnbench.run.serve import overlay_cache, serve_case
-from cnnbench.base.signals import INTERRUPTED, check_timeout, end_by_exceptions
-from cnnbench.base.cache import cache_root
+from cnnbench.staging.environments import choose_variant, engine_python
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
-from cnnbench.staging.manifest import find_artefact, load_artefacts
 from cnnbench.staging.stage import stage_artefact
-from cnnbench.machine.topology import format_cpu_list, parse_cpu_list, read_topology
-from cnnbench.tuning.sweep import run_sweep
+from cnnbench.tuning.settings import ranking, settings_file, summary_table
 from cnnbench.tuning.space import DEFAULT_CASES, SweepRequest, describe_spaces, plan_sweep
-from cnnbench.cases.workload import declared_cases, load_workload
+from cnnbench.tuning.sweep import run_sweep
 
 EMBEDDED = ("procedural", "resnet50v1_5")
 

@@ -8,22 +8,22 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cnnbench.cli import ctest
-from cnnbench.engines.registry import Engine, find_engine
-from cnnbench.cases.case import TestCase
-from cnnbench.staging.environments import quantizer_obstacle
+from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError, SkippedError
-from cnnbench.machine.host import CpuInfo, read_cpuinfo
-from cnnbench.cases.precisions import PRECISIONS, Precision, missing_for_precision
-from cnnbench.run.job import stage_engine
+from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import PrecisionName
 from cnnbench.cases.platforms import detect_platform
+from cnnbench.cases.precisions import PRECISIONS, Precision, missing_for_precision
+from cnnbench.cases.workload import load_workload
+from cnnbench.cli import ctest
+from cnnbench.engines.registry import Engine, find_engine
+from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult, load_run
-from cnnbench.cases.workload import load_workload
+from cnnbench.run.job import stage_engine
+from cnnbench.staging.environments import quantizer_obstacle
 
-ROOT = Path(__file__).parents[2]
 WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
 
 DEFAULTS = "quick.yaml"
@@ -33,7 +33,7 @@ CHOOSING = ("-R", "--tests-regex", "-E", "--exclude-regex", "-L", "--label-regex
             "--testcase", "-N", "--show-only", "-h", "--help", "--describe-params")  # fmt: skip
 
 
-def quickstart(cache: Path, arguments: Sequence[str], root: Path = ROOT, name: str = WORKLOAD) -> int:
+def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, name: str = WORKLOAD) -> int:
     """Run a workload's quick cases and print the table; return ctest's exit code. `arguments` are those of ctest.sh."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what stages or configures is ended with us
     source, build = root / "workload" / name, root / "build"

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from cnnbench.base.errors import UsageError
+from cnnbench.inputs.networks import ImageForm
 
 if TYPE_CHECKING:  # an image's environments are made before the rest of this package is there
-    from cnnbench.proof.trace import Primitive
+    from cnnbench.engines.layers import Primitive
 
 Harness = Literal["tensorflow", "cnn"]
 """What an engine is handed, which decides the parameters of its workloads: TensorFlow's frozen graph, or a network."""
@@ -27,39 +28,26 @@ GPU_VARIANT = "cuda"
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """What a backend needs to load: a prepared graph, a precision's name and the threads of each instance.
+    """What a backend needs to load: a prepared graph, the type of number to compute with, the threads of each instance.
 
-    `callers`: how many threads will call `infer` at once, each being an instance that shares the weights. `splits`: the
-    layers at which a network is cut into stages, which then take parts of `micro_batch_size` images. For a GPU, as the
+    `number_type`: float32 as it is (fp32) or computed in bfloat16 (bfloat32), bfloat16, float16 or int8. `on_gpu`:
+    whether the network goes to the first GPU that may be used. `callers`: how many threads will call `infer` at once,
+    each being an instance that shares the weights. `splits`: the layers at which a network is cut into stages, which then take parts of `micro_batch_size` images. For a GPU, as the
     parameters say, `data_type`: whether a batch is handed over again as it was (dummy), is one of a few that are
     (generated), or always another (real); `cuda_graphs` and `half_partial`.
     """
 
     model: Path
-    precision: str
+    number_type: str
     threads: int
     callers: int
     verbose: bool
     splits: tuple[str, ...] = ()
     micro_batch_size: int = 1
     data_type: str = "dummy"
+    on_gpu: bool = False
     cuda_graphs: bool = False
     half_partial: bool = False
-
-
-@dataclass(frozen=True)
-class ImageForm:
-    """What an engine is handed of an image: a square of `size` pixels a side, RGB, the last axis being the colours.
-
-    `crop_share`: the part of the scaled image's shorter side that the square is. `interpolation`: bilinear or bicubic.
-    `as_bytes`: uint8, else float32. `normalized`: whether ImageNet's mean and deviation have been taken off it.
-    """
-
-    size: int
-    crop_share: float
-    interpolation: str
-    as_bytes: bool
-    normalized: bool
 
 
 class Backend(Protocol):

@@ -8,7 +8,6 @@ which.
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,15 @@ from typing import Any, get_args
 
 import yaml
 
-from cnnbench.engines.registry import ENGINES
-from cnnbench.cases.case import TestCase
+from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import UsageError
-from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
-from cnnbench.inputs.networks import ARCHITECTURES
+from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, PrecisionName
+from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
+from cnnbench.engines.registry import ENGINES
+from cnnbench.inputs.networks import ARCHITECTURES
 
-DIRECTORY = Path(__file__).parents[2] / "workload" / "CNN-PyTorch-Public"
+DIRECTORY = REPOSITORY / "workload" / "CNN-PyTorch-Public"
 CONFIGS = DIRECTORY / "configs.yml"
 SLUG = "cnn_pytorch_public"
 TENSORFLOW = "tensorflow"
@@ -301,9 +301,3 @@ def _choose_precision(options: Mapping[str, Any], cpu_flags: frozenset[str]) -> 
         if not missing_for_precision(PRECISIONS[name], cpu_flags) and name.partition("_")[2] not in refused
     ]
     return able[0] if able else names[-1]
-
-
-if __name__ == "__main__":
-    from cnnbench.cli.main import main
-
-    sys.exit(main(["run", *sys.argv[1:]]))

@@ -8,21 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnbench.base.cache import cache_root
+from cnnbench.base.checkout import REPOSITORY
+from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.base.signals import check_timeout, end_by_exceptions
+from cnnbench.cases.parameters import FIELDS
+from cnnbench.harness.line import Request
 from cnnbench.harness.spec import Variant
 from cnnbench.machine.ceiling import PEAK_VARIABLE
-from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.machine.host import read_cpuinfo
+from cnnbench.report.table import align, list_kpis
+from cnnbench.results.kpi_text import format_number, kpi_lines
+from cnnbench.results.record import RunResult, find_runs, load_run
 from cnnbench.run.job import Job, describe_job, plan_case, prepare_job
 from cnnbench.run.native import measure_job
-from cnnbench.cases.parameters import FIELDS
-from cnnbench.results.kpi_text import format_number, kpi_lines
-from cnnbench.report.table import align, list_kpis
-from cnnbench.results.record import RunResult, find_runs, load_run
-from cnnbench.harness.line import DIRECTORY, Request
-from cnnbench.base.signals import check_timeout, end_by_exceptions
-from cnnbench.base.cache import cache_root
 
-PEAK_PROGRAM = DIRECTORY.parents[1] / "build" / "cnnbench-peak"
+PEAK_PROGRAM = REPOSITORY / "build" / "cnnbench-peak"
 """Where the checkout's own cmake makes what measures peaks; commands that no cmake calls look there."""
 
 RESULTS = "results.csv"

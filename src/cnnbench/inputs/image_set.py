@@ -24,6 +24,10 @@ from cnnbench.base.progress import Progress
 INDEX = "index.csv"
 MANIFEST = "manifest.json"
 COLUMNS = ["file", "label"]
+IMAGENET = "imagenet2012"
+IMAGENET_IMAGES = 50_000
+"""The name of ImageNet 2012's validation set, and how many images it has."""
+
 MAX_LABEL = 1000
 REMEDY = "remove the set's directory and stage it again"
 

@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from cnnbench.engines.registry import ImageForm
-from cnnbench.inputs.networks import IMAGENET_MEAN, IMAGENET_STD
+from cnnbench.inputs.networks import IMAGENET_MEAN, IMAGENET_STD, ImageForm
 
 PREFETCHED_BATCHES = 2
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -58,6 +58,21 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
+class ImageForm:
+    """What an engine is handed of an image: a square of `size` pixels a side, RGB, the last axis being the colours.
+
+    `crop_share`: the part of the scaled image's shorter side that the square is. `interpolation`: bilinear or bicubic.
+    `as_bytes`: uint8, else float32. `normalized`: whether ImageNet's mean and deviation have been taken off it.
+    """
+
+    size: int
+    crop_share: float
+    interpolation: str
+    as_bytes: bool
+    normalized: bool
+
+
+@dataclass(frozen=True)
 class Network:
     """What is to be built; `dataclasses.asdict` is its JSON, and `Network(**fields)` reads that back.
 

@@ -1,1 +1,1 @@
-"""Plan where the instances of a case run, and start them there."""
+"""Where instances go, a pure plan, and how processes start: here, through MPI, in containers, in enclaves."""

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+from cnnbench.base.checkout import SOURCES
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.precisions import Precision
 from cnnbench.launch.local import worker_command
-from cnnbench.worker.control import StepTimes
 from cnnbench.launch.trusted import TrustedFile
+from cnnbench.results.steps import StepTimes
 from cnnbench.worker.process import WorkerSpec
 
 GRAMINE = Path("/usr/lib/x86_64-linux-gnu/gramine")
@@ -104,7 +105,7 @@ def worker_roots(python: Path, gramine: Path | None) -> list[Path]:
 
     The environment was made with this very interpreter, so its standard library is the engine's as well.
     """
-    roots = [python.parents[1], Path(sysconfig.get_path("stdlib")), Path(__file__).parents[2]]
+    roots = [python.parents[1], Path(sysconfig.get_path("stdlib")), SOURCES]
     return roots if gramine is None else [*roots, gramine]
 
 

@@ -16,12 +16,14 @@ from types import TracebackType
 
 import numpy as np
 
+from cnnbench.base.checkout import SOURCES
 from cnnbench.base.errors import InvalidMeasurementError
+from cnnbench.base.progress import Progress
 from cnnbench.cases.precisions import Precision
 from cnnbench.launch.plan import Plan
-from cnnbench.worker.control import ControlBlock, State, StepTimes
-from cnnbench.base.progress import Progress
 from cnnbench.results.record import KILLED
+from cnnbench.results.steps import StepTimes
+from cnnbench.worker.control import ControlBlock, State
 
 SHARED_PREFIX = ".cnnbench-run-"
 STALE_S = 60.0
@@ -97,14 +99,14 @@ def engine_environment(
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
         **SWITCHES.get((engine, variant), {}),
         "PYTHONNOUSERSITE": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(SOURCES),
         **customer_env,
     }
 
 
 def worker_command(python: Path, spec: Path) -> list[str]:
     """Return the command that starts a worker."""
-    return [str(python), "-m", "cnnbench.worker.process", str(spec)]
+    return [str(python), "-m", "cnnbench.worker", str(spec)]
 
 
 @dataclass(frozen=True)

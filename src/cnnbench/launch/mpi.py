@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cnnbench.machine.contention import CpuSample
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.launch.local import KilledError, WorkerLaunch, WorkerProcess
 from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.machine.contention import CpuSample
 from cnnbench.machine.topology import Topology, format_cpu_list
 
 INSTALL = "apt-get install openmpi-bin libopenmpi3 (on Debian and Ubuntu)"

@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.machine.contention import sample_cpu_time, with_siblings
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
-from cnnbench.machine.host import read_cpuinfo
+from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
 from cnnbench.launch.local import (
     JUDGE_S,
@@ -38,9 +37,11 @@ from cnnbench.launch.local import (
 )
 from cnnbench.launch.mpi import FAILED, REPORT, UNFIT, RankJob, RankReport
 from cnnbench.launch.plan import InstancePlan, place_instance
-from cnnbench.worker.control import COLUMNS, ControlBlock, State, StepTimes
-from cnnbench.base.signals import end_by_exceptions
+from cnnbench.machine.contention import sample_cpu_time, with_siblings
+from cnnbench.machine.host import read_cpuinfo
 from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.results.steps import COLUMNS, StepTimes
+from cnnbench.worker.control import ControlBlock, State
 from cnnbench.worker.process import WorkerSpec
 
 COMMAND, PROGRESS, CLOCK = 1, 2, 3

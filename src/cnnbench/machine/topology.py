@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.machine.cgroup import PROC_SELF, find_cgroups
 from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.machine.cgroup import PROC_SELF, find_cgroups
 
 HOST_SYSFS = Path("/sys")
 UNKNOWN_NODE = -1  # a CPU that no NUMA node lists although the machine has nodes: never bind its memory

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnbench.cases.precisions import Precision
-from cnnbench.proof.trace import Primitive, TracedStep
+from cnnbench.engines.layers import UNTOLD, Primitive
+from cnnbench.proof.trace import TracedStep
 
 REQUIRED_SHARE = 0.95
 MOST_SHARE = 1.01
@@ -15,8 +16,6 @@ MOST_SHARE = 1.01
 More than all of them means that the trace or the graph was not read right, and then nothing is proven.
 """
 FALLBACKS_SHOWN = 10
-UNTOLD = "instructions not told"
-"""The implementation of layers whose engine does not tell what instructions it runs: of these, only the type counts."""
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,14 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnbench.base.errors import InvalidMeasurementError
+from cnnbench.engines.layers import COMPILED, LAYERS, MULTIPLYING, STEP_MARK, Primitive
 
-STEP_MARK = "cnnbench_trace,step"
-"""What a tracing worker writes before each step that counts; what comes before the first is loading and warm-up."""
 TRACE_ENVIRONMENT = {"ONEDNN_VERBOSE": "1", "ONEDNN_VERBOSE_TIMESTAMP": "1", "MKL_VERBOSE": "1"}
 """The environment of a tracing worker."""
-
-TRACE_DIRECTORY = "trace"
-"""Where a run's logs have the trace."""
-
-LAYERS = "layers.json"
-"""The file of a trace that an engine tells itself."""
-
-MULTIPLYING = ("convolution", "matmul", "inner_product")
-COMPILED = "partition"
-"""The kind of a partition that was compiled whole. What it computed cannot be read from its line."""
 
 _PREFIXES = ("onednn_verbose", "dnnl_verbose")
 _SPATIAL = r"(?:id\d+od\d+kd\d+sd\d+dd\d+pd\d+_)?ih\d+oh(?P<oh>\d+)kh(?P<kh>\d+)\S*?_iw\d+ow(?P<ow>\d+)kw(?P<kw>\d+)"
@@ -53,44 +42,6 @@ _MKL_TYPES = {"SGEMM": "f32", "DGEMM": "f64"}
 _MKL_ISA = {"AVX2": "avx2", "AVX-512": "avx512_core"}
 _MS_OF = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
 _MILLISECONDS = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
-
-
-@dataclass(frozen=True)
-class Primitive:
-    """One primitive that oneDNN executed.
-
-    `fpmath`: the type in which float32 may be computed instead, empty for float32 itself. `shape`: the problem in
-    oneDNN's words. `macs`: its multiply-accumulates, 0 when it has none or its shape is not understood. `partition`:
-    the kind of the oneDNN Graph partition that it ran in, empty outside of one or where no time stamps tell.
-    """
-
-    kind: str
-    implementation: str
-    source_type: str
-    weights_type: str
-    destination_type: str
-    fpmath: str
-    shape: str
-    macs: int
-    time_ms: float
-    partition: str = ""
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it multiplies and accumulates, or may: a layer, and not what lies between layers."""
-        return self.kind in (*MULTIPLYING, COMPILED)
-
-    @property
-    def types(self) -> str:
-        """The types of source, weights and destination, and that of the arithmetic where it is another."""
-        names = (self.source_type, self.weights_type, self.destination_type)
-        return " ".join(name for name in names if name) + (f" computed in {self.fpmath}" if self.fpmath else "")
-
-    @property
-    def name(self) -> str:
-        """What ran: the implementation and the type of what it computed with."""
-        words = [self.implementation, self.weights_type, f"computed in {self.fpmath}" if self.fpmath else ""]
-        return " ".join(word for word in words if word)
 
 
 def parse_verbose(lines: Iterable[str]) -> list[Primitive]:
@@ -234,11 +185,6 @@ def read_steps(lines: Iterable[str]) -> TracedStep:
         for layer in step.layers
     )
     return replace(step, layers=tuple(named))
-
-
-def write_layers(layers: Sequence[Primitive], directory: Path) -> None:
-    """Write the layers of a step, as an engine tells them itself, for `read_trace`."""
-    (directory / LAYERS).write_text(json.dumps([asdict(layer) for layer in layers], indent=1), encoding="utf-8")
 
 
 def read_trace(directory: Path) -> TracedStep:

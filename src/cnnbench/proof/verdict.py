@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnbench.machine.ceiling import Utilization
-from cnnbench.machine.contention import Contention, Throttling
 from cnnbench.cases.precisions import Precision
 from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.machine.ceiling import Utilization
+from cnnbench.machine.contention import Contention, Throttling
+from cnnbench.machine.topology import format_cpu_list
 from cnnbench.proof.precision import MOST_SHARE, REQUIRED_SHARE, PrecisionProof
 from cnnbench.results.record import KILLED, Criterion
 from cnnbench.results.stats import MIN_SLICES, Estimate, Steadiness
-from cnnbench.machine.topology import format_cpu_list
 
 CLOCKS_BOUND = 0.01
 CONTENTION_BOUND = 0.05

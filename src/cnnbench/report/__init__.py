@@ -1,1 +1,1 @@
-"""Turn results into tables."""
+"""Tables for people and files for programs, from run.json alone."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.cases.precisions import PRECISIONS, Precision
+from cnnbench.engines.layers import LAYERS, TRACE_DIRECTORY
 from cnnbench.proof.precision import ran_as
+from cnnbench.proof.trace import TracedStep, read_trace
 from cnnbench.report.table import Format, align
 from cnnbench.results.record import find_runs
-from cnnbench.proof.trace import LAYERS, TRACE_DIRECTORY, TracedStep, read_trace
 from cnnbench.worker.process import WorkerSpec
 
 COLUMNS = (

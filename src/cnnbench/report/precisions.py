@@ -4,8 +4,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cnnbench.results.kpi_text import format_number
 from cnnbench.report.table import WIDTH, align, find_interval
+from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import RunResult, Verdict
 
 

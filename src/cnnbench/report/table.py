@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnbench.cases.case import FIXED_BY_NAME
 from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.cases.case import FIXED_BY_NAME
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import WORKER, Kpi, RunResult, find_runs, load_run
 

@@ -1,11 +1,11 @@
 """Say which parameters of a network's case go together with its engine, its device and its plan, and which do not."""
 
-from cnnbench.engines.registry import ENGINES
-from cnnbench.cases.case import TestCase
 from cnnbench.base.errors import SkippedError, UsageError
-from cnnbench.cases.precisions import PRECISIONS, Precision
-from cnnbench.launch.plan import Plan
+from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import Parameters
+from cnnbench.cases.precisions import PRECISIONS, Precision
+from cnnbench.engines.registry import ENGINES
+from cnnbench.launch.plan import Plan
 from cnnbench.staging.networks import chosen_network
 
 AUTO = "auto"

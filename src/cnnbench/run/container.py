@@ -17,20 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cnnbench.machine.contention import with_siblings
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, TimeUpInterrupt, UsageError
-from cnnbench.machine.host import read_available_bytes
-from cnnbench.run.images import (
-    GRAMINE_LABEL,
-    NO_GRAMINE,
-    REVISION_LABEL,
-    SOURCES_LABEL,
-    ImageOptions,
-    digest_package,
-    inference_image,
-)
+from cnnbench.base.progress import Progress, bytes_text
+from cnnbench.base.signals import INTERRUPTED, time_limit
 from cnnbench.cases.precisions import missing_for_precision
-from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase
 from cnnbench.launch.container import (
     BUILD_LABEL,
     OWNER_LABEL,
@@ -43,15 +33,25 @@ from cnnbench.launch.container import (
     run_engine,
 )
 from cnnbench.launch.mpi import refuse_in_container
-from cnnbench.base.progress import Progress, bytes_text
+from cnnbench.machine.contention import with_siblings
+from cnnbench.machine.host import read_available_bytes
+from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
+from cnnbench.machine.topology import UNKNOWN_NODE
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult, load_run
+from cnnbench.run.images import (
+    GRAMINE_LABEL,
+    NO_GRAMINE,
+    REVISION_LABEL,
+    SOURCES_LABEL,
+    ImageOptions,
+    digest_package,
+    inference_image,
+)
+from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase
 from cnnbench.run.measurement import new_logs_directory
 from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
-from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
-from cnnbench.base.signals import INTERRUPTED, time_limit
 from cnnbench.staging.archive import DamagedError, unpack
-from cnnbench.machine.topology import UNKNOWN_NODE
 
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
 """Environment variable: more options of the engine's run command."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.cases.precisions import missing_for_precision
-from cnnbench.run.job import Inputs, Job
 from cnnbench.launch.enclave import Enclaves, run_tool
 from cnnbench.launch.gramine import (
     GIB,
@@ -20,8 +19,9 @@ from cnnbench.launch.gramine import (
     worker_roots,
 )
 from cnnbench.launch.trusted import hash_files, library_files
-from cnnbench.run.measurement import worker_environment, worker_specs
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots, epc_notes, missing_for_enclaves, missing_tools, require_sgx
+from cnnbench.run.job import Inputs, Job
+from cnnbench.run.measurement import worker_environment, worker_specs
 
 TEMPLATE = "gramine.manifest.template"
 """The file of a workload's directory that its enclaves are described by."""

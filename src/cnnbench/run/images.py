@@ -18,18 +18,18 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from cnnbench.base.cache import digest_file
+from cnnbench.base.checkout import PACKAGE, REPOSITORY
+from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.base.progress import bytes_text
+from cnnbench.cases.artefacts import load_artefacts
+from cnnbench.cases.workload import Workload
 from cnnbench.engines.registry import ENGINES, find_engine
 from cnnbench.inputs import procedural
-from cnnbench.staging.environments import QUANTIZER, REQUIREMENTS, lock_file
-from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.launch.container import run_engine
-from cnnbench.base.progress import bytes_text
-from cnnbench.base.cache import digest_file
-from cnnbench.staging.inputs import EMBEDDED_BY, IMAGENET_ARTEFACTS, PACKAGE, digest_sources
-from cnnbench.staging.manifest import load_artefacts
-from cnnbench.cases.workload import Workload
+from cnnbench.staging.environments import QUANTIZER, REQUIREMENTS, lock_file
+from cnnbench.staging.inputs import EMBEDDED_BY, IMAGENET_ARTEFACTS, digest_sources
 
-ROOT = Path(__file__).parents[2]
 DATASET_SOURCES = ("embedded", "local", "url")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 
@@ -111,7 +111,8 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class ImageBuild:
-    """One image to make. `role`: what it is to its workload. `context`: the files it is made of, relative to ROOT."""
+    """One image to make. `role`: what it is to its workload. `context`: the files it is made of, relative to
+    REPOSITORY."""
 
     role: str
     reference: str
@@ -135,8 +136,8 @@ def inference_image(workload: Workload, data_type: str, sgx: bool, options: Imag
 def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> dict[str, ImageBuild]:
     """Return the images of a workload by role, each after those it is made of.
 
-    `directory`: the workload's, in ROOT/workload. An engine without models has `benchmark` and `dummy` only. Networks
-    are prepared in the containers, so theirs have no `model`; nor do they run in enclaves.
+    `directory`: the workload's, in REPOSITORY/workload. An engine without models has `benchmark` and `dummy` only.
+    Networks are prepared in the containers, so theirs have no `model`; nor do they run in enclaves.
     """
     options.check()
     dummy = inference_image(workload, "dummy", False, options)
@@ -231,9 +232,9 @@ def build_image(
     shutil.rmtree(context, ignore_errors=True)
     try:
         for path in build.context:
-            _place(ROOT / path, context / path)
+            _place(REPOSITORY / path, context / path)
         if not (context / build.dockerfile).exists():
-            _place(ROOT / build.dockerfile, context / build.dockerfile)
+            _place(REPOSITORY / build.dockerfile, context / build.dockerfile)
         command = build_command(build, cli, labels, context, extra)
         with log.open("w") as output:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
@@ -289,7 +290,7 @@ class BillOfMaterials:
 
 def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMaterials:
     """Collect it from what the Dockerfiles, lock files and artefact manifest pin, as far as the options have it."""
-    benchmark = (ROOT / "Dockerfile.2.benchmark").read_text()
+    benchmark = (REPOSITORY / "Dockerfile.2.benchmark").read_text()
     (default,) = re.findall(r"^ARG BASE_IMAGE=(\S+)$", benchmark, re.MULTILINE)
     _, _, last_stage = benchmark.rpartition("\nFROM ")  # the one before has a compiler, which the images have not
     (installed,) = re.findall(r"apt-get install (.*)", last_stage)
@@ -344,12 +345,12 @@ def image_labels(workload: Workload, build: ImageBuild, bill: BillOfMaterials) -
 def digest_package() -> str:
     """Return a digest of this program's sources."""
     package = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
-    files = [*package, *(ROOT / "native").glob("*.c")]
-    return digest_sources((path.relative_to(ROOT).as_posix() for path in files), ROOT)
+    files = [*package, *(REPOSITORY / "native").glob("*.c")]
+    return digest_sources((path.relative_to(REPOSITORY).as_posix() for path in files), REPOSITORY)
 
 
 def _revision() -> str:
     """Return the commit, with `-dirty` when files differ from it; `unknown` outside a git checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else "unknown"

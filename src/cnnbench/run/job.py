@@ -10,11 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.engines.registry import ENGINES, GPU_VARIANT, Engine, find_engine
+from cnnbench.base.cache import cache_root
+from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import TestCase, settle
-from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
-from cnnbench.run.compatibility import AUTO, check_engine, check_network_case, check_stages
+from cnnbench.cases.parameters import FIELDS, Parameters
+from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
+from cnnbench.cases.precisions import PRECISIONS, Precision, fit_to_cpu, require
+from cnnbench.cases.workload import Sources, Workload, load_workload
+from cnnbench.engines.registry import ENGINES, GPU_VARIANT, Engine, find_engine
 from cnnbench.inputs.image_set import ImageSet
+from cnnbench.launch.gramine import read_wrap_key
+from cnnbench.launch.local import engine_environment, split_environment, worker_command
+from cnnbench.launch.mpi import Ranks, find_mpirun, is_root, mpirun_command, plan_ranks
+from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
+from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
+from cnnbench.machine.host import CpuInfo, read_cpuinfo
+from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.run.compatibility import AUTO, check_engine, check_network_case, check_stages
 from cnnbench.staging.environments import (
     GPU_PYTHON_VARIABLE,
     RANKS,
@@ -24,16 +37,6 @@ from cnnbench.staging.environments import (
     own_gpu_python,
     quantizer_obstacle,
 )
-from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.machine.host import CpuInfo, read_cpuinfo
-from cnnbench.cases.precisions import PRECISIONS, Precision, fit_to_cpu, require
-from cnnbench.launch.gramine import read_wrap_key
-from cnnbench.launch.local import engine_environment, split_environment, worker_command
-from cnnbench.launch.mpi import Ranks, find_mpirun, is_root, mpirun_command, plan_ranks
-from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
-from cnnbench.cases.parameters import FIELDS, Parameters
-from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
-from cnnbench.base.cache import cache_root
 from cnnbench.staging.inputs import (
     PreparedModel,
     find_check_set,
@@ -44,7 +47,6 @@ from cnnbench.staging.inputs import (
     quantize_model,
     stage_embedded_model,
 )
-from cnnbench.staging.manifest import load_artefacts
 from cnnbench.staging.networks import (
     NETWORK_QUANTIZER,
     predict_network,
@@ -52,8 +54,6 @@ from cnnbench.staging.networks import (
     quantize_network,
 )
 from cnnbench.staging.stage import staged_path
-from cnnbench.machine.topology import format_cpu_list, read_topology
-from cnnbench.cases.workload import Sources, Workload, load_workload
 
 PLATFORM_VARIABLE = "PLATFORM"
 """Environment variable: the platform whose declaration the case comes from; cmake sets it, and `docker run -e` can."""

@@ -12,26 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.results import stats
-from cnnbench.proof import verdict as validity
-from cnnbench.machine.ceiling import Ceiling, Utilization, measure_ceiling, utilize
-from cnnbench.machine.cgroup import CpuQuota, read_cpu_quotas
-from cnnbench.machine.contention import CpuSample, compare_quotas, compare_samples, sample_cpu_time, with_siblings
-from cnnbench.inputs.image_set import ImageSet
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
-from cnnbench.run.facts import host_facts, instance_facts, run_notes, software_facts
-from cnnbench.machine.host import sample_frequency_mhz
-from cnnbench.run.job import Inputs, Job, ranks_command
+from cnnbench.base.progress import Progress
+from cnnbench.engines.layers import TRACE_DIRECTORY
+from cnnbench.inputs.image_set import ImageSet
 from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.mpi import JOB, REPORT, MpirunLaunch, RankJob, RankReport
 from cnnbench.launch.plan import InstancePlan
-from cnnbench.worker.control import StepTimes
-from cnnbench.base.progress import Progress
-from cnnbench.proof.precision import judge_trace
-from cnnbench.results.record import INTERRUPTED_RUN, SEEN, TIMEOUT, WORKER, Criterion, Kpi, RunResult, find_iterations
+from cnnbench.machine.ceiling import Ceiling, Utilization, measure_ceiling, utilize
+from cnnbench.machine.cgroup import CpuQuota, read_cpu_quotas
+from cnnbench.machine.contention import CpuSample, compare_quotas, compare_samples, sample_cpu_time, with_siblings
+from cnnbench.machine.host import sample_frequency_mhz
 from cnnbench.machine.topology import read_topology
-from cnnbench.proof.trace import TRACE_DIRECTORY, TRACE_ENVIRONMENT, read_trace
+from cnnbench.proof import verdict as validity
+from cnnbench.proof.precision import judge_trace
+from cnnbench.proof.trace import TRACE_ENVIRONMENT, read_trace
+from cnnbench.results import stats
+from cnnbench.results.record import INTERRUPTED_RUN, SEEN, TIMEOUT, WORKER, Criterion, Kpi, RunResult, find_iterations
+from cnnbench.results.steps import StepTimes
+from cnnbench.run.facts import host_facts, instance_facts, run_notes, software_facts
+from cnnbench.run.job import Inputs, Job, ranks_command
 from cnnbench.worker.process import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -81,6 +82,8 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             engine=job.engine_name,
             model=str(model.graph) if model else "",
             precision=p.precision,
+            number_type=job.precision.data_type,
+            on_gpu=job.precision.on_gpu,
             form=model.form if model else None,
             batch_size=p.images_per_step,
             micro_batch_size=p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size,

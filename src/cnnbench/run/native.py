@@ -4,13 +4,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from cnnbench.run.compatibility import AUTO
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
-from cnnbench.run.job import NOTHING_STAGED, Inputs, Job, stage_inputs
+from cnnbench.base.signals import time_limit
 from cnnbench.results.kpi_text import write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult
+from cnnbench.run.compatibility import AUTO
+from cnnbench.run.job import NOTHING_STAGED, Inputs, Job, stage_inputs
 from cnnbench.run.measurement import DEFAULT_HANG_S, Measurement, new_logs_directory, out_of_time
-from cnnbench.base.signals import time_limit
 
 TRIAL_S = 5.0
 """How long each engine is measured when the fastest is to be chosen."""

@@ -19,22 +19,22 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cnnbench.cases.case import FIXED_BY_NAME, TestCase
-from cnnbench.run.enclaves import TEMPLATE, enclose_job
-from cnnbench.staging.environments import require_environment
+from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
-from cnnbench.run.job import plan_case, prepare_job, stage_inputs
+from cnnbench.base.progress import bytes_text
+from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
+from cnnbench.cases.case import FIXED_BY_NAME, TestCase
+from cnnbench.cases.parameters import default_text
+from cnnbench.cases.workload import Workload, load_workload
 from cnnbench.launch.container import EXPORT
 from cnnbench.launch.mpi import refuse_in_container
-from cnnbench.run.native import choose_engine
-from cnnbench.cases.parameters import default_text
-from cnnbench.base.progress import bytes_text
-from cnnbench.results.kpi_text import STATUS, write_logs
-from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots
-from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
-from cnnbench.base.cache import cache_root
-from cnnbench.cases.workload import Workload, load_workload
+from cnnbench.results.kpi_text import STATUS, write_logs
+from cnnbench.run.enclaves import TEMPLATE, enclose_job
+from cnnbench.run.job import plan_case, prepare_job, stage_inputs
+from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
+from cnnbench.run.native import choose_engine
+from cnnbench.staging.environments import require_environment
 
 ERROR = "error"
 """The file of an export that says why there is no result."""

@@ -1,1 +1,1 @@
-"""Bring models and datasets into the cache, verified; import from the modules (the engines lack some dependencies)."""
+"""A case's inputs brought into the cache: images, models, environments."""

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from cnnbench.base.cache import require_free_space
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.progress import BYTES, Progress
-from cnnbench.base.cache import require_free_space
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_MEMBERS = 1_000_000

@@ -15,9 +15,9 @@ from urllib.request import Request, urlopen
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cnnbench.base.cache import explain_disk_errors, require_free_space
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.progress import BYTES, Progress
-from cnnbench.base.cache import explain_disk_errors, require_free_space
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Make one virtual environment for each engine build, from its lock file, on first use.
 
-`python -m cnnbench.staging.environments ENGINE VARIANT` does so for an image, before the rest of this package is copied there.
+`python -m cnnbench.staging.environments ENGINE VARIANT` does so for an image, before the rest of this package is copied
+there.
 """
 
 import hashlib
@@ -13,12 +14,13 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from cnnbench.engines.registry import ENGINES, GPU_VARIANT
-from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.machine.host import CpuInfo
 from cnnbench.base.cache import cache_root, explain_disk_errors, install_directory, locked
+from cnnbench.base.checkout import REPOSITORY
+from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.engines.registry import ENGINES, GPU_VARIANT
+from cnnbench.machine.host import CpuInfo
 
-REQUIREMENTS = Path(__file__).parents[2] / "requirements"
+REQUIREMENTS = REPOSITORY / "requirements"
 
 ITEX_PYTHONS = ((3, 10), (3, 11))
 """The Pythons that the last ITEX with CPU wheels has wheels for."""

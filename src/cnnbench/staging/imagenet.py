@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnbench.inputs.image_set import MAX_LABEL, ImageSet, load_image_set, write_image_set
+from cnnbench.base.cache import install_directory
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.progress import Progress
+from cnnbench.inputs.image_set import IMAGENET, IMAGENET_IMAGES, MAX_LABEL, ImageSet, load_image_set, write_image_set
 from cnnbench.staging.archive import read_archived_file, unpack
-from cnnbench.base.cache import install_directory
 
-NAME = "imagenet2012"
-IMAGES = 50_000
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 META = "meta.mat"
 
@@ -26,7 +24,7 @@ def stage_imagenet(
     devkit_tar: Path,
     destination: Path,
     *,
-    images: int = IMAGES,
+    images: int = IMAGENET_IMAGES,
     classes: int = MAX_LABEL,
     progress: Callable[..., Progress] = Progress,
 ) -> ImageSet:
@@ -41,7 +39,7 @@ def stage_imagenet(
             raise CnnbenchError(f"{devkit_tar}: {GROUND_TRUTH} has {len(labels)} labels, needed {images}")
         unpack(val_tar, directory, progress=progress)
         files = _list_images(directory, val_tar, images)
-        write_image_set(directory, zip(files, labels, strict=True), NAME, progress=progress)
+        write_image_set(directory, zip(files, labels, strict=True), IMAGENET, progress=progress)
 
     return load_image_set(install_directory(build, destination))
 

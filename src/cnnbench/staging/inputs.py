@@ -13,28 +13,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from cnnbench.engines.registry import ImageForm
-from cnnbench.inputs import procedural
-from cnnbench.staging.imagenet import stage_imagenet
-from cnnbench.inputs.image_set import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
-from cnnbench.staging.environments import QUANTIZER, lock_file, quantizer_python
-from cnnbench.base.errors import CnnbenchError, SkippedError
-from cnnbench.launch.local import split_environment
 from cnnbench.base.cache import digest_file, install_directory
-from cnnbench.staging.manifest import load_artefacts
+from cnnbench.base.checkout import PACKAGE, SOURCES
+from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.cases.artefacts import load_artefacts
+from cnnbench.inputs import procedural
+from cnnbench.inputs.image_set import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
+from cnnbench.inputs.networks import ImageForm
+from cnnbench.launch.local import split_environment
+from cnnbench.staging.environments import QUANTIZER, lock_file, quantizer_python
+from cnnbench.staging.imagenet import stage_imagenet
 from cnnbench.staging.stage import stage_artefact
 
-PACKAGE = Path(__file__).parents[1]
-
-PREPARED_BY = ("models/fold.py", "models/graph.py", "models/prepare.py", "datasets/tfdata.py")
+PREPARED_BY = tuple(f"engines/tensorflow/{name}.py" for name in ("fold", "graph", "prepare", "reader"))
 """The sources that decide what a prepared model is; a change of one makes it anew."""
 
-QUANTIZED_BY = (*PREPARED_BY, "models/quantize.py")
+QUANTIZED_BY = (*PREPARED_BY, "engines/tensorflow/quantize.py")
 """The sources that decide what a quantised model is."""
 
 IMAGENET_ARTEFACTS = ("imagenet2012-val", "imagenet2012-devkit")
 
-EMBEDDED_BY = (*PREPARED_BY, "models/resnet50.py", "datasets/procedural.py")
+EMBEDDED_BY = (*PREPARED_BY, "engines/tensorflow/resnet50.py", "inputs/head.py", "inputs/procedural.py")
 """The sources that decide what the embedded model is."""
 
 
@@ -228,7 +227,7 @@ def run_module(command: list[str], **more: str) -> None:
     Its progress goes to this process's standard error.
     """
     environment, _ = split_environment(os.environ)
-    environment |= {"PYTHONPATH": str(PACKAGE.parent), "PYTHONNOUSERSITE": "1"} | more
+    environment |= {"PYTHONPATH": str(SOURCES), "PYTHONNOUSERSITE": "1"} | more
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise CnnbenchError(f"failed with exit code {done.returncode}: `{' '.join(command)}`; it says why above")

@@ -6,28 +6,28 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from cnnbench.engines.registry import Engine, ImageForm
-from cnnbench.inputs.image_set import load_manifest
-from cnnbench.staging.environments import lock_file
-from cnnbench.base.errors import CnnbenchError
-from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, Network, check_network
-from cnnbench.cases.parameters import Parameters
 from cnnbench.base.cache import digest_file, install_directory
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.cases.parameters import Parameters
+from cnnbench.engines.registry import Engine
+from cnnbench.inputs.image_set import load_manifest
+from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, ImageForm, Network, check_network
+from cnnbench.staging.environments import lock_file
 from cnnbench.staging.inputs import PreparedModel, digest_sources, run_module, stage_procedural
 
 PREPARED_BY = (
-    "models/networks.py",
-    "models/torch_networks.py",
-    "models/torch_weights.py",
-    "models/group_norm.py",
-    "models/classifier.py",
-    "models/prepare_network.py",
-    "models/resnet50.py",
-    "datasets/jpeg.py",
+    "inputs/networks.py",
+    "engines/pytorch/networks.py",
+    "engines/pytorch/weights.py",
+    "engines/pytorch/group_norm.py",
+    "engines/pytorch/classifier.py",
+    "engines/pytorch/prepare.py",
+    "inputs/head.py",
+    "inputs/jpeg.py",
 )
 """The sources that decide what a prepared network is; a change of one makes it anew."""
 
-QUANTIZED_BY = ("models/quantize_network.py", "datasets/jpeg.py")
+QUANTIZED_BY = ("engines/onnxruntime/quantize.py", "inputs/jpeg.py")
 """The sources that decide what a quantised network is, beyond the prepared one, whose name tells its own."""
 
 NETWORK_QUANTIZER = "onnxruntime"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cnnbench.base.cache import explain_disk_errors, locked, require_free_space
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.progress import BYTES, Progress
-from cnnbench.base.cache import explain_disk_errors, locked, require_free_space
+from cnnbench.cases.artefacts import Artefact, Md5, Sha256
 from cnnbench.staging.download import DEFAULT_RETRY, Retry, discard_part, download
-from cnnbench.staging.manifest import Artefact, Md5, Sha256
 
 CHUNK_BYTES = 1 << 20
 

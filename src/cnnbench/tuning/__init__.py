@@ -1,1 +1,1 @@
-"""Find the fastest settings of a case: which to try, which to drop, and the runs themselves."""
+"""Sweeps for best-known settings."""

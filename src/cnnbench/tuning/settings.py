@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from cnnbench.cases.case import TestCase
-from cnnbench.run.facts import machine_facts
 from cnnbench.cases.platforms import GENERIC
-from cnnbench.results.kpi_text import format_number
+from cnnbench.machine.facts import machine_facts
 from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
+from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import Kpi, RunResult
 from cnnbench.tuning.decide import Median, estimate_median
-from cnnbench.tuning.sweep import Outcome, primary_kpi
 from cnnbench.tuning.space import TUNED
+from cnnbench.tuning.sweep import Outcome, primary_kpi
 
 _DIGEST_DIGITS = 12
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.engines.registry import find_engine
-from cnnbench.cases.case import TestCase, parse_arguments
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.run.job import PLATFORM_VARIABLE, Job, plan_case, prepare_job
+from cnnbench.cases.case import TestCase, parse_arguments
 from cnnbench.cases.sets import Combination, read_sweep
-from cnnbench.machine.topology import Topology, read_topology
 from cnnbench.cases.workload import Sources, declared_cases, load_workload
+from cnnbench.engines.registry import find_engine
+from cnnbench.machine.topology import Topology, read_topology
+from cnnbench.run.job import PLATFORM_VARIABLE, Job, plan_case, prepare_job
 
 TUNED = ("BATCH_SIZE", "CORES_PER_INSTANCE", "INSTANCES", "VARIANT")
 """The parameters that a sweep may vary; all others are how it measures."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
-from cnnbench.cases.case import TestCase
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.run.facts import machine_facts
-from cnnbench.run.job import Job
-from cnnbench.results.kpi_text import STATUS, format_number
-from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
-from cnnbench.results.record import SEEN, Kpi, RunResult, find_runs, load_run
+from cnnbench.cases.case import TestCase
+from cnnbench.machine.facts import machine_facts
 from cnnbench.machine.topology import format_cpu_list
+from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
+from cnnbench.results.kpi_text import STATUS, format_number
+from cnnbench.results.record import SEEN, Kpi, RunResult, find_runs, load_run
+from cnnbench.run.job import Job
 from cnnbench.tuning.decide import Drop, Speeds, count_due, find_fastest, find_slow, plan_round
 from cnnbench.tuning.space import TUNED, Space
 

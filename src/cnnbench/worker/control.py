@@ -5,17 +5,11 @@ can follow while it runs, and what a killed instance had measured is still there
 which every process of the machine reads alike.
 """
 
-import mmap
 from enum import IntEnum
 from pathlib import Path
 
-import numpy as np
+from cnnbench.results.steps import COLUMNS, MAX_STEPS, WORD_BYTES, StepTimes, map_words
 
-MAX_STEPS = 1 << 20
-"""Steps an instance can record; the file is sparse, so room that is not used costs nothing."""
-
-COLUMNS = ("start_ns", "input_ready_ns", "end_ns")
-_WORD = 8
 _ROW = 8  # words: a cache line, so that instances do not write into each other's
 _START, _STOP = 0, 1
 _STATE, _STEPS, _MEASURED = 0, 1, 2
@@ -30,24 +24,19 @@ class State(IntEnum):
     DONE = 3
 
 
-def _map_words(path: Path) -> memoryview:
-    with path.open("r+b", buffering=0) as file:  # in an enclave it is a device: it cannot seek, and mmap wants its size
-        return memoryview(mmap.mmap(file.fileno(), path.stat().st_size)).cast("q")
-
-
 class ControlBlock:
     """The barrier and the stop sign, written by the controller, and each instance's state, written by the instance."""
 
     def __init__(self, directory: Path) -> None:
-        self._words = _map_words(directory / "control")
+        self._words = map_words(directory / "control")
 
     @classmethod
     def create(cls, directory: Path, instances: int) -> "ControlBlock":
         """Make the files of a run: the control block and the step times of each instance."""
-        (directory / "control").write_bytes(bytes((instances + 1) * _ROW * _WORD))
+        (directory / "control").write_bytes(bytes((instances + 1) * _ROW * WORD_BYTES))
         for index in range(instances):
             with StepTimes.path(directory, index).open("wb") as file:
-                file.truncate(MAX_STEPS * len(COLUMNS) * _WORD)
+                file.truncate(MAX_STEPS * len(COLUMNS) * WORD_BYTES)
         return cls(directory)
 
     @property
@@ -95,26 +84,3 @@ class ControlBlock:
     def count_step(self, index: int) -> None:
         """Count one more step of an instance."""
         self._words[(index + 1) * _ROW + _STEPS] += 1
-
-
-class StepTimes:
-    """The raw times of one instance's measured steps: a row of three for each."""
-
-    def __init__(self, directory: Path, index: int) -> None:
-        self.words = _map_words(self.path(directory, index))
-
-    @staticmethod
-    def path(directory: Path, index: int) -> Path:
-        """Return the file of an instance."""
-        return directory / f"steps-{index}"
-
-    @staticmethod
-    def read(directory: Path, index: int) -> np.ndarray:
-        """Return the rows of the steps that have ended so far (int64, steps x 3, columns as in COLUMNS)."""
-        rows = np.frombuffer(_map_words(StepTimes.path(directory, index)), dtype=np.int64).reshape(-1, len(COLUMNS))
-        ends = rows[:, 2]
-        low, high = 0, len(ends)  # rows fill in order and a row's end comes last: search the first unfilled one
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if ends[middle] else (low, middle)
-        return np.array(rows[:low])

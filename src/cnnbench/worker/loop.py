@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from cnnbench.worker.control import COLUMNS, MAX_STEPS, ControlBlock, State, StepTimes
+from cnnbench.results.steps import COLUMNS, MAX_STEPS, StepTimes
+from cnnbench.worker.control import ControlBlock, State
 
 Infer = Callable[[np.ndarray], np.ndarray]
 

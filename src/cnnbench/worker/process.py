@@ -1,6 +1,6 @@
 """Be one worker process: pin, load, check the outputs, warm up, measure, write what happened.
 
-Started as `python -m cnnbench.worker.process SPEC.json` with the engine's Python. A worker holds one instance, or, with
+Started as `python -m cnnbench.worker SPEC.json` with the engine's Python. A worker holds one instance, or, with
 weight sharing, all instances of a socket as pinned threads on one set of weights. It ends when its parent does.
 """
 
@@ -17,17 +17,17 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from cnnbench.engines.registry import ENGINES, Backend, ImageForm, LoadSpec, Profiling, import_part
-from cnnbench.cases.precisions import PRECISIONS
-from cnnbench.worker.control import ControlBlock, StepTimes
+from cnnbench.engines.layers import STEP_MARK, TRACE_DIRECTORY, write_layers
+from cnnbench.engines.registry import ENGINES, Backend, LoadSpec, Profiling, import_part
+from cnnbench.results.steps import StepTimes
+from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.loop import measure_steps, warm_up_until_start
-from cnnbench.proof.trace import STEP_MARK, TRACE_DIRECTORY, write_layers
+from cnnbench.worker.spec import InstanceSpec, WorkerSpec
 
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""
@@ -44,72 +44,6 @@ TOP = 5
 _PR_SET_PDEATHSIG = 1
 _SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 _MPOL_BIND = 2
-
-
-@dataclass(frozen=True)
-class InstanceSpec:
-    """One instance of a worker: its number, its logical CPUs and the files of its share of the images."""
-
-    index: int
-    cpus: list[int]
-    files: list[str]
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """All a worker needs to know. Paths are absolute.
-
-    `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
-    graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `data_type`: as the
-    parameter says: one batch for all steps, one of several made beforehand, or what is read. `splits`: the layers
-    that stages of the network begin with, which are handed whole steps. `profile`: whether the engine is to profile a
-    step when it is traced, which on a GPU is when all is measured. `io_threads`: how many decode an instance's images.
-    `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`:
-    with a number, run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`:
-    the directory of the control block and the step times. `logs`: where results go. `controller`: the process that
-    starts the worker and without which it ends. `enclave`: whether it runs in one, where its parent and its resident
-    memory cannot be seen; what started it ties it to the controller then. `cuda_graphs`, `half_partial`: for an engine
-    on a GPU.
-    """
-
-    run_id: str
-    controller: int
-    engine: str
-    model: str
-    precision: str
-    form: ImageForm | None
-    batch_size: int
-    micro_batch_size: int
-    splits: tuple[str, ...]
-    profile: bool
-    mode: str
-    data_type: str
-    io_threads: int
-    steps: int | None
-    warmup_steps: int
-    trace_steps: int | None
-    instances: list[InstanceSpec]
-    memory_node: int | None
-    check_images: str
-    shared: str
-    logs: str
-    verbose: bool
-    enclave: bool = False
-    cuda_graphs: bool = False
-    half_partial: bool = False
-
-    def write(self, path: Path) -> None:
-        """Write the spec as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1))
-
-    @classmethod
-    def read(cls, path: Path) -> "WorkerSpec":
-        """Read what `write` wrote."""
-        fields = json.loads(path.read_text())
-        fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
-        fields["splits"] = tuple(fields["splits"])
-        fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
-        return cls(**fields)
 
 
 def _die_with(controller: int) -> None:
@@ -202,7 +136,7 @@ class Instance:
         """
         size = self._spec.batch_size
         made = [_fill_batch(np.roll(self._images, -number, axis=0), size) for number in range(GENERATED)]
-        if PRECISIONS[self._spec.precision].on_gpu:
+        if self._spec.on_gpu:
             yield from itertools.cycle(made)
         for batch in itertools.cycle(made):
             self._batch[:] = batch
@@ -254,7 +188,7 @@ class Instance:
         keep = predictions.keep if predictions else None
         recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
-        if PRECISIONS[spec.precision].on_gpu and index == 0:
+        if spec.on_gpu and index == 0:
             directory = Path(spec.logs) / TRACE_DIRECTORY
             directory.mkdir()
             spec.write(directory / "spec.json")
@@ -310,7 +244,8 @@ def main(arguments: list[str]) -> None:
     threads = max(len(instance.cpus) for instance in spec.instances)
     load = LoadSpec(
         model=Path(spec.model),
-        precision=spec.precision,
+        number_type=spec.number_type,
+        on_gpu=spec.on_gpu,
         threads=threads,
         callers=len(spec.instances),
         verbose=spec.verbose,
@@ -340,7 +275,3 @@ def main(arguments: list[str]) -> None:
         for instance in instances:
             instance.write_result(facts)
     backend.close()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -52,16 +52,19 @@ def loaded_more_than_once(monkeypatch):
 @pytest.fixture
 def check_answers(images, prepared):
     """Load a backend, and check that it answers as float32 does, whatever came before, and in the precision's type."""
-    from cnnbench.engines.registry import LoadSpec
     from cnnbench.cases.precisions import PRECISIONS
+    from cnnbench.engines.registry import LoadSpec
     from cnnbench.proof.precision import judge_trace
     from cnnbench.proof.trace import TracedStep
 
     directory, reference, macs = prepared
 
     def check(backend, precision, **settings):
-        backend.load(LoadSpec(directory, precision, threads=1, callers=1, verbose=False, **settings))
-        bound, other = PRECISIONS[precision].softmax_bound, np.ascontiguousarray(images[::-1])
+        of = PRECISIONS[precision]
+        backend.load(
+            LoadSpec(directory, of.data_type, threads=1, callers=1, verbose=False, on_gpu=of.on_gpu, **settings)
+        )
+        bound, other = of.softmax_bound, np.ascontiguousarray(images[::-1])
         steps = ((images, reference), (other, reference[::-1]), (other, reference[::-1]), (images, reference))
         for batch, wanted in steps:
             answers = backend.infer(batch)
@@ -71,6 +74,6 @@ def check_answers(images, prepared):
             assert np.abs(backend.infer(images[part]) - reference[part]).max() <= bound
         backend.infer(images)
         step = TracedStep(tuple(backend.layers()), ())
-        assert judge_trace(PRECISIONS[precision], step, macs).share == pytest.approx(1, abs=0.01)
+        assert judge_trace(of, step, macs).share == pytest.approx(1, abs=0.01)
 
     return check

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from checkout import ROOT
-from cnnbench.staging.environments import engine_python
 from cnnbench.machine.host import find_gpu_obstacle
+from cnnbench.staging.environments import engine_python
 
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 
 
 def run_tests(python, path):
@@ -27,9 +27,7 @@ def run_tests(python, path):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(
-    "path", ["models/test_torch_networks.py", "backends/test_torch_operations.py", "backends/test_on_cpu_tensors.py"]
-)
+@pytest.mark.parametrize("path", ["test_torch_networks.py", "test_torch_operations.py", "test_on_cpu_tensors.py"])
 def test_in_pytorch(pytorch_python, path):
     run_tests(pytorch_python, path)
 
@@ -37,4 +35,4 @@ def test_in_pytorch(pytorch_python, path):
 @pytest.mark.engine
 @pytest.mark.skipif(bool(obstacle := find_gpu_obstacle()), reason=f"no NVIDIA GPU: {obstacle}")
 def test_on_a_gpu(engine_cache):
-    run_tests(engine_python("pytorch", "cuda", engine_cache), "backends/test_on_gpu.py")
+    run_tests(engine_python("pytorch", "cuda", engine_cache), "test_on_gpu.py")

@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from cnnbench.engines.registry import LoadSpec  # noqa: E402
-from cnnbench.engines.pytorch.cuda import DeviceInput, GraphedCall  # noqa: E402
 from cnnbench.engines.pytorch.backend import EagerBackend, InductorBackend  # noqa: E402
+from cnnbench.engines.pytorch.cuda import DeviceInput, GraphedCall  # noqa: E402
+from cnnbench.engines.registry import LoadSpec  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA GPU here")
 
@@ -64,7 +64,7 @@ def test_a_recorded_call_is_replayed_and_not_called_again():
 
 def test_a_profile_shows_the_gpus_kernels(prepared, images, tmp_path):
     backend = EagerBackend()
-    backend.load(LoadSpec(prepared[0], "cuda_float16", threads=1, callers=1, verbose=False))
+    backend.load(LoadSpec(prepared[0], "float16", on_gpu=True, threads=1, callers=1, verbose=False))
     backend.profile(images, tmp_path / "profile.json")
     events = json.loads((tmp_path / "profile.json").read_text())["traceEvents"]
     assert any(event.get("cat") == "kernel" for event in events)

@@ -8,9 +8,9 @@ from torch import nn  # noqa: E402
 
 from cnnbench.base.errors import CnnbenchError, UsageError  # noqa: E402
 from cnnbench.engines.pytorch.group_norm import FastGroupNorm, GroupNormAct  # noqa: E402
-from cnnbench.inputs.networks import ARCHITECTURES, Network  # noqa: E402
 from cnnbench.engines.pytorch.networks import build, count_macs, split  # noqa: E402
 from cnnbench.engines.pytorch.weights import load_weights, seed_weights  # noqa: E402
+from cnnbench.inputs.networks import ARCHITECTURES, Network  # noqa: E402
 
 PARAMETERS_BOUND, MACS_BOUND = 0.0, 0.01
 """Relative; torchvision prints the MACs of the small networks with two digits."""

@@ -4,11 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from cnnbench.engines.pytorch.operations import computed_layers  # noqa: E402
 from cnnbench.cases.precisions import PRECISIONS  # noqa: E402
 from cnnbench.engines.pytorch.classifier import Classifier  # noqa: E402
-from cnnbench.inputs.networks import Network  # noqa: E402
 from cnnbench.engines.pytorch.networks import build, count_macs  # noqa: E402
+from cnnbench.engines.pytorch.operations import computed_layers  # noqa: E402
+from cnnbench.inputs.networks import Network  # noqa: E402
 from cnnbench.proof.precision import judge_trace  # noqa: E402
 from cnnbench.proof.trace import TracedStep  # noqa: E402
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnbench.engines.tensorflow.resnet50 import CLASSES, CONVS, fit_head, seeded_weights
+from cnnbench.engines.tensorflow.resnet50 import CLASSES, CONVS, seeded_weights
+from cnnbench.inputs.head import fit_head
 from null_workload import clean_environment
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from cnnbench.engines.layers import UNTOLD, Primitive
 from cnnbench.engines.registry import LoadSpec
-from cnnbench.proof.precision import UNTOLD
-from cnnbench.proof.trace import Primitive
 
 INPUT = "images"
 COMPUTING = dict.fromkeys(("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"), 1)

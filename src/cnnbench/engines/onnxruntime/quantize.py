@@ -17,10 +17,10 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from cnnbench.engines.registry import ImageForm
+from cnnbench.base.errors import CnnbenchError, exit_code_of
 from cnnbench.inputs.image_set import load_image_set
 from cnnbench.inputs.jpeg import read_batches
-from cnnbench.base.errors import CnnbenchError, exit_code_of
+from cnnbench.inputs.networks import ImageForm
 
 CALIBRATION_IMAGES = 100
 BATCH = 10

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from cnnbench.engines.layers import Primitive
 from cnnbench.engines.registry import LoadSpec
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.proof.trace import Primitive
 
 COMPUTING = ("Convolution", "FullyConnected", "MatMul")
 """Layer types of the compiled model that multiply and accumulate."""
@@ -33,7 +33,7 @@ class OpenVinoBackend:
             "NUM_STREAMS": str(spec.callers),
             "INFERENCE_NUM_THREADS": str(spec.threads * spec.callers),
             "ENABLE_CPU_PINNING": "NO",  # the threads inherit the instance's
-            "INFERENCE_PRECISION_HINT": "bf16" if spec.precision.endswith("bfloat16") else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if spec.number_type == "bfloat16" else "f32",
         }
         self._core = ov.Core()
         self._model = self._core.read_model(spec.model / "network.onnx")

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnnbench.engines.registry import LoadSpec
-from cnnbench.engines.pytorch.cuda import Call, DeviceInput, GraphedCall, describe_gpu, set_arithmetic
-from cnnbench.engines.pytorch.pipeline import Pipeline
-from cnnbench.engines.pytorch.operations import computed_layers
-from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.engines.layers import Primitive
 from cnnbench.engines.pytorch.classifier import Classifier
-from cnnbench.inputs.networks import Network
+from cnnbench.engines.pytorch.cuda import Call, DeviceInput, GraphedCall, describe_gpu, set_arithmetic
 from cnnbench.engines.pytorch.networks import build, split
+from cnnbench.engines.pytorch.operations import computed_layers
+from cnnbench.engines.pytorch.pipeline import Pipeline
 from cnnbench.engines.pytorch.weights import load_weights
-from cnnbench.proof.trace import Primitive
+from cnnbench.engines.registry import LoadSpec
+from cnnbench.inputs.networks import Network
 
 DATA_TYPES = {
     "fp32": torch.float32,
@@ -26,7 +25,7 @@ DATA_TYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""Of the network, by the data types of precisions; bfloat32 is float32 that oneDNN may compute in bfloat16."""
+"""Of the network, by the types of number; bfloat32 is float32 that oneDNN may compute in bfloat16."""
 
 
 class EagerBackend:
@@ -42,12 +41,11 @@ class EagerBackend:
         request = json.loads((spec.model / "network.json").read_bytes())
         network = build(Network(**request["network"]))
         load_weights(network, spec.model / "weights.safetensors")
-        precision = PRECISIONS[spec.precision]
-        network = network.to(dtype=DATA_TYPES[precision.data_type], memory_format=torch.channels_last)
+        network = network.to(dtype=DATA_TYPES[spec.number_type], memory_format=torch.channels_last)
         classifier = Classifier(network, request["normalize_inside"]).eval()
         self._take: Callable[[np.ndarray], torch.Tensor] = torch.from_numpy
         self._input: DeviceInput | None = None
-        if precision.on_gpu:
+        if spec.on_gpu:
             set_arithmetic(spec.half_partial)
             classifier = classifier.to(self.gpu)
             self._input = DeviceInput(spec.data_type, self.gpu)

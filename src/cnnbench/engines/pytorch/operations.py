@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from cnnbench.proof.precision import UNTOLD
-from cnnbench.proof.trace import Primitive
+from cnnbench.engines.layers import UNTOLD, Primitive
 
 CONVOLUTION = "aten::convolution"
 MATRICES = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}

@@ -22,16 +22,15 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from cnnbench.engines.registry import ImageForm
-from cnnbench.inputs.image_set import load_image_set
-from cnnbench.inputs.jpeg import read_batches
 from cnnbench.base.errors import CnnbenchError, exit_code_of
+from cnnbench.base.progress import Progress
 from cnnbench.engines.pytorch.classifier import Classifier
-from cnnbench.inputs.networks import Network
-from cnnbench.engines.tensorflow.resnet50 import fit_head
 from cnnbench.engines.pytorch.networks import build, count_macs, split
 from cnnbench.engines.pytorch.weights import load_weights, seed_weights
-from cnnbench.base.progress import Progress
+from cnnbench.inputs.head import fit_head
+from cnnbench.inputs.image_set import load_image_set
+from cnnbench.inputs.jpeg import read_batches
+from cnnbench.inputs.networks import ImageForm, Network
 
 CHECK_IMAGES = 32
 BATCH = 25

@@ -33,7 +33,7 @@ class TensorFlowBackend:
         """Import TensorFlow, read the graph, convert it to the precision and make it callable."""
         tf = import_tensorflow(spec.verbose)
         graph_def = read_graph(spec.model)
-        if spec.precision.endswith("bfloat16"):
+        if spec.number_type == "bfloat16":
             graph_def = to_bfloat16(graph_def)
         graph = tf.Graph()
         with graph.as_default():

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.inputs.head import CLASSES
 
 INPUT = "input_tensor"
 OUTPUT = "softmax_tensor"
 IMAGE_SIZE = 224
-CLASSES = 1001
 
 COUNTED = re.compile(r"Conv2D|MatMul|_?(Fused)?Quantized(Conv2D|MatMul)(PerChannel|(With|And)\w+)?")
 """Types of operations whose multiply-accumulates are counted: their second input is the kernel, int8 or not."""

@@ -1,8 +1,8 @@
 """Make the embedded model, and make any model ready to be measured. Runs in the engine's environment.
 
-`python -m cnnbench.engines.tensorflow.prepare embedded CALIBRATION TRAINING DESTINATION` builds ResNet50 v1.5 with seeded weights
-and a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen graph and records what it
-answers to a fixed batch before any rewriting, which is the reference for every measured graph.
+`python -m cnnbench.engines.tensorflow.prepare embedded CALIBRATION TRAINING DESTINATION` builds ResNet50 v1.5 with
+seeded weights and a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen graph and
+records what it answers to a fixed batch before any rewriting, which is the reference for every measured graph.
 `... predict MODEL IMAGES DESTINATION` records the best class of every image, likewise by the graph as it was given.
 """
 
@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.engines.tensorflow.backend import framework_versions, import_tensorflow
-from cnnbench.inputs.image_set import ImageSet, load_image_set
-from cnnbench.engines.tensorflow.reader import read_batches
 from cnnbench.base.errors import CnnbenchError, exit_code_of
+from cnnbench.base.progress import Progress
 from cnnbench.engines.tensorflow import resnet50
+from cnnbench.engines.tensorflow.backend import framework_versions, import_tensorflow
 from cnnbench.engines.tensorflow.fold import Folded, fold
 from cnnbench.engines.tensorflow.graph import INPUT, OUTPUT, count_macs, is_quantized, read_graph
-from cnnbench.base.progress import Progress
+from cnnbench.engines.tensorflow.reader import read_batches
+from cnnbench.inputs.head import CLASSES, fit_head
+from cnnbench.inputs.image_set import ImageSet, load_image_set
 
 CALIBRATION_IMAGES = 100
 CHECK_IMAGES = 32
@@ -73,7 +74,7 @@ def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
     print("resnet50v1_5: calibrating the BatchNorms of the seeded weights", file=sys.stderr, flush=True)
     images = _read_images(load_image_set(calibration), CALIBRATION_IMAGES)
     weights = resnet50.calibrate(resnet50.seeded_weights(), images)
-    headless = resnet50.freeze(weights, np.zeros((2048, resnet50.CLASSES)), np.zeros(resnet50.CLASSES))
+    headless = resnet50.freeze(weights, np.zeros((2048, CLASSES)), np.zeros(CLASSES))
     features_of = _session(fold(headless, resnet50.FEATURES).graph, resnet50.FEATURES)
     examples = load_image_set(training)
     features = []
@@ -81,7 +82,7 @@ def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
         for batch in read_batches(examples.paths(), BATCH, THREADS, repeat=False):
             features.append(features_of(batch))
             progress.advance(len(batch))
-    kernel, bias = resnet50.fit_head(np.concatenate(features), examples.labels)
+    kernel, bias = fit_head(np.concatenate(features), examples.labels)
     graph = resnet50.freeze(weights, kernel, bias)
     model = graph.SerializeToString(deterministic=True)
     (destination / "model.pb").write_bytes(model)
@@ -102,8 +103,8 @@ def prepare_graph(model: Path, images: Path, destination: Path) -> None:
     graph = read_graph(model)
     batch = _read_images(load_image_set(images), CHECK_IMAGES)
     reference = _session(graph, OUTPUT)(batch)
-    if reference.shape != (len(batch), resnet50.CLASSES):
-        raise CnnbenchError(f"{model}: {OUTPUT} gives {reference.shape}, needed {(len(batch), resnet50.CLASSES)}")
+    if reference.shape != (len(batch), CLASSES):
+        raise CnnbenchError(f"{model}: {OUTPUT} gives {reference.shape}, needed {(len(batch), CLASSES)}")
     quantized = is_quantized(graph)
     folded = Folded(graph, batch_norms=0, pads=0) if quantized else fold(graph)
     (destination / "folded.pb").write_bytes(folded.graph.SerializeToString(deterministic=True))

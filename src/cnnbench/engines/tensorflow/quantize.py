@@ -1,7 +1,7 @@
 """Quantise a folded float32 graph to int8 with neural-compressor. Runs in the quantising environment.
 
-`python -m cnnbench.engines.tensorflow.quantize VARIANT MODEL IMAGES DESTINATION` calibrates on the first images of a set and writes
-`int8.pb` in the form that the engine's build VARIANT computes in int8, and `int8.json` (how it was made).
+`python -m cnnbench.engines.tensorflow.quantize VARIANT MODEL IMAGES DESTINATION` calibrates on the first images of a
+set and writes `int8.pb`, in the form that the engine's build VARIANT computes in int8, and `int8.json`: how it was made.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.engines.tensorflow.backend import framework_versions
-from cnnbench.inputs.image_set import load_image_set
-from cnnbench.engines.tensorflow.reader import read_batches
 from cnnbench.base.errors import CnnbenchError, exit_code_of
+from cnnbench.engines.tensorflow.backend import framework_versions
 from cnnbench.engines.tensorflow.graph import COUNTED, INPUT, OUTPUT, is_multiply, node_name, read_graph
 from cnnbench.engines.tensorflow.prepare import hold_back_stderr
+from cnnbench.engines.tensorflow.reader import read_batches
+from cnnbench.inputs.image_set import load_image_set
 
 CALIBRATION_IMAGES = 100
 BATCH = 20

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.engines.registry import ImageForm
 from cnnbench.engines.tensorflow.graph import IMAGE_SIZE
+from cnnbench.inputs.networks import ImageForm
 
 SHORTER_SIDE = 256
 MEANS = (123.68, 116.78, 103.94)

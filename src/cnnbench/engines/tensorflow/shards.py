@@ -1,6 +1,7 @@
 """Turn ImageNet in TFRecord shards (`validation-00000-of-00128`) into the common form of image set.
 
-Run with the Python of a TensorFlow environment: `python -m cnnbench.engines.tensorflow.shards SHARD_DIRECTORY DESTINATION`.
+Run with the Python of a TensorFlow environment:
+`python -m cnnbench.engines.tensorflow.shards SHARD_DIRECTORY DESTINATION`.
 TensorFlow itself reads the records, so that there is no second parser here to trust.
 """
 
@@ -12,11 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cnnbench.staging.imagenet import IMAGES, NAME
-from cnnbench.inputs.image_set import ImageSet, load_image_set, write_image_set
+from cnnbench.base.cache import install_directory
 from cnnbench.base.errors import CnnbenchError, exit_code_of
 from cnnbench.base.progress import Progress
-from cnnbench.base.cache import install_directory
+from cnnbench.inputs.image_set import IMAGENET, IMAGENET_IMAGES, ImageSet, load_image_set, write_image_set
 
 SPLIT = "validation"
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -49,7 +49,7 @@ def convert_shards(
     shard_directory: Path,
     destination: Path,
     *,
-    images: int = IMAGES,
+    images: int = IMAGENET_IMAGES,
     progress: Callable[..., Progress] = Progress,
 ) -> ImageSet:
     """Write the shards' images and labels to the new directory `destination`; load it if it is already there.
@@ -62,7 +62,7 @@ def convert_shards(
         rows = _write_images(find_tfrecord_shards(shard_directory), directory, images, progress)
         if len(rows) != images:
             raise CnnbenchError(f"{shard_directory}: has {len(rows)} images, needed {images}")
-        write_image_set(directory, sorted(rows), NAME, SPLIT, progress=progress)
+        write_image_set(directory, sorted(rows), IMAGENET, SPLIT, progress=progress)
 
     return load_image_set(install_directory(build, destination))
 
@@ -108,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cnnbench.engines.tensorflow.shards", description=convert_shards.__doc__)
     parser.add_argument("shard_directory", type=Path)
     parser.add_argument("destination", type=Path)
-    parser.add_argument("--images", type=int, default=IMAGES, help="how many images there must be (%(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=IMAGENET_IMAGES, help="how many there must be (%(default)s)"
+    )
     chosen = parser.parse_args(arguments)
     return exit_code_of(lambda: convert_shards(chosen.shard_directory, chosen.destination, images=chosen.images))
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cnnbench.base.errors import CnnbenchError, UsageError
-from cnnbench.staging.manifest import find_artefact, load_artefacts
+from cnnbench.cases.artefacts import find_artefact, load_artefacts
 
 ENTRY = """
 artefacts:

@@ -1,0 +1,1 @@
+"""What everything stands on: errors and exit codes, progress, signals, the cache, where the checkout is."""

@@ -1,0 +1,1 @@
+"""What can be asked for: case names, parameters, precisions, workloads, platforms. Declarations alone."""

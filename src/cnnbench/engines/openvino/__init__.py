@@ -1,0 +1,1 @@
+"""OpenVINO's CPU plug-in: networks as ONNX."""

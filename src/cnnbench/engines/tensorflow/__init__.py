@@ -1,0 +1,1 @@
+"""TensorFlow, stock or with Intel's (ITEX) or AMD's extension (zentf): frozen graphs."""

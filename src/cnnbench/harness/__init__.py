@@ -1,0 +1,1 @@
+"""The reference harness's command line and specs, turned into cases."""

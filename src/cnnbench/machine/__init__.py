@@ -1,0 +1,1 @@
+"""What this machine is and does: sockets, nodes, cgroups, CPU, GPU, contention, the measured ceiling, SGX."""

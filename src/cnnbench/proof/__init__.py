@@ -1,0 +1,1 @@
+"""What really ran: traces and layers held against a precision, outputs against a reference; the verdict."""

@@ -1,0 +1,75 @@
+"""Say all that a worker needs to know: written by what starts it, read by the worker."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cnnbench.inputs.networks import ImageForm
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """One instance of a worker: its number, its logical CPUs and the files of its share of the images."""
+
+    index: int
+    cpus: list[int]
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All a worker needs to know. Paths are absolute.
+
+    `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
+    graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `data_type`: as the
+    parameter says: one batch for all steps, one of several made beforehand, or what is read. `splits`: the layers
+    that stages of the network begin with, which are handed whole steps. `profile`: whether the engine is to profile a
+    step when it is traced, which on a GPU is when all is measured. `io_threads`: how many decode an instance's images.
+    `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`:
+    with a number, run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`:
+    the directory of the control block and the step times. `logs`: where results go. `controller`: the process that
+    starts the worker and without which it ends. `enclave`: whether it runs in one, where its parent and its resident
+    memory cannot be seen; what started it ties it to the controller then. `cuda_graphs`, `half_partial`: for an engine
+    on a GPU.
+    """
+
+    run_id: str
+    controller: int
+    engine: str
+    model: str
+    precision: str
+    number_type: str
+    on_gpu: bool
+    form: ImageForm | None
+    batch_size: int
+    micro_batch_size: int
+    splits: tuple[str, ...]
+    profile: bool
+    mode: str
+    data_type: str
+    io_threads: int
+    steps: int | None
+    warmup_steps: int
+    trace_steps: int | None
+    instances: list[InstanceSpec]
+    memory_node: int | None
+    check_images: str
+    shared: str
+    logs: str
+    verbose: bool
+    enclave: bool = False
+    cuda_graphs: bool = False
+    half_partial: bool = False
+
+    def write(self, path: Path) -> None:
+        """Write the spec as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> "WorkerSpec":
+        """Read what `write` wrote."""
+        fields = json.loads(path.read_text())
+        fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
+        fields["splits"] = tuple(fields["splits"])
+        fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
+        return cls(**fields)
