@@ -68,7 +68,7 @@ def worker(tmp_path):
     for name in (
         "env/bin/python",
         f"env/lib/{ODD}",
-        "src/cnnbench/worker/__main__.py",
+        "src/cnnbench/worker/spec.py",
         "folded.pb",
         "check_images.npy",
     ):
@@ -134,7 +134,7 @@ def test_every_trusted_file_is_there_with_its_hash(worker, tmp_path):
         for name in (
             "env/bin/python",
             f"env/lib/{ODD}",
-            "src/cnnbench/worker/__main__.py",
+            "src/cnnbench/worker/spec.py",
             "folded.pb",
             "check_images.npy",
             "logs/process-1/spec.json",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from checkout import ROOT
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.workload import ImageNames, load_workload
 from cnnbench.cli.main import main
 from cnnbench.run.images import (
     IMAGE_PYTHON,
-    ROOT,
     ImageBuild,
     ImageOptions,
     _pinned,
@@ -184,7 +184,7 @@ def test_what_a_link_leads_to_is_sent(engine, tmp_path, monkeypatch):
     (tmp_path / "checkout" / "dataset").mkdir(parents=True)
     (tmp_path / "checkout" / "dataset" / "ILSVRC2012_img_val.tar").symlink_to(tmp_path / "archive.tar")
     (tmp_path / "checkout" / "Dockerfile").touch()
-    monkeypatch.setattr("cnnbench.run.images.ROOT", tmp_path / "checkout")
+    monkeypatch.setattr("cnnbench.run.images.REPOSITORY", tmp_path / "checkout")
     build_image(ImageBuild("x", "x:1", "Dockerfile", "", ("dataset",), {}), engine, {}, tmp_path / "image.log")
     assert "dataset/ILSVRC2012_img_val.tar False" in (tmp_path / "image.log").read_text().splitlines()
 

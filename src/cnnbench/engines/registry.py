@@ -32,9 +32,10 @@ class LoadSpec:
 
     `number_type`: float32 as it is (fp32) or computed in bfloat16 (bfloat32), bfloat16, float16 or int8. `on_gpu`:
     whether the network goes to the first GPU that may be used. `callers`: how many threads will call `infer` at once,
-    each being an instance that shares the weights. `splits`: the layers at which a network is cut into stages, which then take parts of `micro_batch_size` images. For a GPU, as the
-    parameters say, `data_type`: whether a batch is handed over again as it was (dummy), is one of a few that are
-    (generated), or always another (real); `cuda_graphs` and `half_partial`.
+    each being an instance that shares the weights. `splits`: the layers at which a network is cut into stages, which
+    then take parts of `micro_batch_size` images. For a GPU, as the parameters say, `data_type`: whether a batch is
+    handed over again as it was (dummy), is one of a few that are (generated), or always another (real); `cuda_graphs`
+    and `half_partial`.
     """
 
     model: Path

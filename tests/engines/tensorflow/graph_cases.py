@@ -13,8 +13,9 @@ from cnnbench.base.errors import CnnbenchError
 from cnnbench.engines.tensorflow import resnet50
 from cnnbench.engines.tensorflow.bfloat16 import to_bfloat16
 from cnnbench.engines.tensorflow.fold import fold
-from cnnbench.engines.tensorflow.graph import CLASSES, COUNTED, INPUT, OUTPUT, count_macs, is_quantized, read_graph
+from cnnbench.engines.tensorflow.graph import COUNTED, INPUT, OUTPUT, count_macs, is_quantized, read_graph
 from cnnbench.engines.tensorflow.quantize import check_int8
+from cnnbench.inputs.head import CLASSES
 
 MODEL = Path("model.pb")
 RANDOM = np.random.Generator(np.random.PCG64(1))

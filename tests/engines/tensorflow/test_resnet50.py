@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnbench.engines.tensorflow.resnet50 import CLASSES, CONVS, seeded_weights
-from cnnbench.inputs.head import fit_head
+from cnnbench.engines.tensorflow.resnet50 import CONVS, seeded_weights
+from cnnbench.inputs.head import CLASSES, fit_head
 from null_workload import clean_environment
 
 

@@ -108,9 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cnnbench.engines.tensorflow.shards", description=convert_shards.__doc__)
     parser.add_argument("shard_directory", type=Path)
     parser.add_argument("destination", type=Path)
-    parser.add_argument(
-        "--images", type=int, default=IMAGENET_IMAGES, help="how many there must be (%(default)s)"
-    )
+    parser.add_argument("--images", type=int, default=IMAGENET_IMAGES, help="how many there must be (%(default)s)")
     chosen = parser.parse_args(arguments)
     return exit_code_of(lambda: convert_shards(chosen.shard_directory, chosen.destination, images=chosen.images))
 
