@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Run every check: ruff, mypy, shellcheck, hadolint, pytest, the ctest cases of label "gated", and, where a container
-# engine answers, the images and cases in containers of them. Arguments go to pytest. CNNBENCH_BASE_IMAGE is what the
-# images are made from, CONTAINER_CLI the engine's command line.
+# Run every check: ruff, mypy, import-linter, shellcheck, hadolint, pytest, the ctest cases of label "gated", and, where a
+# container engine answers, the images and cases in containers of them. Arguments go to pytest. CNNBENCH_BASE_IMAGE is
+# what the images are made from, CONTAINER_CLI the engine's command line.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
@@ -9,10 +9,11 @@ script/setup.sh test
 bin=$root/.venv/bin
 read -ra cli <<<"${CONTAINER_CLI:-docker}"
 
-echo "== ruff, mypy, shellcheck, hadolint"
+echo "== ruff, mypy, import-linter, shellcheck, hadolint"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy" src/cnnbench benchmarks
+"$bin/lint-imports" --no-logo
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 "$bin/shellcheck" "${scripts[@]}"
 "$bin/hadolint" Dockerfile.* workload/*/Dockerfile

@@ -70,9 +70,9 @@ def test_a_batch_has_its_size_and_repeats_the_images(count, size, expected):
     assert batch.flags["C_CONTIGUOUS"]
 
 
-@pytest.mark.parametrize(("precision", "copied"), [("avx_fp32", True), ("cuda_fp32", False)])
-def test_generated_batches_are_copied_to_one_place_or_handed_to_a_gpus_engine_as_they_are(tmp_path, precision, copied):
-    spec = replace(SPEC, precision=precision, data_type="generated", logs=str(tmp_path))
+@pytest.mark.parametrize("copied", [True, False], ids=["for a CPU", "for a GPU"])
+def test_generated_batches_are_copied_to_one_place_or_handed_to_a_gpus_engine_as_they_are(tmp_path, copied):
+    spec = replace(SPEC, on_gpu=not copied, data_type="generated", logs=str(tmp_path))
     batches = Instance(spec, InstanceSpec(0, [0], []), NullBackend())._batches()
     seen = [(batch.ctypes.data, float(batch.sum())) for batch, _ in zip(batches, range(2 * GENERATED), strict=False)]
     assert seen[:GENERATED] == seen[GENERATED:]
@@ -97,9 +97,9 @@ class TellingBackend(NullBackend):
         self.batches.append(path.name)
 
 
-def measure_telling(monkeypatch, logs, precision, index=0):
+def measure_telling(monkeypatch, logs, on_gpu, index=0):
     """Measure steps of 4 images in parts of 2, and a last step of 1; return what the engine was handed."""
-    changes = {"precision": precision, "mode": "accuracy", "batch_size": 4, "profile": True}
+    changes = {"on_gpu": on_gpu, "mode": "accuracy", "batch_size": 4, "profile": True}
     spec = replace(SPEC, **changes, shared=str(logs), logs=str(logs))
     control, backend = ControlBlock.create(logs, 2), TellingBackend()
     control.start_ns = time.monotonic_ns()
@@ -111,16 +111,16 @@ def measure_telling(monkeypatch, logs, precision, index=0):
 
 
 def test_on_a_gpu_what_was_measured_tells_the_layers_of_a_whole_step_in_the_end(tmp_path, monkeypatch):
-    spec, batches = measure_telling(monkeypatch, tmp_path, "cuda_fp32")
+    spec, batches = measure_telling(monkeypatch, tmp_path, on_gpu=True)
     assert batches[-4:] == [1, PROFILE, 2, 2]
     assert [layer.macs for layer in read_trace(tmp_path / "trace").layers] == [len(batches)] * 2  # for each part
     assert WorkerSpec.read(tmp_path / "trace" / "spec.json") == spec
-    _, others = measure_telling(monkeypatch, tmp_path, "cuda_fp32", index=1)
+    _, others = measure_telling(monkeypatch, tmp_path, on_gpu=True, index=1)
     assert others[-1] == 1  # the first instance has told it
 
 
 def test_on_a_cpu_nothing_is_told_by_what_was_measured(tmp_path, monkeypatch):
-    _, batches = measure_telling(monkeypatch, tmp_path, "avx_fp32")
+    _, batches = measure_telling(monkeypatch, tmp_path, on_gpu=False)
     assert batches[-1] == 1
     assert not (tmp_path / "trace").exists()
 
