@@ -9,8 +9,11 @@ import pytest
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.engines import pytorch
+from cnnbench.engines.builds import choose_build
+from cnnbench.engines.registry import find_engine
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.staging.environments import TORCH_PYTHON, choose_variant, engine_python
+from cnnbench.staging.environments import engine_python
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: the programs under test must get it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,16 +40,17 @@ def cpu_flags(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def tensorflow_python(engine_cache: Path) -> Path:
     """A Python with TensorFlow, cnnbench not yet on its path."""
-    return engine_python("tensorflow", choose_variant("tensorflow", "auto", read_cpuinfo()), engine_cache)
+    engine = find_engine("tensorflow")
+    return engine_python(engine, choose_build(engine, "auto", read_cpuinfo()), engine_cache)
 
 
 @pytest.fixture(scope="session")
 def pytorch_python(engine_cache: Path) -> Path:
     """A Python with PyTorch's build for CPUs; skips where that cannot be had, as its index is not everywhere."""
-    if sys.version_info[:2] != TORCH_PYTHON:
+    if sys.version_info[:2] != pytorch.PYTHON:
         pytest.skip("PyTorch is locked for Python 3.11 alone")
     try:
-        return engine_python("pytorch", "cpu", engine_cache)
+        return engine_python(find_engine("pytorch"), "cpu", engine_cache)
     except CnnbenchError as error:
         pytest.skip(f"PyTorch's build for CPUs cannot be had here: {error}")
 
@@ -54,4 +58,4 @@ def pytorch_python(engine_cache: Path) -> Path:
 @pytest.fixture
 def unsupported_python(monkeypatch):
     """Have this Python be one that no model can be quantised with, as 3.12 and 3.13 are."""
-    monkeypatch.setattr("cnnbench.staging.environments.ITEX_PYTHONS", ((3, 9),))
+    monkeypatch.setattr("cnnbench.engines.tensorflow.ITEX_PYTHONS", ((3, 9),))

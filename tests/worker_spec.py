@@ -2,12 +2,17 @@
 
 import os
 
+from cnnbench.base.checkout import SOURCES
 from cnnbench.worker.spec import InstanceSpec, WorkerSpec
 
 SPEC = WorkerSpec(
     run_id="20250101T000000Z-0123abcd",
     controller=os.getpid(),
     engine="null",
+    backend="cnnbench.engines.null.backend:NullBackend",
+    reader="",
+    options_type="cnnbench.engines.interface:EngineOptions",
+    search_path=str(SOURCES),
     model="",
     precision="avx_fp32",
     number_type="fp32",
@@ -16,8 +21,8 @@ SPEC = WorkerSpec(
     batch_size=2,
     micro_batch_size=2,
     mode="throughput",
-    splits=(),
-    profile=False,
+    whole_steps=False,
+    options={},
     data_type="dummy",
     io_threads=1,
     steps=None,

@@ -319,7 +319,7 @@ def test_the_parameters_are_described_with_the_workloads_defaults(script):
     done = run(script, "--describe-params")
     assert done.stdout == describe_parameters(load_workload(ROOT / "workload" / NAME)) + "\n"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
-    assert [row[0] for row in rows[2:]] == list(parameters_of("tensorflow"))
+    assert [row[0] for row in rows[2:]] == list(parameters_of("graph"))
     by_name = {row[0]: row for row in rows}
     assert by_name["BATCH_SIZE"][1].startswith("1; `*_throughput_*` 32;")
     assert by_name["BATCH_SIZE"][2] == "1 to 4096"

@@ -49,7 +49,7 @@ sys.exit(main(["quickstart", *sys.argv[2:]]))
 """
 """`cnnbench quickstart`, but on the workload of a checkout of the null engine."""
 
-KNOWN = precisions_of("tensorflow")
+KNOWN = precisions_of("graph")
 """The precisions that such a workload may have, as it runs no networks."""
 
 

@@ -30,7 +30,7 @@ def git(directory, *arguments):
 
 def test_images_say_what_they_are_and_hold(images, base_image):
     labels = json.loads(tell("image", "inspect", "--format", "{{json .Config.Labels}}", images.dummy))
-    assert labels["cnnbench.cases.workload"] == "Harness"
+    assert labels["cnnbench.workload"] == "Harness"
     assert labels["org.opencontainers.image.title"] == "the harness itself: dummy"
     assert labels["org.opencontainers.image.revision"] == git(images.source, "rev-parse", "HEAD")
     bom = json.loads(labels["cnnbench.bom"])

@@ -17,7 +17,7 @@ from cmake_build import find_tool, run_cmake
 from cnnbench.cases.workload import load_workload
 from cnnbench.results.record import load_run
 from cnnbench.run.images import ImageOptions, plan_images
-from cnnbench.staging.environments import lock_file
+from cnnbench.staging.environments import lock_path
 from container_engine import BUILD_S, CLI, ask, tell
 from null_workload import clean_environment
 
@@ -38,7 +38,7 @@ CASE = f"test_{WORKLOAD.slug}_inference_throughput_avx_fp32_"
 def base_with_pytorch(pytorch_python, base_image, tmp_path_factory):
     """A base image in which pip finds PyTorch's build for CPUs as it does here: at its index, or in a directory."""
     links = Path(os.environ.get("PIP_FIND_LINKS", ""))
-    version = next(line for line in lock_file("pytorch", "cpu").read_text().splitlines() if line.startswith("torch=="))
+    version = next(line for line in lock_path("pytorch-cpu").read_text().splitlines() if line.startswith("torch=="))
     wheels = list(links.glob(f"torch-{version.split()[0].removeprefix('torch==')}-cp311-*.whl"))
     if not os.environ.get("PIP_FIND_LINKS") or not wheels or not base_image:
         yield base_image

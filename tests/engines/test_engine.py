@@ -10,6 +10,7 @@ import pytest
 
 from cnnbench.cases.parameters import parameters_of
 from cnnbench.cli.main import main
+from cnnbench.engines.registry import find_engine
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.results.record import load_run
 from cnnbench.staging.inputs import embedded_model_path
@@ -64,7 +65,7 @@ def criteria(run):
 @pytest.fixture
 def embedded(engine_cache, real):
     """The embedded model, which the first run has made if it was not there."""
-    return embedded_model_path(engine_cache)
+    return embedded_model_path(find_engine("tensorflow"), engine_cache)
 
 
 def test_the_gated_case_measures_real_images(real):
@@ -229,4 +230,4 @@ def test_fp32_on_avx2_is_valid_and_named(run_case):
 
 
 def test_every_requested_parameter_is_in_the_result(real):
-    assert list(load_run(real).requested) == list(parameters_of("tensorflow"))
+    assert list(load_run(real).requested) == list(parameters_of("graph"))

@@ -9,9 +9,10 @@ import pytest
 from test_engine import GATED, PREFIX, QUICK, criteria, digest, kpis, run_case
 
 from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
+from cnnbench.engines.registry import find_engine
+from cnnbench.engines.tensorflow import ITEX_PYTHONS
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.results.record import load_run
-from cnnbench.staging.environments import ITEX_PYTHONS, quantizer_python
 from cnnbench.staging.inputs import embedded_model_path, find_check_set, prepare_model, quantize_model
 
 __all__ = ["run_case"]  # the fixture
@@ -47,7 +48,7 @@ def test_every_convolution_and_the_classifier_run_in_int8(quantized, variant, en
     assert criteria(run)["precision"]
     assert criteria(run)["outputs"]
     assert kpis(run)["ISA share"] == pytest.approx(100, abs=0.1)
-    assert run.facts["model SHA-256"] == digest(embedded_model_path(engine_cache))
+    assert run.facts["model SHA-256"] == digest(embedded_model_path(find_engine("tensorflow"), engine_cache))
     assert run.facts["int8 graph SHA-256"] == digest(model)
     assert run.facts["calibrated on"] == "100 images of cnnbench-procedural-1-calibration"
     facts = json.loads((model.parent / "int8.json").read_text())
@@ -55,12 +56,11 @@ def test_every_convolution_and_the_classifier_run_in_int8(quantized, variant, en
     assert facts["made_with"]["neural-compressor"] == "2.6"
 
 
-def test_quantising_again_gives_the_same_bytes(quantized, engine_cache, tensorflow_python, tmp_path, monkeypatch):
-    preparer, images = "cnnbench.engines.tensorflow.prepare", find_check_set(engine_cache)
-    model = prepare_model(embedded_model_path(engine_cache), images, tensorflow_python, preparer, engine_cache)
-    python = quantizer_python("tensorflow", engine_cache)
-    monkeypatch.setattr("cnnbench.staging.inputs.quantizer_python", lambda *_: python)
-    again = quantize_model(model, "tensorflow", "cnnbench.engines.tensorflow.quantize", "itex", tmp_path)
+def test_quantising_again_gives_the_same_bytes(quantized, engine_cache, tmp_path):
+    engine, images = find_engine("tensorflow"), find_check_set(engine_cache)
+    model = prepare_model(embedded_model_path(engine, engine_cache), images, engine, "itex", engine_cache)
+    (tmp_path / "environments").symlink_to(engine_cache / "environments")
+    again = quantize_model(model, engine, "itex", tmp_path)
     assert again.graph.is_relative_to(tmp_path)
     assert digest(again.graph) == digest(Path(spec_of(quantized["itex"])["model"]))
 

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
+from checkout import NETWORKS_SLUG as SLUG
 from checkout import ROOT
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
-from cnnbench.engines.registry import ENGINES
-from cnnbench.harness.line import DIRECTORY, SLUG
+from cnnbench.engines.interface import EngineOptions
+from cnnbench.engines.registry import find_engine
+from cnnbench.harness.line import DIRECTORY
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.results.record import load_run
 from cnnbench.staging.environments import engine_python
@@ -33,9 +35,10 @@ INFER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from cnnbench.engines.registry import ENGINES, LoadSpec, import_part
+from cnnbench.engines.interface import LoadSpec
+from cnnbench.engines.registry import find_engine, import_part
 engine, network, images, reference = sys.argv[1:]
-backend = import_part(ENGINES[engine].backend)()
+backend = import_part(find_engine(engine).backend)()
 backend.load(LoadSpec(model=Path(network), number_type="int8", threads=1, callers=1, verbose=False))
 answers, wanted = backend.infer(np.load(images)), np.load(reference)
 layers = [[one.implementation, one.source_type, one.weights_type, one.macs] for one in backend.layers()]
@@ -71,7 +74,7 @@ def prepare(engine_cache, pytorch_python, **more):
     parameters = Parameters(
         function="inference",
         mode="throughput",
-        number_type="int8",
+        precision="avx_int8",
         case_type="",
         topology="resnet18",
         engine="onnxruntime",
@@ -80,8 +83,8 @@ def prepare(engine_cache, pytorch_python, **more):
         **more,
     )
     images = find_check_set(engine_cache)
-    plain = prepare_network(parameters, ENGINES["onnxruntime"], images, pytorch_python, engine_cache)
-    return plain, quantize_network(plain, engine_python("onnxruntime", "cpu", engine_cache), engine_cache)
+    plain = prepare_network(parameters, find_engine("onnxruntime"), EngineOptions(), images, "cpu", engine_cache)
+    return plain, quantize_network(plain, engine_cache)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,7 @@ def run_program(python, program, *arguments):
 
 def test_all_that_multiplies_is_int8_the_inputs_handling_float32_and_the_answers_near(prepared, engine_cache):
     plain, quantized = prepared
-    python = engine_python("onnxruntime", "cpu", engine_cache)
+    python = engine_python(find_engine("onnxruntime"), "cpu", engine_cache)
     networks = (plain.graph / "network.onnx", quantized.graph / "network.onnx")
     difference, top1, multiplies, handling, error = run_program(
         python, EXACTLY, *networks, plain.check_images, plain.reference
@@ -120,7 +123,7 @@ def test_all_that_multiplies_is_int8_the_inputs_handling_float32_and_the_answers
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_an_engine_computes_in_int8_and_tells_so(prepared, engine_cache, engine):
     plain, quantized = prepared
-    python = engine_python(engine, "cpu", engine_cache)
+    python = engine_python(find_engine(engine), "cpu", engine_cache)
     difference, top1, layers = run_program(python, INFER, engine, quantized.graph, plain.check_images, plain.reference)
     assert {(source, weights) for _, source, weights, _ in layers} == {("s8", "s8")}
     assert sum(macs for *_, macs in layers) == 32 * MACS
@@ -135,7 +138,7 @@ def test_an_engine_computes_in_int8_and_tells_so(prepared, engine_cache, engine)
 
 def test_group_norm_leaves_all_convolutions_in_int8(engine_cache, pytorch_python):
     plain, quantized = prepare(engine_cache, pytorch_python, norm_type="group")
-    python = engine_python("onnxruntime", "cpu", engine_cache)
+    python = engine_python(find_engine("onnxruntime"), "cpu", engine_cache)
     given = (quantized.graph, plain.check_images, plain.reference)
     _, _, layers = run_program(python, INFER, "onnxruntime", *given)
     assert {source for _, source, *_ in layers} == {"s8"}

@@ -10,13 +10,14 @@ import sys
 import numpy as np
 import pytest
 
+from checkout import NETWORKS_SLUG as SLUG
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cli.main import main
-from cnnbench.engines.registry import ENGINES
-from cnnbench.harness.line import DIRECTORY, SLUG
+from cnnbench.engines.pytorch import OWN_PYTHON, PyTorchOptions
+from cnnbench.engines.registry import find_engine
+from cnnbench.harness.line import DIRECTORY
 from cnnbench.machine.host import find_gpu_obstacle
 from cnnbench.results.record import load_run
-from cnnbench.staging.environments import GPU_PYTHON_VARIABLE
 from cnnbench.staging.inputs import find_check_set
 from cnnbench.staging.networks import predict_network, prepare_network
 from null_workload import CORES, clean_environment, run_kpi
@@ -185,15 +186,15 @@ def test_engines_that_fail_are_not_chosen_and_without_any_the_run_is_invalid(run
 
 
 def test_predictions_are_of_the_checkpoint_at_hand(engine_cache, pytorch_python, tmp_path):
-    images, engine = find_check_set(engine_cache), ENGINES["pytorch"]
+    images, engine = find_check_set(engine_cache), find_engine("pytorch")
     asked = Parameters(topology="mobilenet_v3_small", mode="throughput")
-    seeded = prepare_network(asked, engine, images, pytorch_python, engine_cache)
+    seeded = prepare_network(asked, engine, PyTorchOptions(), images, "cpu", engine_cache)
     for name in ("first", "second"):
         shutil.copy(seeded.graph / "weights.safetensors", tmp_path / name)
         given = asked.model_copy(update={"weights": str((tmp_path / name).rename(tmp_path / f"{name}.safetensors"))})
-        model = prepare_network(given, engine, images, pytorch_python, engine_cache)
+        model = prepare_network(given, engine, PyTorchOptions(), images, "cpu", engine_cache)
         (tmp_path / "first.safetensors").unlink(missing_ok=True)
-    model = predict_network(model, engine, images, pytorch_python, engine_cache)
+    model = predict_network(model, images, "cpu", engine_cache)
     best = np.load(model.predictions)
     assert best.shape == (1000,)
     assert (best[:32] == np.load(model.reference).argmax(1)).mean() > 0.9
@@ -228,7 +229,7 @@ def test_a_trial_ends_with_the_time_of_the_run(run_case):
 )
 def test_a_network_runs_on_a_gpu(engine_cache, tmp_path, words):
     line = ["--model", "resnet18", "--device", "cuda", "--iterations", "50"]
-    own = {name: value for name, value in os.environ.items() if name == GPU_PYTHON_VARIABLE}
+    own = {name: value for name, value in os.environ.items() if name == OWN_PYTHON}
     done = subprocess.run(
         [sys.executable, "-m", "cnnbench", "run", *line, *words, "--batch-size", "32"],
         env=clean_environment(CNNBENCH_CACHE=str(engine_cache), **own),

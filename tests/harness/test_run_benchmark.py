@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from checkout import NETWORKS_SLUG as SLUG
 from checkout import ROOT
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.workload import load_workload
@@ -14,7 +15,6 @@ from cnnbench.cli.main import main
 from cnnbench.harness.line import (
     CONFIGS,
     DIRECTORY,
-    SLUG,
     SWITCHES,
     VALUES,
     make_parser,
@@ -151,9 +151,7 @@ def test_without_a_gpu_the_run_is_skipped_naming_what_was_looked_for(tmp_path):
 def test_an_engine_that_has_no_gpu_build_is_skipped(tmp_path, engine):
     done = run_line(tmp_path, FOUND, "--engine", engine)
     assert done.returncode == 77
-    assert (
-        f"ENGINE={engine}: runs on CPUs only here, and cuda_float16 on a GPU; choose pytorch, inductor" in done.stderr
-    )
+    assert f"ENGINE={engine}: runs on CPUs only, and cuda_float16 on a GPU; choose pytorch, inductor" in done.stderr
 
 
 def test_the_plan_on_a_gpu_is_one_instance_with_the_build_for_gpus(tmp_path):
@@ -260,7 +258,7 @@ def test_tensorflow_is_the_other_workloads_case(capsys):
     assert request.workload.name == "ResNet50-TensorFlow-Xeon-Public"
     case = "test_resnet50v1_5_tensorflow_xeon_public_inference_throughput_avx_fp32"
     assert request.runs == ((case, {"BATCH_SIZE": "8"}),)
-    with pytest.raises(UsageError, match="--engine tensorflow --model resnet18: that workload has resnet50 alone"):
+    with pytest.raises(UsageError, match="--engine tensorflow --model resnet18: its workload has resnet50"):
         read_request(["--model", "resnet18", "--engine", "tensorflow"], AVX2)
     assert main(["run", *line, "--norm-type", "group", "--dry-run"]) == 2
     assert "NORM_TYPE: no such parameter of this workload" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cnnbench.base.checkout import SOURCES
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.launch.gramine import (
@@ -36,6 +37,10 @@ def make_spec(root, instances, **changes):
         run_id="20250101T000000Z-0123abcd",
         controller=1,
         engine="tensorflow",
+        backend="cnnbench.engines.null.backend:NullBackend",
+        reader="",
+        options_type="cnnbench.engines.interface:EngineOptions",
+        search_path=str(SOURCES),
         model=str(root / "folded.pb"),
         precision="amx_bfloat16",
         number_type="fp32",
@@ -44,8 +49,8 @@ def make_spec(root, instances, **changes):
         batch_size=1,
         micro_batch_size=1,
         mode="throughput",
-        splits=(),
-        profile=False,
+        whole_steps=False,
+        options={},
         data_type="dummy",
         io_threads=1,
         steps=None,

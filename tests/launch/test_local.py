@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.engines.registry import Setting, find_engine
 from cnnbench.launch.local import SHARED_PREFIX, STALE_S, engine_environment, shared_directory, split_environment
 from cnnbench.launch.plan import InstancePlan, Plan
 
@@ -93,9 +94,16 @@ def test_which_gpu_is_used_is_passed_on(name):
 ONE_CORE = Plan((InstancePlan(0, 0, (0,), sockets=(0,), nodes=(0,), memory_node=0),), idle_cores=0)
 
 
+def environment_of(name, variant="itex", batch_size=1, **customer_env):
+    of = PRECISIONS[name]
+    setting = Setting(variant, of.data_type, batch_size, None, Path("/compiled"))
+    of_engine = find_engine("tensorflow").environment(setting)
+    return engine_environment(ONE_CORE, of, onednn_verbose=False, of_engine=of_engine, customer_env=customer_env)
+
+
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
-    environment = engine_environment(ONE_CORE, PRECISIONS[name], "tensorflow", "itex", 1, False, {})
+    environment = environment_of(name)
     modes = {key: environment.get(key) for key in ("ONEDNN_DEFAULT_FPMATH_MODE", "ITEX_FP32_MATH_MODE")}
     expected = ("BF16", "BF32") if name.endswith("bfloat32") else (None, None)
     assert tuple(modes.values()) == expected
@@ -117,12 +125,11 @@ def test_only_bfloat32_computes_float32_in_bfloat16_and_nothing_is_traced(name):
     ],
 )
 def test_blocked_layouts_are_asked_for_where_they_were_measured_to_be_ahead(name, variant, batch_size, blocked):
-    environment = engine_environment(ONE_CORE, PRECISIONS[name], "tensorflow", variant, batch_size, False, {})
+    environment = environment_of(name, variant, batch_size)
     assert (environment.get("ITEX_ONEDNN_LAYOUT_OPT") == "1") is blocked
 
 
 def test_a_customers_variable_has_the_last_word():
-    environment = engine_environment(
-        ONE_CORE, PRECISIONS["avx_fp32"], "tensorflow", "itex", 1, False, {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    )
+    environment = environment_of("avx_fp32", ONEDNN_MAX_CPU_ISA="AVX2", TF_ENABLE_ONEDNN_OPTS="0")
+    assert environment["TF_ENABLE_ONEDNN_OPTS"] == "0"
     assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX2"

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkout import NETWORKS_SLUG as SLUG
 from cnnbench.base.errors import CnnbenchError, SkippedError
-from cnnbench.harness.line import DIRECTORY, SLUG
+from cnnbench.harness.line import DIRECTORY
 from cnnbench.launch.local import SHARED_PREFIX
 from cnnbench.launch.mpi import REPORT, find_mpirun
 from cnnbench.machine.topology import read_topology
 from cnnbench.results.record import KILLED, load_run
-from cnnbench.staging.environments import RANKS, engine_python
+from cnnbench.staging.environments import RANKS, locked_python
 from cnnbench.worker.control import ControlBlock, State
 from null_workload import (
     CORES,
@@ -42,7 +43,7 @@ LOAD_S = 300
 def _mpi(engine_cache):
     try:
         find_mpirun()
-        engine_python(*RANKS, engine_cache)
+        locked_python(RANKS, engine_cache)
     except SkippedError as error:
         pytest.skip(str(error))
     except CnnbenchError as error:

@@ -12,21 +12,23 @@ import pytest
 
 from checkout import ROOT
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.engines.registry import ENGINES
+from cnnbench.engines.builds import choose_build
+from cnnbench.engines.pytorch import OWN_PYTHON
+from cnnbench.engines.registry import Build, Engine, engines, find_engine
 from cnnbench.machine.host import CpuInfo
+from cnnbench.run.job import graph_quantizer_obstacle
 from cnnbench.staging import environments
 from cnnbench.staging.environments import (
-    GPU_PYTHON_VARIABLE,
-    QUANTIZER,
-    choose_variant,
+    RANKS,
     engine_python,
     environment_path,
-    lock_file,
-    quantizer_obstacle,
-    quantizer_python,
+    lock_path,
     require_environment,
+    steps_python,
 )
 
+TENSORFLOW, PYTORCH, NULL = (find_engine(name) for name in ("tensorflow", "pytorch", "null"))
+TINY = Engine("tiny", "tiny:Backend", builds=(Build("wheel", "tiny-wheel"),))
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 AVX2_CPU = CpuInfo(vendor="GenuineIntel", flags=frozenset({"avx2", "fma"}))
 AMD_CPU = CpuInfo(vendor="AuthenticAMD", flags=frozenset({"avx2", "fma", "avx512_bf16"}))
@@ -39,16 +41,10 @@ def requirements_of(lock):
     return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
-@pytest.mark.parametrize(
-    ("engine", "variant"),
-    [
-        (name, variant)
-        for name, engine in ENGINES.items()
-        for variant in (*engine.variants, *([QUANTIZER] if engine.quantizer else []))
-    ],
-)
-def test_every_engine_build_has_a_lock_file(engine, variant):
-    assert lock_file(engine, variant) in LOCKS
+def test_every_environment_has_a_lock_file():
+    locks = {build.lock for engine in engines().values() for build in engine.builds}
+    locks |= {engine.quantizes_graphs.lock for engine in engines().values() if engine.quantizes_graphs}
+    assert {lock_path(lock) for lock in (*locks, RANKS)} <= set(LOCKS)
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
@@ -78,7 +74,7 @@ def test_every_requirement_is_pinned_with_its_hash(lock):
     ],
 )
 def test_the_build_that_runs(requested, python, cpu, chosen):
-    assert choose_variant("tensorflow", requested, cpu, python=python) == chosen
+    assert choose_build(TENSORFLOW, requested, cpu, python=python) == chosen
 
 
 @pytest.mark.parametrize(
@@ -88,12 +84,12 @@ def test_the_build_that_runs(requested, python, cpu, chosen):
         ("itex", (3, 13), AVX2_CPU, "VARIANT=itex: has no wheels for Python 3.13, only for 3.10 and 3.11"),
         ("itex", (3, 11), OLD_CPU, "VARIANT=itex: needs a CPU with AVX2"),
         ("zentf", (3, 11), OLD_CPU, "VARIANT=zentf: needs a CPU with AVX2"),
-        ("fast", (3, 11), AVX2_CPU, "VARIANT=fast: is no build of this engine; there are itex, stock, zentf"),
+        ("fast", (3, 11), AVX2_CPU, "VARIANT=fast: is no build of the engine tensorflow; there are itex, stock, zentf"),
     ],
 )
 def test_a_build_that_cannot_run_is_skipped_with_its_reason(requested, python, cpu, reason):
     with pytest.raises(SkippedError) as raised:
-        choose_variant("tensorflow", requested, cpu, python=python)
+        choose_build(TENSORFLOW, requested, cpu, python=python)
     assert str(raised.value) == reason
     assert raised.value.exit_code == 77
 
@@ -101,39 +97,42 @@ def test_a_build_that_cannot_run_is_skipped_with_its_reason(requested, python, c
 @pytest.mark.parametrize(("made", "has"), [([], "none"), (["itex", "stock"], "itex, stock")])
 def test_a_build_that_an_image_was_made_without_is_named_with_those_it_has(tmp_path, made, has):
     for variant in made:
-        environment_path("tensorflow", variant, tmp_path).mkdir(parents=True)
-        require_environment("tensorflow", variant, tmp_path)
+        environment_path(f"tensorflow-{variant}", tmp_path).mkdir(parents=True)
+        require_environment(TENSORFLOW, variant, tmp_path)
     with pytest.raises(SkippedError) as raised:
-        require_environment("tensorflow", "zentf", tmp_path)
+        require_environment(TENSORFLOW, "zentf", tmp_path)
     assert str(raised.value) == (
         f"VARIANT=zentf: this image was made without it and has {has}: configure with -DMORE_VARIANTS=zentf and make "
         "it anew (doc/containers.md)"
     )
-    require_environment("null", "", tmp_path)
+    require_environment(NULL, "", tmp_path)
 
 
-def test_int8_takes_a_build_that_has_its_kernels(monkeypatch):
-    engine = replace(ENGINES["tensorflow"], int8_variants=("stock",))
-    monkeypatch.setitem(environments.ENGINES, "tensorflow", engine)
-    assert choose_variant("tensorflow", "auto", AVX2_CPU, int8=True, python=(3, 11)) == "stock"
+def test_int8_takes_a_build_that_has_its_kernels():
+    engine = replace(TENSORFLOW, builds=tuple(replace(one, int8=one.name == "stock") for one in TENSORFLOW.builds))
+    assert choose_build(engine, "auto", AVX2_CPU, int8=True, python=(3, 11)) == "stock"
     with pytest.raises(SkippedError, match=r"^VARIANT=itex: has no int8 convolutions; choose stock$"):
-        choose_variant("tensorflow", "itex", AVX2_CPU, int8=True, python=(3, 11))
+        choose_build(engine, "itex", AVX2_CPU, int8=True, python=(3, 11))
 
 
 @pytest.mark.parametrize("python", [(3, 12), (3, 13)])
 def test_no_model_is_quantised_where_the_quantiser_has_no_wheels(python):
-    assert f"for Python 3.10 and 3.11 only, and this is 3.{python[1]}; run with" in quantizer_obstacle(python)
+    assert (
+        f"for Python 3.10 and 3.11 only, and this is 3.{python[1]}; run with"
+        in TENSORFLOW.quantizes_graphs.obstacle(python)
+    )
 
 
 def test_an_unsupported_python_makes_no_quantising_environment(tmp_path, unsupported_python):
     with pytest.raises(SkippedError, match=r"quantising a model to int8 needs TensorFlow 2\.15"):
-        quantizer_python("tensorflow", tmp_path)
+        steps_python(TENSORFLOW, "itex", TENSORFLOW.quantizes_graphs, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_without_builds_has_none_to_choose(tmp_path):
-    assert choose_variant("null", "auto", AVX2_CPU) == ""
-    assert engine_python("null", "", tmp_path).exists()
+    assert choose_build(NULL, "auto", AVX2_CPU) == ""
+    assert graph_quantizer_obstacle(NULL) == ""
+    assert engine_python(NULL, "", tmp_path).exists()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,23 +165,23 @@ def write_lock(tmp_path, monkeypatch):
 def test_an_environment_is_made_once_from_its_lock(tmp_path, wheel, write_lock, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     write_lock(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
-    python = engine_python("tiny", "wheel", tmp_path / "cache")
-    assert python == environment_path("tiny", "wheel", tmp_path / "cache") / "bin" / "python"
+    python = engine_python(TINY, "wheel", tmp_path / "cache")
+    assert python == environment_path("tiny-wheel", tmp_path / "cache") / "bin" / "python"
     answer = subprocess.run([python, "-I", "-c", "import tiny; print(tiny.ANSWER)"], capture_output=True, check=True)
     assert answer.stdout == b"42\n"
     (python.parent / "mark").touch()
     wheel.unlink()  # nothing can be installed any more
-    assert engine_python("tiny", "wheel", tmp_path / "cache") == python
+    assert engine_python(TINY, "wheel", tmp_path / "cache") == python
     assert (python.parent / "mark").exists()
 
 
 def test_an_environment_whose_python_is_gone_is_made_anew(tmp_path, wheel, write_lock, capsys):
     write_lock(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
-    python = engine_python("tiny", "wheel", tmp_path / "cache")
+    python = engine_python(TINY, "wheel", tmp_path / "cache")
     for link in python.parent.glob("python*"):
         link.unlink()
         link.symlink_to(tmp_path / "uninstalled" / link.name)
-    assert engine_python("tiny", "wheel", tmp_path / "cache") == python
+    assert engine_python(TINY, "wheel", tmp_path / "cache") == python
     assert subprocess.run([python, "-I", "-c", "import tiny"], check=False).returncode == 0
     assert f"{python.parents[1]}: the Python that it was made with is gone" in capsys.readouterr().err
 
@@ -190,7 +189,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(tmp_path, wheel, write
 def test_a_failing_install_says_pips_last_words_and_leaves_nothing(tmp_path, wheel, write_lock):
     write_lock(wheel, "0" * 64)
     with pytest.raises(CnnbenchError) as raised:
-        engine_python("tiny", "wheel", tmp_path / "cache")
+        engine_python(TINY, "wheel", tmp_path / "cache")
     message = str(raised.value)
     assert message.startswith("making the environment of tiny-wheel.lock failed at `")
     assert "--require-hashes" in message
@@ -202,38 +201,42 @@ def test_a_failing_install_says_pips_last_words_and_leaves_nothing(tmp_path, whe
 
 def test_another_lock_is_another_environment(tmp_path, wheel, write_lock):
     write_lock(wheel, "0" * 64)
-    first = environment_path("tiny", "wheel", tmp_path)
+    first = environment_path("tiny-wheel", tmp_path)
     write_lock(wheel, "1" * 64)
-    second = environment_path("tiny", "wheel", tmp_path)
+    second = environment_path("tiny-wheel", tmp_path)
     assert first != second
     assert first.name.startswith("tiny-wheel-cp3")
 
 
-@pytest.mark.parametrize("engine", ["pytorch", "inductor"])
+@pytest.mark.parametrize("engine", [PYTORCH, find_engine("inductor")], ids=lambda engine: engine.name)
 def test_the_device_decides_the_build_of_pytorch(engine):
-    assert choose_variant(engine, "auto", AVX2_CPU, python=(3, 11)) == "cpu"
+    assert choose_build(engine, "auto", AVX2_CPU, python=(3, 11)) == "cpu"
     for python in ((3, 10), (3, 11), (3, 13)):
-        assert choose_variant(engine, "auto", AVX2_CPU, gpu=True, python=python) == "cuda"
-    assert lock_file(engine, "cuda").name == "pytorch-cuda.lock"
+        assert choose_build(engine, "auto", AVX2_CPU, gpu=True, python=python) == "cuda"
+    assert engine.build("cuda").lock == "pytorch-cuda"
     with pytest.raises(SkippedError, match=r"only for 3\.11; \w+ cuda: is for cuda_ precisions$"):
-        choose_variant(engine, "auto", AVX2_CPU, python=(3, 12))
+        choose_build(engine, "auto", AVX2_CPU, python=(3, 12))
+
+
+def test_a_network_is_run_only_where_it_can_be_built():
+    engine = find_engine("onnxruntime")
     with pytest.raises(SkippedError, match=r"^onnxruntime cpu: runs on CPUs only$"):
-        choose_variant("onnxruntime", "auto", AVX2_CPU, gpu=True, python=(3, 11))
+        choose_build(engine, "auto", AVX2_CPU, gpu=True, python=(3, 11))
+    with pytest.raises(SkippedError, match=r"^onnxruntime cpu: its lock file has no PyTorch for Python 3\.12, only"):
+        choose_build(engine, "auto", AVX2_CPU, python=(3, 12))
 
 
 def test_a_python_with_pytorch_for_gpus_is_taken_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setenv(GPU_PYTHON_VARIABLE, sys.executable)
-    assert engine_python("pytorch", "cuda", tmp_path / "cache") == Path(sys.executable)
+    monkeypatch.setenv(OWN_PYTHON, sys.executable)
+    assert engine_python(PYTORCH, "cuda", tmp_path / "cache") == Path(sys.executable)
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setenv(GPU_PYTHON_VARIABLE, str(tmp_path / "python3"))
-    with pytest.raises(
-        UsageError, match=rf"^{GPU_PYTHON_VARIABLE}={tmp_path}/python3: no program; needed is a Python with"
-    ):
-        engine_python("pytorch", "cuda", tmp_path / "cache")
+    monkeypatch.setenv(OWN_PYTHON, str(tmp_path / "python3"))
+    with pytest.raises(UsageError, match=rf"^{OWN_PYTHON}={tmp_path}/python3: no program; needed is a Python with"):
+        engine_python(PYTORCH, "cuda", tmp_path / "cache")
 
 
 def test_the_builds_for_cpus_and_gpus_are_of_one_release():
-    cpu, gpu = (lock_file("pytorch", variant).read_text() for variant in ("cpu", "cuda"))
+    cpu, gpu = (lock_path(f"pytorch-{variant}").read_text() for variant in ("cpu", "cuda"))
     for package in ("torch", "torchvision", "timm"):
         versions = [re.search(rf"^{package}==([0-9.]+)", text, re.MULTILINE)[1] for text in (cpu, gpu)]
         assert versions[0] == versions[1]

@@ -99,7 +99,7 @@ class TellingBackend(NullBackend):
 
 def measure_telling(monkeypatch, logs, on_gpu, index=0):
     """Measure steps of 4 images in parts of 2, and a last step of 1; return what the engine was handed."""
-    changes = {"on_gpu": on_gpu, "mode": "accuracy", "batch_size": 4, "profile": True}
+    changes = {"on_gpu": on_gpu, "mode": "accuracy", "batch_size": 4}
     spec = replace(SPEC, **changes, shared=str(logs), logs=str(logs))
     control, backend = ControlBlock.create(logs, 2), TellingBackend()
     control.start_ns = time.monotonic_ns()

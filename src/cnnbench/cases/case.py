@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from cnnbench.base.errors import UsageError
-from cnnbench.cases.parameters import FIELDS, CaseType, Function, Mode, Parameters, PrecisionName, accepted
+from cnnbench.cases.parameters import FIELDS, TABLE, CaseType, Function, Mode, Parameters, PrecisionName, accepted
 from cnnbench.cases.precisions import PRECISIONS
 
 Settings = Mapping[str, str]
@@ -56,7 +56,7 @@ class TestCase:
         name: str,
         workload: str,
         topologies: Collection[str] = (),
-        precisions: Collection[str] = get_args(PrecisionName),
+        precisions: Collection[str] = tuple(PRECISIONS),
     ) -> "TestCase":
         """Read a case's name; raise UsageError saying how one is made up.
 
@@ -162,7 +162,7 @@ def resolve(
             values[name], origins[name] = value, origin
     requested = {name.lower(): value for name, value in (values | case.fixed).items()}
     try:
-        parameters = Parameters(**requested)
+        parameters = TABLE(**requested)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0]).upper()
         cause = error.errors()[0].get("ctx", {}).get("error")
@@ -231,20 +231,8 @@ def _refuse_mpi_combinations(parameters: Parameters, origins: Mapping[str, str],
 
 
 def _refuse_on_device(parameters: Parameters, origins: Mapping[str, str]) -> None:
-    """Raise UsageError for what only a CPU has in a cuda_ case, and for what only a GPU has in another."""
-    if not PRECISIONS[parameters.precision].on_gpu:
-        if parameters.cuda_graphs:
-            raise UsageError(
-                f"CUDA_GRAPHS=True ({origins['CUDA_GRAPHS']}): {parameters.precision} runs on the CPU; choose a case "
-                "of a cuda_ precision (--device cuda), or leave it out"
-            )
-        return
-    if parameters.pipeline_splits:
-        raise UsageError(
-            f"PIPELINE_SPLITS={parameters.pipeline_splits} ({origins['PIPELINE_SPLITS']}): stages work on cores of "
-            f"their own, and {parameters.precision} runs on one GPU; leave it out"
-        )
-    if parameters.replicas > 1:
+    """Raise UsageError for what only a CPU has in a cuda_ case."""
+    if PRECISIONS[parameters.precision].on_gpu and parameters.replicas > 1:
         raise UsageError(
             f"REPLICAS={parameters.replicas} ({origins['REPLICAS']}): copies in one process would only take turns on "
             "the GPU; leave it out, or have processes by INSTANCES"

@@ -1,49 +1,50 @@
 """Hold the one table of parameters: names (in upper case outside), types, bounds, defaults and help.
 
 Command line, environment, settings files and documents are all made from it. A parameter belongs to all workloads, or
-to those of one harness: TensorFlow's frozen graph, or the networks that other engines are handed.
+to those whose engines are handed frozen graphs, or networks. An engine's own parameters come from its declaration.
 """
 
 import re
 import shlex
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args, get_origin
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
-from cnnbench.engines.registry import Harness
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.engines.interface import EngineOptions
+from cnnbench.engines.registry import AUTO, Engine, Takes, engines, engines_that_take
+from cnnbench.inputs.networks import TOPOLOGIES
 
 Function = Literal["inference"]
 Mode = Literal["throughput", "latency", "accuracy"]
 CaseType = Literal["", "gated", "pkm"]
 InstanceMode = Literal["flex", "numa", "socket"]
-PrecisionName = Literal[
-    "avx_int8",
-    "avx_fp32",
-    "avx_bfloat16",
-    "amx_int8",
-    "amx_bfloat16",
-    "amx_bfloat32",
-    "cuda_fp32",
-    "cuda_float16",
-    "cuda_bfloat16",
-]
-TopologyName = Literal[
-    "resnet50v1_5",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "efficientnet_b4",
-    "resnext50",
-    "resnext101",
-]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """What a parameter's text must be one of, where another table has the names."""
+
+    names: Callable[[], Sequence[str]]
+
+    def check(self, text: str) -> str:
+        """Return the text itself; raise ValueError when it is none of the names."""
+        if text not in self.names():
+            raise ValueError(f"there are {', '.join(self.names())}")
+        return text
+
+
+_PRECISION = OneOf(lambda: tuple(PRECISIONS))
+PrecisionName = Annotated[str, AfterValidator(_PRECISION.check), _PRECISION]
+_TOPOLOGY = OneOf(lambda: TOPOLOGIES)
+TopologyName = Annotated[str, AfterValidator(_TOPOLOGY.check), _TOPOLOGY]
+_ENGINE = OneOf(lambda: (*engines_that_take("network"), AUTO))
+EngineName = Annotated[str, AfterValidator(_ENGINE.check), _ENGINE]
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -61,9 +62,9 @@ def _parse_environment(value: object) -> object:
     return pairs
 
 
-def _of(harness: Harness, default: Any, description: str) -> Any:
-    """Return a field that only one harness's workloads have."""
-    return Field(default, description=description, json_schema_extra={"harness": harness})
+def _of(takes: Takes, default: Any, description: str, *, path: bool = False) -> Any:
+    """Return a field that only the workloads have whose engines take this; `path`: whether it names a file."""
+    return Field(default, description=description, json_schema_extra={"takes": takes, "path": path})
 
 
 Auto = Literal["auto"]
@@ -72,7 +73,7 @@ Cores = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Parameters(BaseModel):
-    """The one table of parameters: names (in upper case outside), types, bounds, defaults and help."""
+    """The parameters that are no engine's own: names (in upper case outside), types, bounds, defaults and help."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -106,70 +107,52 @@ class Parameters(BaseModel):
     min_time: Annotated[float, Field(ge=0.1, le=86_400)] = Field(10, description="least seconds of STEPS=auto")
     max_time: Annotated[float, Field(ge=0.1, le=86_400)] = Field(60, description="most seconds of STEPS=auto")
     weight_sharing: bool = _of(
-        "tensorflow",
+        "graph",
         False,
         "one process a socket, whose pinned threads share the weights; not for avx_fp32 and amx_bfloat32",
     )
-    variant: Literal["auto", "itex", "stock", "zentf"] = _of(
-        "tensorflow",
-        "auto",
-        "TensorFlow build; auto: itex where this Python and CPU can run it, else stock; zentf is AMD's and "
-        "not for avx_int8 and amx_int8",
-    )
     topology: TopologyName = Field("resnet50v1_5", description="the network")
-    model: str = _of("tensorflow", "", "a frozen graph to measure instead, as a path or a staged artefact's name")
+    model: str = _of("graph", "", "a frozen graph to measure instead, as a path or a staged artefact's name")
     wrap_key: str = _of(
-        "tensorflow", "", "sgx_ cases only: a file with the key (16 bytes) to encrypt the model with; see doc/sgx.md"
+        "graph",
+        "",
+        "sgx_ cases only: a file with the key (16 bytes) to encrypt the model with; see doc/sgx.md",
+        path=True,
     )
-    engine: Literal["pytorch", "inductor", "onnxruntime", "openvino", "auto"] = _of(
-        "cnn",
-        "pytorch",
-        "what runs the network: PyTorch's eager mode, torch.compile with frozen weights, ONNX Runtime or OpenVINO; "
-        "auto: the fastest of those that can, by a trial of a few seconds each before the run",
+    engine: EngineName = _of(
+        "network",
+        AUTO,
+        "what runs the network; auto: the fastest of those that can, by a trial of a few seconds each before the run",
     )
-    weights: str = _of("cnn", "", "a checkpoint of the network, .safetensors or .pth, in place of random weights")
-    norm_type: Literal["batch", "group", "none"] = _of("cnn", "batch", "the network's normalisation layers")
+    weights: str = _of(
+        "network", "", "a checkpoint of the network, .safetensors or .pth, in place of random weights", path=True
+    )
+    norm_type: Literal["batch", "group", "none"] = _of("network", "batch", "the network's normalisation layers")
     norm_num_groups: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(
-        "cnn", "auto", "groups of NORM_TYPE=group; auto: 32"
+        "network", "auto", "groups of NORM_TYPE=group; auto: 32"
     )
-    enable_fast_groupnorm: bool = _of("cnn", False, "group norm and its activation as one scale and shift")
+    enable_fast_groupnorm: bool = _of("network", False, "group norm and its activation as one scale and shift")
     efficientnet_expand_ratio: Annotated[float, Field(ge=1, le=16)] | Auto = _of(
-        "cnn", "auto", "expansion of EfficientNet's blocks; auto: 6, as published"
+        "network", "auto", "expansion of EfficientNet's blocks; auto: 6, as published"
     )
     efficientnet_group_dim: Annotated[int, Field(ge=1, le=256)] | Auto = _of(
-        "cnn", "auto", "channels in each group of EfficientNet's depthwise convolutions; auto: 1, as published"
+        "network", "auto", "channels in each group of EfficientNet's depthwise convolutions; auto: 1, as published"
     )
-    eight_bit_io: bool = _of("cnn", False, "hand images over as bytes, to be normalised inside the network")
+    eight_bit_io: bool = _of("network", False, "hand images over as bytes, to be normalised inside the network")
     normalization_location: Literal["host", "device", "none"] = _of(
-        "cnn", "host", "where images are normalised: before they are handed over, inside the network, or nowhere"
+        "network", "host", "where images are normalised: before they are handed over, inside the network, or nowhere"
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(
-        "cnn", "auto", "images the network takes at once, of which BATCH_SIZE is a multiple; auto: BATCH_SIZE"
+        "network", "auto", "images the network takes at once, of which BATCH_SIZE is a multiple; auto: BATCH_SIZE"
     )
-    device_iterations: Annotated[int, Field(ge=1, le=10_000)] = _of("cnn", 1, "batches of a step")
+    device_iterations: Annotated[int, Field(ge=1, le=10_000)] = _of("network", 1, "batches of a step")
     replicas: Annotated[int, Field(ge=1, le=4096)] = _of(
-        "cnn", 1, "copies of the network in each instance's process, each with CORES_PER_INSTANCE of its own"
+        "network", 1, "copies of the network in each instance's process, each with CORES_PER_INSTANCE of its own"
     )
-    numa_aware: bool = _of("cnn", True, "bind the memory of an instance to its NUMA node, where it lies in one")
-    half_partial: bool = _of(
-        "cnn", False, "let a GPU's 16-bit matrix products be summed up in 16 bits; its convolutions and CPUs never are"
-    )
-    cuda_graphs: bool = _of(
-        "cnn", False, "cuda_ precisions: record the network's call once in a CUDA graph, and replay that"
-    )
-    profile: bool = _of(
-        "cnn", False, "have PyTorch profile a step beside the measured ones, into trace/profile.json of the logs"
-    )
-    pipeline_splits: str = _of(
-        "cnn",
-        "",
-        "layers, separated by spaces, at which the network is cut into stages that work at once, each on its share of "
-        "an instance's cores",
-    )
+    numa_aware: bool = _of("network", True, "bind the memory of an instance to its NUMA node, where it lies in one")
     num_io_threads: Cores | Auto = _of(
-        "cnn", "auto", "threads that decode an instance's images; auto: one for each of its cores"
+        "network", "auto", "threads that decode an instance's images; auto: one for each of its cores"
     )
-    model_cache_path: str = _of("cnn", "", "a directory for what engines compile; empty: below the cache")
     dataset: Literal["procedural", "imagenet"] = Field("procedural", description="the images of DATA_TYPE=real")
     verbose: bool = Field(False, description="let the framework log to the instances' logs")
     onednn_verbose: bool = Field(
@@ -183,7 +166,9 @@ class Parameters(BaseModel):
         "implies MPI=True",
     )
     hostfile: str = Field(
-        "", description="hosts to launch on through MPI, a file as mpirun reads it, this host first; empty: this alone"
+        "",
+        description="hosts to launch on through MPI, a file as mpirun reads it, this host first; empty: this alone",
+        json_schema_extra={"path": True},
     )
     customer_env: Annotated[dict[str, str], BeforeValidator(_parse_environment)] = Field(
         default_factory=dict, description="more environment of the instances, as A=1 B='two words'"
@@ -195,19 +180,51 @@ class Parameters(BaseModel):
         return self.batch_size * self.device_iterations
 
 
-FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Parameters.model_fields.items()}
+def _with_options_of_engines() -> type[Parameters]:
+    """Return the whole table; raise CnnbenchError where two engines mean different things by one name."""
+    owners: dict[str, Engine] = {}
+    fields: dict[str, Any] = {}
+    for engine in engines().values():
+        for name, option in engine.options.model_fields.items():
+            if name in Parameters.model_fields or (name in owners and repr(fields[name][1]) != repr(option)):
+                other = f"the engine {owners[name].name}" if name in owners else "all cases"
+                raise CnnbenchError(
+                    f"{engine.options.__module__}: {name.upper()} is an option of the engine {engine.name}, but a "
+                    f"parameter of {other} already; give it another name"
+                )
+            owners[name], fields[name] = engine, (option.annotation, option)
+    table = create_model("Table", __base__=Parameters, **fields)
+    for name, owner in owners.items():
+        field = table.model_fields[name]
+        field.json_schema_extra = {**cast(dict[str, Any], field.json_schema_extra or {}), "takes": owner.takes}
+    return table
+
+
+TABLE = _with_options_of_engines()
+"""The one table: the parameters of all cases, and those that are an engine's own."""
+
+FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in TABLE.model_fields.items()}
 """The table's rows by the name that users write."""
 
 
-def parameters_of(harness: Harness) -> tuple[str, ...]:
-    """Return the names of the parameters that a harness's workloads have."""
-    return tuple(name for name, field in FIELDS.items() if field.json_schema_extra in (None, {"harness": harness}))
+def told(name: str, key: str) -> Any:
+    """Return what a row of the table says of itself beside type and description; None where it says nothing."""
+    return cast(dict[str, Any], FIELDS[name].json_schema_extra or {}).get(key)
 
 
-def precisions_of(harness: Harness) -> tuple[PrecisionName, ...]:
-    """Return the precisions that a harness's workloads have: networks alone run on GPUs."""
-    names: tuple[PrecisionName, ...] = get_args(PrecisionName)
-    return tuple(name for name in names if harness == "cnn" or not name.startswith("cuda_"))
+def parameters_of(takes: Takes) -> tuple[str, ...]:
+    """Return the names of the parameters that workloads have whose engines are handed graphs, or networks."""
+    return tuple(name for name in FIELDS if told(name, "takes") in (None, takes))
+
+
+def options_of(parameters: Parameters, engine: Engine) -> EngineOptions:
+    """Return an engine's own options out of all parameters."""
+    return engine.options(**{name: getattr(parameters, name) for name in engine.options.model_fields})
+
+
+def precisions_of(takes: Takes) -> tuple[PrecisionName, ...]:
+    """Return the precisions that workloads have whose engines are handed graphs, or networks: these run on GPUs too."""
+    return tuple(name for name, one in PRECISIONS.items() if takes == "network" or not one.on_gpu)
 
 
 def accepted(name: str) -> str:
@@ -230,7 +247,8 @@ def _describe_type(annotation: Any, metadata: Iterable[Any]) -> Iterable[str]:
     elif annotation is bool:
         yield "True, False"
     elif annotation is str:
-        yield "text"
+        choices = [one.names() for one in metadata if isinstance(one, OneOf)]
+        yield ", ".join(choices[0]) if choices else "text"
     elif get_origin(annotation) is dict:
         yield "NAME=VALUE words, quoted as in a shell"
     else:

@@ -13,8 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import Settings, TestCase, check_name, from_environment, pick_sections, resolve
-from cnnbench.cases.parameters import FIELDS, Parameters, PrecisionName, TopologyName, parameters_of, precisions_of
-from cnnbench.engines.registry import ENGINES, find_engine
+from cnnbench.cases.parameters import (
+    FIELDS,
+    Parameters,
+    PrecisionName,
+    TopologyName,
+    parameters_of,
+    precisions_of,
+    told,
+)
+from cnnbench.engines.registry import engines_that_take, find_engine
 
 DEFAULTS_VARIABLE = "CNNBENCH_DEFAULTS"
 """Environment variable: a settings file that is weaker than `--config`; run.sh's is the workload's quick.yaml."""
@@ -44,7 +52,8 @@ class Workload(BaseModel):
 
     `slug`: the name inside case names. `engine`: which lock files make its environments; where ENGINE is one of its
     parameters, the default. `topologies`: the networks that its case names tell apart; empty when it has one. `images`:
-    the names of its container images, None when it has none. `defaults`: settings by globs of case names.
+    the names of its container images, None when it has none. `defaults`: settings by globs of case names. `network`:
+    which of the harness's networks its own graph is; empty when none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,23 +64,25 @@ class Workload(BaseModel):
     engine: str
     topologies: tuple[TopologyName, ...] = ()
     images: ImageNames | None = None
+    network: str = ""
     defaults: Sections
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the parameters that its cases have."""
-        return parameters_of(find_engine(self.engine).harness)
+        return parameters_of(find_engine(self.engine).takes)
 
     @property
     def engines(self) -> tuple[str, ...]:
         """The engines that its cases may run on: its own, or where ENGINE is a parameter, all that this may be."""
-        alike = (name for name, engine in ENGINES.items() if engine.harness == find_engine(self.engine).harness)
-        return tuple(alike) if "ENGINE" in self.parameters else (self.engine,)
+        if "ENGINE" not in self.parameters:
+            return (self.engine,)
+        return (self.engine, *(name for name in engines_that_take("network") if name != self.engine))
 
     @property
     def precisions(self) -> tuple[PrecisionName, ...]:
         """What PRECISION may be in its cases."""
-        return precisions_of(find_engine(self.engine).harness)
+        return precisions_of(find_engine(self.engine).takes)
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -170,7 +181,10 @@ class Sources:
     @classmethod
     def read(cls, workload: Workload, environ: Mapping[str, str], config: Path | None = None) -> "Sources":
         """Read the files; raise UsageError saying what is wrong with one."""
-        declared = {"workload.yaml": workload.defaults}
+        declared: dict[str, Sections] = {}
+        if "ENGINE" in workload.parameters:
+            declared["engine in workload.yaml"] = {"*": {"ENGINE": workload.engine}}
+        declared["workload.yaml"] = workload.defaults
         if path := environ.get(DEFAULTS_VARIABLE):
             declared[path] = load_sections(Path(path))
         sections = {str(config): load_sections(config)} if config else {}
@@ -192,7 +206,7 @@ class Sources:
         directory, located = Path(self.environ.get(DIRECTORY_VARIABLE) or Path.cwd()), {}
         if parameters.model:
             located["model"] = _locate_model(parameters.model, directory)
-        for name in ("wrap_key", "weights", "model_cache_path", "hostfile"):
+        for name in (name.lower() for name in FIELDS if told(name, "path")):
             if path := getattr(parameters, name):
                 located[name] = str(directory / Path(path).expanduser())
         return parameters.model_copy(update=located)

@@ -374,7 +374,7 @@ def _describe_accepted(name: str, workload: Workload) -> str:
 def _describe_default(name: str, workload: Workload) -> str:
     if name in FIXED_BY_NAME and (name != "TOPOLOGY" or workload.topologies):
         return "by the case's name"
-    default = default_text(name)
+    default = workload.engine if name == "ENGINE" else default_text(name)
     own = {glob: settings[name] for glob, settings in workload.defaults.items() if name in settings}
     if all(value == default for value in own.values()):
         return default

@@ -19,11 +19,13 @@ from cnnbench.cases.workload import declared_cases, load_workload
 from cnnbench.cli import ctest
 from cnnbench.cli.parser import make_parser
 from cnnbench.cli.quickstart import quickstart
-from cnnbench.engines.registry import ENGINES
+from cnnbench.engines.builds import choose_build
+from cnnbench.engines.registry import AUTO, Engine, find_part
 from cnnbench.harness.line import read_launch_line, read_request
 from cnnbench.harness.runs import run_request, run_spec
 from cnnbench.harness.spec import choose_variants, read_spec
 from cnnbench.inputs import procedural
+from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.launch.container import run_engine
 from cnnbench.launch.gramine import find_gramine
 from cnnbench.launch.trusted import check_manifest, count_trusted
@@ -50,14 +52,13 @@ from cnnbench.run.job import (
 )
 from cnnbench.run.native import measure_job
 from cnnbench.run.serve import overlay_cache, serve_case
-from cnnbench.staging.environments import choose_variant, engine_python
 from cnnbench.staging.inputs import stage_embedded_model, stage_imagenet_set, stage_procedural
 from cnnbench.staging.stage import stage_artefact
 from cnnbench.tuning.settings import ranking, settings_file, summary_table
 from cnnbench.tuning.space import DEFAULT_CASES, SweepRequest, describe_spaces, plan_sweep
 from cnnbench.tuning.sweep import run_sweep
 
-EMBEDDED = ("procedural", "resnet50v1_5")
+MADE_HERE = ("procedural", EMBEDDED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -314,16 +315,16 @@ def _manifest(arguments: argparse.Namespace) -> int:
 def _stage(arguments: argparse.Namespace) -> int:
     cache, artefacts = cache_root(os.environ), load_artefacts()
     if arguments.list:
-        for name in (*EMBEDDED, "imagenet"):
+        for name in (*MADE_HERE, "imagenet"):
             print(f"{name}: made on this machine")
         for name, artefact in artefacts.items():
             print(f"{name}: {artefact.url}")
         return 0
-    names = arguments.names or ([] if arguments.engine else list(EMBEDDED))
+    names = arguments.names or ([] if arguments.engine else list(MADE_HERE))
     if (arguments.source or arguments.sha256) and len(names) != 1:
         raise UsageError("--from and --sha256 are for one NAME at a time")
     for name in names:
-        if arguments.source and name in EMBEDDED:
+        if arguments.source and name in MADE_HERE:
             raise UsageError(f"--from {arguments.source}: {name} is made on this machine and takes no file")
         print(f"{name}: {_stage_one(name, arguments, cache)}")
     if arguments.engine:
@@ -335,19 +336,20 @@ def _stage_one(name: str, arguments: argparse.Namespace, cache: Path) -> Path:
     verify = arguments.verify
     if name == "procedural":
         return [stage_procedural(part, cache, verify=verify).root for part in procedural.IMAGES_PER_CLASS][-1]
-    if name == "resnet50v1_5":
-        return stage_embedded_model(_tensorflow_python(cache), ENGINES["tensorflow"].preparer, cache)
+    if name == EMBEDDED:
+        engine = find_part("embeds")
+        return stage_embedded_model(engine, _build_of(engine), cache)
     if name == "imagenet":
-        python = _tensorflow_python(cache) if arguments.source else None
-        return stage_imagenet_set(cache, arguments.source, python, verify=verify).root
+        variant = _build_of(find_part("reads_shards")) if arguments.source else ""
+        return stage_imagenet_set(cache, arguments.source, variant, verify=verify).root
     artefact, source = find_artefact(name), arguments.source
     if source and source.is_dir():
         source = source / artefact.file_name
     return stage_artefact(artefact, cache, source, arguments.sha256, verify=verify)
 
 
-def _tensorflow_python(cache: Path) -> Path:
-    return engine_python("tensorflow", choose_variant("tensorflow", "auto", read_cpuinfo()), cache)
+def _build_of(engine: Engine) -> str:
+    return choose_build(engine, AUTO, read_cpuinfo())
 
 
 def _list_kpi(arguments: argparse.Namespace) -> int:

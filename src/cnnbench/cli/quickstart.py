@@ -21,8 +21,7 @@ from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult, load_run
-from cnnbench.run.job import stage_engine
-from cnnbench.staging.environments import quantizer_obstacle
+from cnnbench.run.job import graph_quantizer_obstacle, stage_engine
 
 WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
 
@@ -89,7 +88,7 @@ def _split_precisions(
 def _obstacles(precision: Precision, cpu: CpuInfo, engine: Engine) -> list[str]:
     """Return why a precision's cases would be skipped here; empty when they can run."""
     missing = missing_for_precision(precision, cpu.flags)
-    if not missing and precision.is_int8 and engine.quantizer and (obstacle := quantizer_obstacle()):
+    if not missing and precision.is_int8 and (obstacle := graph_quantizer_obstacle(engine)):
         return [f"{precision.name}: {obstacle}"]
     return missing
 

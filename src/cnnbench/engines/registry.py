@@ -1,177 +1,226 @@
-"""Engines behind one small interface.
+"""Know the engines: each declares itself, in a folder of this package or in another that is installed.
 
-A backend does not time, log or know the scenario, so that measuring cannot favour one. Imported late by name: the
-controller imports no engine.
+A declaration says what its engine can do as optional parts: the rest of the program asks for a part, never for an
+engine's name. It imports nothing of a framework: a part that needs one is named as "module:Name", or as a module that
+is run with the Python of the engine's environment.
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
+from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.engines.interface import EngineOptions
+from cnnbench.machine.host import CpuInfo
 
-from cnnbench.base.errors import UsageError
-from cnnbench.inputs.networks import ImageForm
+GROUP = "cnnbench.engines"
+"""The entry-point group by which another package has engines: a point leads to an `Engine`, or to a tuple of them."""
 
-if TYPE_CHECKING:  # an image's environments are made before the rest of this package is there
-    from cnnbench.engines.layers import Primitive
+AUTO = "auto"
+"""Of a build: the first that can run. Of ENGINE: the fastest, by a trial."""
 
-Harness = Literal["tensorflow", "cnn"]
-"""What an engine is handed, which decides the parameters of its workloads: TensorFlow's frozen graph, or a network."""
+Takes = Literal["graph", "network"]
+"""What an engine is handed: a frozen graph, or one of the networks; its workloads have the parameters of that."""
 
-
-GPU_VARIANT = "cuda"
-"""The build of an engine that runs on NVIDIA GPUs, and is chosen for them alone."""
+PythonVersion = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class LoadSpec:
-    """What a backend needs to load: a prepared graph, the type of number to compute with, the threads of each instance.
+class Build:
+    """One build of an engine, which runs in an environment of its own.
 
-    `number_type`: float32 as it is (fp32) or computed in bfloat16 (bfloat32), bfloat16, float16 or int8. `on_gpu`:
-    whether the network goes to the first GPU that may be used. `callers`: how many threads will call `infer` at once,
-    each being an instance that shares the weights. `splits`: the layers at which a network is cut into stages, which
-    then take parts of `micro_batch_size` images. For a GPU, as the parameters say, `data_type`: whether a batch is
-    handed over again as it was (dummy), is one of a few that are (generated), or always another (real); `cuda_graphs`
-    and `half_partial`.
+    `lock`: the stem of its lock file in requirements/. `obstacle`: why it cannot run on a CPU with a Python, empty when
+    it can. `index`: where else packages of the lock file are, which PyPI has not. `own_python`: the environment
+    variable by which a caller has it run with a Python of theirs. `in_images`: whether images have it unasked.
     """
 
-    model: Path
+    name: str
+    lock: str
+    obstacle: Callable[[CpuInfo, PythonVersion], str] = lambda _cpu, _python: ""
+    int8: bool = False
+    gpu: bool = False
+    shares_weights: bool = True
+    in_images: bool = False
+    index: str = ""
+    own_python: str = ""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A module that makes something out of models or images, run with the Python of an engine's environment.
+
+    `sources`: the files of this package, relative to it, that decide what is made: a change of one makes it anew.
+    `lock`: the lock file of its environment, where that is no build of the engine's. `obstacle`: why it cannot run with
+    a Python, empty when it can.
+    """
+
+    module: str
+    sources: tuple[str, ...]
+    lock: str = ""
+    obstacle: Callable[[PythonVersion], str] = lambda _python: ""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What an engine is told of a case when its options are checked.
+
+    `precision`: its name. `number_type`, `on_gpu`: what the name says. `replicas`: copies of the network in a process.
+    `threads`: those of the smallest instance.
+    """
+
+    precision: str
     number_type: str
+    on_gpu: bool
+    replicas: int
     threads: int
-    callers: int
-    verbose: bool
-    splits: tuple[str, ...] = ()
-    micro_batch_size: int = 1
-    data_type: str = "dummy"
-    on_gpu: bool = False
-    cuda_graphs: bool = False
-    half_partial: bool = False
 
 
-class Backend(Protocol):
-    """One engine with one network loaded."""
+@dataclass(frozen=True)
+class Setting:
+    """What the environment of an engine's instances depends on. `cache`: a directory for what is compiled."""
 
-    def load(self, spec: LoadSpec) -> None:
-        """Make the network ready to infer."""
-
-    def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Return the class probabilities (float32, N x classes) of images (N x size x size x 3)."""
-
-    def close(self) -> None:
-        """Give back what `load` took."""
-
-    def describe(self) -> dict[str, str]:
-        """Return the versions of what runs, by name."""
-
-    def layers(self) -> "list[Primitive] | None":
-        """Return what a batch's layers run on, as the engine tells it; None where the trace of a library does."""
+    build: str
+    number_type: str
+    batch_size: int
+    options: Any
+    cache: Path
 
 
-class Profiling(Backend, Protocol):
-    """An engine that `Engine.stages` is set for."""
-
-    def profile(self, batch: np.ndarray, path: Path) -> None:
-        """Profile a step, into a file in the trace format of Chrome and Perfetto."""
-
-
-class Reader(Protocol):
-    """Reads a share of an image set, decoded and preprocessed as the engine's users would."""
-
-    def __call__(
-        self, files: Sequence[str], batch_size: int, threads: int, repeat: bool, form: ImageForm | None
-    ) -> Iterator[np.ndarray]:
-        """Yield batches (N x size x size x 3), in the files' order, the last one of a pass maybe smaller.
-
-        `form`: what a network wants; None for the frozen graph's own, float32 of 224 x 224 less the means.
-        """
+def _needs_nothing(_environ: Mapping[str, str], _on_gpu: bool) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where an engine's parts are.
+    """What an engine is and can do.
 
-    `variants`: its builds, each with a lock file `<engine>-<variant>.lock`; none when it needs no environment of its
-    own. `preparer`: the module that stages and prepares its models, run with its environment's Python; none when it
-    needs no model. `int8_variants`: the builds that compute in int8. `quantizer`: the module that quantises a prepared
-    graph for one of them, run with the Python of the environment of `<engine>-quantizer.lock`; none for networks, which
-    are quantised alike for all engines. An engine without a model has no outputs to check and no
-    precision to prove. `harness`: which parameters its workloads have. `environment`: whose lock files make its
-    environment, where not its own. `exported`: whether it reads networks as ONNX, and tells itself what their layers
-    run on. `stages`: whether it can cut networks into stages, and profile them. `gpu`: whether it runs on NVIDIA GPUs
-    too, with its build for them. `refused`: why it cannot run a data type.
+    `backend`: its `interface.Backend`. `reader`: its `interface.Reader`. `summary`: what it is, for help texts.
+    `builds`: the preferred ones first; none when it runs in the controller's own environment. `options`: its own
+    parameters. `heeds`: of the parameters that all engines have, those that not every engine heeds, but this one does.
+    `refused`: why it cannot run a type of number.
+    `check`: raises UsageError for options that do not go together or with a case; returns notes. `environment`: what
+    its instances' environment has beyond the caller's. `obstacle`: what this host lacks for it, by the caller's
+    environment and whether it is to run on a GPU. `whole_steps`: whether it is handed whole steps, and parts them
+    itself. `of_network`: what of its options the making of a network depends on.
+
+    Of graphs: `embeds` makes the embedded model, `prepares_graphs` makes any graph ready, `quantizes_graphs` to int8;
+    `reads_shards` turns TFRecord shards into an image set. Of networks: `builds_networks` does so for all engines, and
+    `quantizes_networks` those that are `reads_onnx`: handed to the engine as ONNX. `tells_layers`: whether it tells
+    itself what its layers run on; no trace of a library is taken then.
     """
 
+    name: str
     backend: str
+    takes: Takes = "graph"
+    summary: str = ""
     reader: str = ""
-    variants: tuple[str, ...] = ()
-    preparer: str = ""
-    quantizer: str = ""
-    int8_variants: tuple[str, ...] = ()
-    harness: Harness = "tensorflow"
-    environment: str = ""
-    exported: bool = False
-    stages: bool = False
-    gpu: bool = False
+    builds: tuple[Build, ...] = ()
+    options: type[EngineOptions] = EngineOptions
+    heeds: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[Any, Conditions], list[str]] = lambda _options, _conditions: []
+    environment: Callable[[Setting], dict[str, str]] = lambda _setting: {}
+    obstacle: Callable[[Mapping[str, str], bool], str] = _needs_nothing
+    whole_steps: Callable[[Any], bool] = lambda _options: False
+    of_network: Callable[[Any], dict[str, object]] = lambda _options: {}
+    embeds: Steps | None = None
+    prepares_graphs: Steps | None = None
+    quantizes_graphs: Steps | None = None
+    reads_shards: Steps | None = None
+    builds_networks: Steps | None = None
+    quantizes_networks: Steps | None = None
+    reads_onnx: bool = False
+    tells_layers: bool = False
+
+    @property
+    def has_model(self) -> bool:
+        """Whether it computes with a model; without one, there are no outputs to check and no precision to prove."""
+        return self.takes == "network" or self.prepares_graphs is not None
+
+    @property
+    def gpu(self) -> bool:
+        """Whether it runs on NVIDIA GPUs too."""
+        return any(build.gpu for build in self.builds)
+
+    @property
+    def int8(self) -> bool:
+        """Whether a build of it computes in int8."""
+        return any(build.int8 for build in self.builds)
+
+    def build(self, name: str) -> Build:
+        """Return a build by name; raise UsageError listing the known ones."""
+        for build in self.builds:
+            if build.name == name:
+                return build
+        known = ", ".join(build.name for build in self.builds) or "none"
+        raise UsageError(f"VARIANT={name}: is no build of the engine {self.name}; there are {known}")
+
+    def asked_build(self, options: EngineOptions) -> str:
+        """Return which build its options ask for; an engine lets that be chosen by an option named `variant`."""
+        return getattr(options, "variant", AUTO)
+
+    @property
+    def search_path(self) -> Path:
+        """Return the directory that a Python finds its package by."""
+        package = importlib.import_module(self.backend.partition(":")[0].partition(".")[0])
+        return Path(str(package.__file__)).parents[1]
 
 
-_OF_NETWORKS = Engine(
-    backend="",
-    reader="cnnbench.inputs.jpeg:read_batches",
-    variants=("cpu",),
-    preparer="cnnbench.engines.pytorch.prepare",
-    harness="cnn",
-)
-"""What all engines that are handed networks have in common."""
+@cache
+def engines() -> Mapping[str, Engine]:
+    """Return all engines by name, those of other packages last; raise CnnbenchError where two have one name."""
+    found: dict[str, Engine] = {}
+    for engine in (*_own_engines(), *_others_engines()):
+        if engine.name in found:
+            raise CnnbenchError(
+                f"engine {engine.name!r}: declared by {found[engine.name].backend} and by {engine.backend}; one of "
+                "these packages must go, or have another name for it"
+            )
+        found[engine.name] = engine
+    return found
 
-_OF_PYTORCH = replace(
-    _OF_NETWORKS,
-    variants=("cpu", GPU_VARIANT),
-    stages=True,
-    gpu=True,
-    refused={"int8": "its networks are not quantised; onnxruntime and openvino run them in int8"},
-)
 
-ENGINES = {
-    "tensorflow": Engine(
-        backend="cnnbench.engines.tensorflow.backend:TensorFlowBackend",
-        reader="cnnbench.engines.tensorflow.reader:read_batches",
-        variants=("itex", "stock", "zentf"),
-        preparer="cnnbench.engines.tensorflow.prepare",
-        quantizer="cnnbench.engines.tensorflow.quantize",
-        int8_variants=("itex", "stock"),
-    ),
-    "pytorch": replace(_OF_PYTORCH, backend="cnnbench.engines.pytorch.backend:EagerBackend"),
-    "inductor": replace(_OF_PYTORCH, backend="cnnbench.engines.pytorch.backend:InductorBackend", environment="pytorch"),
-    "onnxruntime": replace(
-        _OF_NETWORKS,
-        backend="cnnbench.engines.onnxruntime.backend:OnnxRuntimeBackend",
-        int8_variants=("cpu",),
-        exported=True,
-        refused={
-            "bfloat16": "its CPU execution provider has no bfloat16 convolution",
-            "bfloat32": "its CPU execution provider computes no float32 convolution in bfloat16 on x86",
-        },
-    ),
-    "openvino": replace(
-        _OF_NETWORKS,
-        backend="cnnbench.engines.openvino.backend:OpenVinoBackend",
-        int8_variants=("cpu",),
-        exported=True,
-        refused={"bfloat32": "its CPU plug-in computes a float32 network in bfloat16 as bfloat16 only"},
-    ),
-    "null": Engine(backend="cnnbench.engines.null.backend:NullBackend"),
-}
+def _own_engines() -> Iterator[Engine]:
+    package = importlib.import_module(__package__ or "")
+    for folder in pkgutil.iter_modules(package.__path__):
+        if folder.ispkg:
+            yield from importlib.import_module(f"{package.__name__}.{folder.name}").ENGINES
+
+
+def _others_engines() -> Iterator[Engine]:
+    for point in importlib.metadata.entry_points(group=GROUP):
+        declared = point.load()
+        for engine in declared if isinstance(declared, tuple) else (declared,):
+            if not isinstance(engine, Engine):
+                raise CnnbenchError(
+                    f"entry point {point.name} of {GROUP} is {point.value}, a {type(engine).__name__}; needed an Engine"
+                )
+            yield engine
 
 
 def find_engine(name: str) -> Engine:
     """Return an engine by name; raise UsageError listing the known ones."""
-    if name not in ENGINES:
-        raise UsageError(f"engine {name!r}: not known; there are {', '.join(ENGINES)}")
-    return ENGINES[name]
+    if name not in engines():
+        raise UsageError(f"engine {name!r}: not known; there are {', '.join(engines())}")
+    return engines()[name]
+
+
+def find_part(part: str) -> Engine:
+    """Return the first engine that has a part, such as `builds_networks`; raise CnnbenchError where none has."""
+    for engine in engines().values():
+        if getattr(engine, part):
+            return engine
+    raise CnnbenchError(f"no engine {part.replace('_', ' ')}; there are {', '.join(engines())}")
+
+
+def engines_that_take(takes: Takes) -> tuple[str, ...]:
+    """Return the names of the engines that are handed graphs, or networks, and have a model."""
+    return tuple(name for name, engine in engines().items() if engine.takes == takes and engine.has_model)
 
 
 def import_part(target: str) -> Any:

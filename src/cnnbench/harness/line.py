@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
@@ -20,18 +20,12 @@ from cnnbench.base.errors import UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, PrecisionName
 from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
-from cnnbench.engines.registry import ENGINES
+from cnnbench.cases.workload import load_workload
+from cnnbench.engines.registry import AUTO, engines, engines_that_take, find_engine
 from cnnbench.inputs.networks import ARCHITECTURES
 
 DIRECTORY = REPOSITORY / "workload" / "CNN-PyTorch-Public"
 CONFIGS = DIRECTORY / "configs.yml"
-SLUG = "cnn_pytorch_public"
-TENSORFLOW = "tensorflow"
-"""The engine that is the other workload's; with it a line is one of that workload's cases, to stand beside these."""
-TENSORFLOW_DIRECTORY = DIRECTORY.with_name("ResNet50-TensorFlow-Xeon-Public")
-TENSORFLOW_SLUG = "resnet50v1_5_tensorflow_xeon_public"
-TENSORFLOW_NETWORK = "resnet50"
-
 WIDTHS: dict[str, tuple[PrecisionName, ...]] = {
     "32.32": ("avx_fp32",),
     "16.16": ("amx_bfloat16", "avx_bfloat16"),
@@ -118,8 +112,13 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
     parser.add_argument(
         "--normalization-location", choices=LOCATIONS, help="where images are normalised; ipu is device"
     )
-    engines = [*get_args(FIELDS["ENGINE"].annotation), TENSORFLOW]
-    parser.add_argument("--engine", choices=engines, help=f"{_help('ENGINE')}; {TENSORFLOW}: the other workload's case")
+    described = [f"{name}: {find_engine(name).summary or name}" for name in engines_that_take("network")]
+    others = engines_that_take("graph")
+    parser.add_argument(
+        "--engine",
+        choices=[*engines_that_take("network"), AUTO, *others],
+        help=f"{_help('ENGINE')}; {'; '.join(described)}; {', '.join(others)}: the case of the workload that has it",
+    )
     parser.add_argument("--numa-aware", choices=["yes", "no"], help="bind instances' memory to their NUMA node")
     parser.add_argument("--launcher", choices=LAUNCHERS, help="start processes here by itself, or through MPI")
     parser.add_argument("--random-weights", action="store_true", help="as without --weights, which it contradicts")
@@ -172,12 +171,10 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
         raise UsageError(f"--random-weights with --weights {options['weights']}: leave one of the two out")
     mode, precision = options.get("mode", "throughput"), _choose_precision(options, cpu_flags)
     network, workload = _choose_network(options.get("model")), DIRECTORY
-    case = TestCase(SLUG, mode, precision, topology=network)
-    if settings.get("ENGINE") == TENSORFLOW:
-        if network != TENSORFLOW_NETWORK:
-            raise UsageError(f"--engine {TENSORFLOW} --model {network}: that workload has {TENSORFLOW_NETWORK} alone")
-        del settings["ENGINE"]
-        case, workload = TestCase(TENSORFLOW_SLUG, mode, precision), TENSORFLOW_DIRECTORY
+    case = TestCase(load_workload(workload).slug, mode, precision, topology=network)
+    if settings.get("ENGINE") in engines_that_take("graph"):
+        workload = _find_workload(settings.pop("ENGINE"), network)
+        case = TestCase(load_workload(workload).slug, mode, precision)
     sizes = read_sizes(options.get("batch_size", []))
     batches: list[dict[str, str]] = [{"BATCH_SIZE": str(size)} for size in sizes] or [{}]
     return Request(
@@ -280,6 +277,17 @@ def _choose_network(name: str | None) -> Any:
     return network
 
 
+def _find_workload(engine: str, network: str) -> Path:
+    """Return the directory of the workload whose own engine this is; raise UsageError where it has another network."""
+    found = {path.parent: load_workload(path.parent) for path in sorted(DIRECTORY.parent.glob("*/workload.yaml"))}
+    own = {directory: workload.network for directory, workload in found.items() if workload.engine == engine}
+    for directory, has in own.items():
+        if has == network:
+            return directory
+    have = " and ".join(filter(None, own.values())) or "none of these networks"
+    raise UsageError(f"--engine {engine} --model {network}: its workload has {have}")
+
+
 def _choose_precision(options: Mapping[str, Any], cpu_flags: frozenset[str]) -> PrecisionName:
     """Return the precision that a width is on the device; without one, the narrowest that it and the engine have."""
     width, engine, half_type = options.get("precision"), options.get("engine", ""), options.get("half_type")
@@ -294,7 +302,7 @@ def _choose_precision(options: Mapping[str, Any], cpu_flags: frozenset[str]) -> 
     if half_type:
         width = "16.16"
     names = WIDTHS[width] if width else (*WIDTHS["16.16"], *WIDTHS["32.32"])
-    refused = ENGINES[engine].refused if engine in ENGINES and not width else {}
+    refused = engines()[engine].refused if engine in engines() and not width else {}
     able = [
         name
         for name in names

@@ -57,6 +57,13 @@ ARCHITECTURES = {
 }
 
 
+EMBEDDED = "resnet50v1_5"
+"""The network of the embedded graph: ResNet50 with the stride of a downsampling block in its 3 x 3 convolution."""
+
+TOPOLOGIES = (EMBEDDED, *ARCHITECTURES)
+"""What TOPOLOGY may be."""
+
+
 @dataclass(frozen=True)
 class ImageForm:
     """What an engine is handed of an image: a square of `size` pixels a side, RGB, the last axis being the colours.

@@ -48,17 +48,8 @@ AMBIENT = (
 Which GPU is used, CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, is passed on.
 """
 
-SWITCHES = {
-    ("tensorflow", "itex"): {"TF_ENABLE_ONEDNN_OPTS": "1"},
-    ("tensorflow", "stock"): {"TF_ENABLE_ONEDNN_OPTS": "1"},
-    ("tensorflow", "zentf"): {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"},
-}
-"""What turns the kernels of an engine's build on."""
-BFLOAT16_MATH = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "ITEX_FP32_MATH_MODE": "BF32"}
-"""What has float32 computed in bfloat16: by oneDNN where nobody says otherwise, and by ITEX, which does say."""
-BLOCKED_LAYOUT = {"ITEX_ONEDNN_LAYOUT_OPT": "1"}
-"""What has ITEX keep features in oneDNN's blocked layouts: measured ahead with float32 graphs and more than one image
-at a time, behind with one image and with bfloat16 graphs (doc/performance.md)."""
+BFLOAT16_MATH = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
+"""What has oneDNN compute float32 in bfloat16, where nobody says otherwise."""
 HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=17179869184"
 """Have the C library ask for transparent huge pages and keep what it has (a glibc before 2.35 ignores it).
 
@@ -76,28 +67,25 @@ def split_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
 def engine_environment(
     plan: Plan,
     precision: Precision,
-    engine: str,
-    variant: str,
-    batch_size: int,
     onednn_verbose: bool,
+    of_engine: Mapping[str, str],
     customer_env: Mapping[str, str],
     *,
     enclave: bool = False,
 ) -> dict[str, str]:
     """Return what a worker's environment has beyond the caller's; CUSTOMER_ENV has the last word.
 
+    `of_engine`: what the engine's own declaration gives it.
     In an enclave there are no huge pages to ask for: its memory is made once, before the program starts.
     """
-    blocked = variant == "itex" and precision.trace_type == "f32" and batch_size > 1
     return {
         "OMP_NUM_THREADS": str(plan.cores_per_instance),
         "OPENBLAS_NUM_THREADS": "1",
         **({} if enclave else {"GLIBC_TUNABLES": HUGE_PAGES}),
         "ONEDNN_MAX_CPU_ISA": precision.max_isa,
         **(BFLOAT16_MATH if precision.fpmath == "bf16" else {}),
-        **(BLOCKED_LAYOUT if blocked else {}),
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
-        **SWITCHES.get((engine, variant), {}),
+        **of_engine,
         "PYTHONNOUSERSITE": "1",
         "PYTHONPATH": str(SOURCES),
         **customer_env,

@@ -2,14 +2,11 @@
 
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
-from cnnbench.cases.parameters import Parameters
-from cnnbench.cases.precisions import PRECISIONS, Precision
-from cnnbench.engines.registry import ENGINES
+from cnnbench.cases.parameters import FIELDS, Parameters, options_of, parameters_of, told
+from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.engines.registry import AUTO, Conditions, Engine, engines
 from cnnbench.launch.plan import Plan
 from cnnbench.staging.networks import chosen_network
-
-AUTO = "auto"
-"""The ENGINE that is chosen by a trial."""
 
 STEADY_IN_INT8 = ("resnet18", "resnet34", "resnet50")
 """Networks whose int8 answers, with seeded weights, agreed with the float32 ones as far as the bound asks."""
@@ -45,63 +42,48 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
         )
     elif not parameters.weights:
         notes.append("the weights are random: the network is as fast as with any others, but its answers mean nothing")
-    if parameters.half_partial:
-        notes.append(_note_half_partial(precision))
     return notes
 
 
-def check_engine(name: str, parameters: Parameters) -> list[str]:
+def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str]:
     """Raise UsageError or SkippedError for what an engine cannot do; return notes of what it does not heed."""
-    engine = ENGINES[name]
-    for option in ("PROFILE", "PIPELINE_SPLITS"):
-        if (value := getattr(parameters, option.lower())) and not engine.stages:
-            able = ", ".join(one for one in ENGINES if ENGINES[one].stages)
-            raise UsageError(f"{option}={value}: ENGINE={name} cannot; choose {able}, or leave it out")
-    if engine.exported and parameters.onednn_verbose:
+    notes = _check_options(engine, parameters) if engine.takes == "network" else []
+    if engine.tells_layers and parameters.onednn_verbose:
         raise UsageError(
-            f"ONEDNN_VERBOSE=True: ENGINE={name} does not survive oneDNN's trace, or has none; leave it out"
+            f"ONEDNN_VERBOSE=True: ENGINE={engine.name} does not survive oneDNN's trace, or has none; leave it out"
         )
     precision = PRECISIONS[parameters.precision]
     if precision.on_gpu and not engine.gpu:
-        able = ", ".join(one for one in ENGINES if ENGINES[one].gpu)
-        raise SkippedError(f"ENGINE={name}: runs on CPUs only here, and {precision.name} on a GPU; choose {able}")
+        able = ", ".join(one.name for one in engines().values() if one.gpu)
+        raise SkippedError(f"ENGINE={engine.name}: runs on CPUs only, and {precision.name} on a GPU; choose {able}")
     if precision.data_type in engine.refused:
         raise SkippedError(
-            f"ENGINE={name}: {engine.refused[precision.data_type]}; choose another ENGINE, or another precision"
+            f"ENGINE={engine.name}: {engine.refused[precision.data_type]}; choose another ENGINE, or another precision"
         )
-    without_effect = {
-        "VERBOSE": parameters.verbose and name != "onnxruntime",
-        "ENABLE_FAST_GROUPNORM": parameters.enable_fast_groupnorm and name != "inductor",
-        "MODEL_CACHE_PATH": bool(parameters.model_cache_path) and name != "inductor",
-    }
-    return [
-        f"{option}={getattr(parameters, option.lower())} has no effect with ENGINE={name}"
-        for option, vain in without_effect.items()
-        if vain
-    ]
-
-
-def _note_half_partial(precision: Precision) -> str:
-    if not precision.on_gpu:
-        return "HALF_PARTIAL=True has no effect: CPUs sum up the products of bfloat16 numbers in float32"
-    if precision.is_float32:
-        return f"HALF_PARTIAL=True has no effect: {precision.name} has no 16-bit numbers to sum up in 16 bits"
-    return (
-        f"HALF_PARTIAL=True: cuBLAS may sum up {precision.data_type} matrix products in 16 bits; cuDNN's convolutions, "
-        "nearly all of these networks, are summed up in float32 all the same"
+    conditions = Conditions(
+        precision=precision.name,
+        number_type=precision.data_type,
+        on_gpu=precision.on_gpu,
+        replicas=parameters.replicas,
+        threads=min(instance.threads for instance in plan.instances),
     )
+    return notes + engine.check(options_of(parameters, engine), conditions)
 
 
-def check_stages(parameters: Parameters, plan: Plan) -> None:
-    """Raise UsageError where an instance lacks a core for each stage of its network."""
-    stages = len(parameters.pipeline_splits.split()) + 1
-    splits = f"PIPELINE_SPLITS={parameters.pipeline_splits}"
-    if parameters.profile:
-        raise UsageError(f"{splits}: PROFILE=True sees one thread alone, and stages have their own; leave one out")
-    if parameters.replicas > 1:
-        raise UsageError(f"{splits}: takes all cores of a process, but REPLICAS={parameters.replicas}; leave one out")
-    if stages > (cores := min(instance.threads for instance in plan.instances)):
-        raise UsageError(
-            f"{splits}: {stages} stages, but an instance has {cores} core{'' if cores == 1 else 's'}; raise "
-            "CORES_PER_INSTANCE, or split at fewer layers"
-        )
+def _check_options(engine: Engine, parameters: Parameters) -> list[str]:
+    """Raise UsageError for an option that is another engine's; return notes of those without effect."""
+    notes = []
+    for name in parameters_of(engine.takes):
+        value = getattr(parameters, name.lower())
+        if value == FIELDS[name].get_default(call_default_factory=True):
+            continue
+        owners = [one.name for one in engines().values() if name.lower() in one.options.model_fields]
+        heeded = not owners or engine.name in owners
+        heeders = [one.name for one in engines().values() if name in one.heeds]
+        if not heeded and not told(name, "harmless"):
+            raise UsageError(
+                f"{name}={value}: ENGINE={engine.name} cannot; choose {', '.join(owners)}, or leave it out"
+            )
+        if not heeded or (heeders and engine.name not in heeders):
+            notes.append(f"{name}={value} has no effect with ENGINE={engine.name}")
+    return notes

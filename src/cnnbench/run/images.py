@@ -24,11 +24,12 @@ from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.progress import bytes_text
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.workload import Workload
-from cnnbench.engines.registry import ENGINES, find_engine
+from cnnbench.engines.registry import Steps, engines, find_engine, find_part
 from cnnbench.inputs import procedural
+from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.launch.container import run_engine
-from cnnbench.staging.environments import QUANTIZER, REQUIREMENTS, lock_file
-from cnnbench.staging.inputs import EMBEDDED_BY, IMAGENET_ARTEFACTS, digest_sources
+from cnnbench.staging.environments import REQUIREMENTS, lock_path
+from cnnbench.staging.inputs import IMAGENET_ARTEFACTS, digest_sources
 
 DATASET_SOURCES = ("embedded", "local", "url")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
@@ -43,9 +44,6 @@ GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
 NO_GRAMINE = "none"
 
-IMAGE_VARIANTS = ("itex", "stock", "cpu")
-"""The builds that every image has of its engines, where they have them; each takes up to two gigabytes."""
-
 IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 """The Python of Debian 12, which the images have."""
 
@@ -59,7 +57,7 @@ class ImageOptions:
     `registry`: what comes before each name, such as `host:5000`; empty for none. `release`: the tag. `base_image`: in
     place of the Dockerfile's own. `dataset_from`: embedded, local or url. `models`: names of artefacts, separated by
     spaces. `gramine`: the version of its Debian package, none to go without. `more_variants`: builds of the engine to
-    have besides IMAGE_VARIANTS.
+    have besides those that every image has.
     """
 
     registry: str = ""
@@ -76,14 +74,9 @@ class ImageOptions:
 
     def choose_environments(self, workload: Workload) -> list[str]:
         """Return the environments that a workload's images have, by the names of their lock files."""
-        builds = (*IMAGE_VARIANTS, *self.more_variants.split())
-        locks = (
-            lock_file(engine, variant).stem
-            for engine in workload.engines
-            for variant in ENGINES[engine].variants
-            if variant in builds
-        )
-        return list(dict.fromkeys(locks))
+        more = self.more_variants.split()
+        builds = (build for engine in workload.engines for build in find_engine(engine).builds)
+        return list(dict.fromkeys(build.lock for build in builds if build.in_images or build.name in more))
 
     def check(self) -> None:
         """Raise UsageError for what no image could be named or made with."""
@@ -99,7 +92,7 @@ class ImageOptions:
             raise UsageError(
                 f"GRAMINE={self.gramine}: must be the version of a Debian package, such as 1.7, or {NO_GRAMINE}"
             )
-        builds = [variant for engine in ENGINES.values() for variant in engine.variants]
+        builds = list(dict.fromkeys(build.name for engine in engines().values() for build in engine.builds))
         if unknown := [name for name in self.more_variants.split() if name not in builds]:
             raise UsageError(
                 f"MORE_VARIANTS={self.more_variants}: {unknown[0]} is not known; there are {', '.join(builds)}"
@@ -170,7 +163,7 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
         )
     ]
     of_cases, used = ["dummy"], ["BENCHMARK_IMAGE"]
-    if engine.preparer:
+    if engine.has_model:
         of_cases, used = ["dummy", "real"], ["BENCHMARK_IMAGE", "DATASET_IMAGE"]
         builds.append(
             ImageBuild(
@@ -183,7 +176,7 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
                 needs=("benchmark",),
             )
         )
-    if engine.preparer and engine.harness == "tensorflow":
+    if engine.prepares_graphs:
         builds.append(
             ImageBuild(
                 "model",
@@ -301,19 +294,22 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
         base_image=options.base_image or default,
         debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,
         python={lock.name: _pinned(lock) for lock in (REQUIREMENTS / "controller.lock", *locks)},
-        artefacts=_artefacts(options, workload.engine) if engine.preparer else {},
+        artefacts=_artefacts(options, workload.engine) if engine.has_model else {},
     )
 
 
 def _artefacts(options: ImageOptions, engine: str) -> dict[str, str]:
     """Return the checksums of what is staged in the images; of what is made there, those of what makes it."""
-    made = {procedural.SEED: f"made from sources:{digest_sources(EMBEDDED_BY)}"}
+    embeds = find_part("embeds").embeds
+    assert embeds is not None
+    made = {procedural.SEED: f"made from sources:{digest_sources(embeds)}"}
     chosen = [] if options.dataset_from == "embedded" else list(IMAGENET_ARTEFACTS)
-    known = load_artefacts()
-    if find_engine(engine).harness == "tensorflow":
+    known, of_graphs = load_artefacts(), find_engine(engine)
+    if of_graphs.prepares_graphs:
         chosen = options.models.split() + chosen
-        made["resnet50v1_5-embedded"] = made[procedural.SEED]
-        quantizer = lock_file(engine, QUANTIZER)
+        made[f"{EMBEDDED}-embedded"] = made[procedural.SEED]
+    if of_graphs.quantizes_graphs:
+        quantizer = lock_path(of_graphs.quantizes_graphs.lock)
         made["int8 graphs"] = f"made with {quantizer.name} sha256:{digest_file(quantizer)}"
     return made | {
         name: " ".join(f"{kind}:{value}" for kind in ("sha256", "md5") if (value := getattr(known[name], kind)))
@@ -337,7 +333,7 @@ def image_labels(workload: Workload, build: ImageBuild, bill: BillOfMaterials) -
         REVISION_LABEL: _revision(),
         SOURCES_LABEL: digest_package(),
         f"{standard}.base.name": bill.base_image,
-        "cnnbench.cases.workload": workload.name,
+        "cnnbench.workload": workload.name,
         "cnnbench.bom": json.dumps(vars(bill), separators=(",", ":")),
     }
 
@@ -346,7 +342,7 @@ def digest_package() -> str:
     """Return a digest of this program's sources."""
     package = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
     files = [*package, *(REPOSITORY / "native").glob("*.c")]
-    return digest_sources((path.relative_to(REPOSITORY).as_posix() for path in files), REPOSITORY)
+    return digest_sources(Steps("", tuple(path.relative_to(REPOSITORY).as_posix() for path in files)), REPOSITORY)
 
 
 def _revision() -> str:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import TestCase, settle
-from cnnbench.cases.parameters import FIELDS, Parameters
+from cnnbench.cases.parameters import FIELDS, Parameters, options_of
 from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
 from cnnbench.cases.precisions import PRECISIONS, Precision, fit_to_cpu, require
 from cnnbench.cases.workload import Sources, Workload, load_workload
-from cnnbench.engines.registry import ENGINES, GPU_VARIANT, Engine, find_engine
+from cnnbench.engines.builds import choose_build, network_builder
+from cnnbench.engines.interface import EngineOptions
+from cnnbench.engines.registry import AUTO, Engine, Setting, find_engine, find_part
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
@@ -27,15 +28,14 @@ from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
 from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.machine.topology import format_cpu_list, read_topology
-from cnnbench.run.compatibility import AUTO, check_engine, check_network_case, check_stages
+from cnnbench.run.compatibility import check_engine, check_network_case
 from cnnbench.staging.environments import (
-    GPU_PYTHON_VARIABLE,
     RANKS,
-    choose_variant,
     engine_python,
     environment_path,
-    own_gpu_python,
-    quantizer_obstacle,
+    locked_python,
+    own_python,
+    planned_python,
 )
 from cnnbench.staging.inputs import (
     PreparedModel,
@@ -48,7 +48,6 @@ from cnnbench.staging.inputs import (
     stage_embedded_model,
 )
 from cnnbench.staging.networks import (
-    NETWORK_QUANTIZER,
     predict_network,
     prepare_network,
     quantize_network,
@@ -63,7 +62,7 @@ PLATFORM_VARIABLE = "PLATFORM"
 class PlannedCase:
     """A case as it is to run on this machine, wherever its instances will live.
 
-    `asked`: the parameters as asked for. `parameters`: those that its mode uses. `engine_name`: the name of `engine`.
+    `asked`: the parameters as asked for. `parameters`: those that its mode uses.
     `ranks`: where MPI is to start the plan's processes; None without MPI.
     """
 
@@ -72,12 +71,16 @@ class PlannedCase:
     asked: Parameters
     parameters: Parameters
     precision: Precision
-    engine_name: str
     engine: Engine
     cpu: CpuInfo
     plan: Plan
     ranks: Ranks | None
     notes: tuple[str, ...]
+
+    @property
+    def options(self) -> EngineOptions:
+        """The engine's own options."""
+        return options_of(self.parameters, self.engine)
 
     @property
     def effective(self) -> dict[str, str]:
@@ -132,16 +135,15 @@ def plan_case(
     case = workload.parse_case(case_name)
     asked = Sources.read(workload, environ, config).resolve(case, {"argument": arguments})
     parameters, notes = settle(asked)
-    of_networks = find_engine(workload.engine).harness == "cnn"
-    engine_name = parameters.engine if of_networks and parameters.engine != AUTO else workload.engine
-    engine, cpu = find_engine(engine_name), read_cpuinfo()
+    of_networks = "ENGINE" in workload.parameters
+    by_trial = of_networks and parameters.engine == AUTO
+    engine = find_engine(parameters.engine if of_networks and not by_trial else workload.engine)
+    cpu = read_cpuinfo()
     precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
     if of_networks:
         notes += check_network_case(case, parameters)
-        if parameters.engine != AUTO:
-            notes += check_engine(engine_name, parameters)
-    if parameters.mode == "accuracy" and not engine.preparer:
-        raise UsageError(f"{case.name}: the engine {engine_name} has no model whose accuracy could be measured")
+    if parameters.mode == "accuracy" and not engine.has_model:
+        raise UsageError(f"{case.name}: the engine {engine.name} has no model whose accuracy could be measured")
     topology = read_topology()
     plan = plan_instances(
         topology,
@@ -159,8 +161,8 @@ def plan_case(
     ranks = None
     if parameters.mpi:
         ranks, plan = plan_ranks(plan, topology, parameters.num_mpi or None, parameters.hostfile)
-    if parameters.pipeline_splits:
-        check_stages(parameters, plan)
+    if not by_trial:
+        notes += check_engine(engine, parameters, plan)
     if not case.sgx or asked.force:  # else, what its precision lacks is told together with what its enclaves lack
         require(precision, cpu.flags, force=asked.force)
     if asked.wrap_key:
@@ -168,15 +170,13 @@ def plan_case(
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
-    return PlannedCase(
-        workload, case, asked, parameters, precision, engine_name, engine, cpu, plan, ranks, (*notes, *plan.notes)
-    )
+    return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, ranks, (*notes, *plan.notes))
 
 
 def _check_wrap_key(key: str, workload: Workload) -> None:
     """Raise UsageError for a key that is none, or that there is no model to encrypt with."""
     read_wrap_key(Path(key))
-    if not find_engine(workload.engine).preparer:
+    if not find_engine(workload.engine).has_model:
         raise UsageError(f"WRAP_KEY={key}: the engine {workload.engine} has no model to encrypt; leave it out")
 
 
@@ -187,19 +187,19 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     the job is that of the first engine that can, and has those of all as `rivals`.
     """
     p = planned.parameters
-    if p.engine == AUTO and planned.engine.harness == "cnn":
+    if p.engine == AUTO and planned.engine.takes == "network":
         return _prepare_rivals(planned, environ)
     if planned.case.sgx and not enclaves:
         raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     int8 = planned.precision.is_int8
-    if int8 and planned.engine.quantizer and not p.model and (obstacle := quantizer_obstacle()):
-        raise SkippedError(
-            f"{planned.precision.name}: {obstacle}"
-        )  # a MODEL may be int8 already, which staging finds out
-    on_gpu = planned.precision.on_gpu
-    variant = choose_variant(planned.engine_name, p.variant, planned.cpu, p.weight_sharing, int8, on_gpu)
-    if planned.engine_name == "inductor":
-        _require_compiler(environ, "CC" if on_gpu else "CXX", "gcc" if on_gpu else "g++")
+    engine, on_gpu = planned.engine, planned.precision.on_gpu
+    if int8 and not p.model and (obstacle := graph_quantizer_obstacle(engine)):
+        # A MODEL may be int8 already, which staging finds out.
+        raise SkippedError(f"{planned.precision.name}: {obstacle}")
+    asked = engine.asked_build(planned.options)
+    variant = choose_build(engine, asked, planned.cpu, weight_sharing=p.weight_sharing, int8=int8, gpu=on_gpu)
+    if obstacle := engine.obstacle(environ, on_gpu):
+        raise SkippedError(f"ENGINE={engine.name}: {obstacle}")
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | _engine_environment(planned, variant)
     notes = list(planned.notes)
@@ -208,14 +208,14 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
     if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):
         notes.append("oneDNN traced while measuring, which costs throughput")
-    if own := own_gpu_python(variant):
-        notes.append(f"PyTorch is that of {GPU_PYTHON_VARIABLE}={own}, not that of requirements/pytorch-cuda.lock")
+    if variant and (own := own_python(build := engine.build(variant))):
+        notes.append(f"{engine.name} is that of {build.own_python}={own}, not that of requirements/{build.lock}.lock")
     peak_program = None
     if on_gpu:
         notes.append("utilization was not measured: what measures peaks here measures CPUs, not GPUs")
-    elif planned.engine.preparer and p.mode != "accuracy" and planned.plan.cores > len(planned.plan.cpus):
+    elif engine.has_model and p.mode != "accuracy" and planned.plan.cores > len(planned.plan.cpus):
         notes.append("utilization was not measured: the instances are on several hosts")
-    elif planned.engine.preparer and p.mode != "accuracy":
+    elif engine.has_model and p.mode != "accuracy":
         peak_program = find_peak_program(environ)
         if peak_program is None:
             notes.append(f"utilization was not measured: {PEAK_VARIABLE} names no program; {HOW_TO_GET}")
@@ -236,24 +236,19 @@ def ranks_command(job: Job, python: Path, file: Path, logs: Path) -> list[str]:
     return mpirun_command(job.mpirun, job.ranks, python, file, logs, root=is_root())
 
 
-def _require_compiler(environ: Mapping[str, str], variable: str, default: str) -> None:
-    """Raise SkippedError without the compiler that Inductor calls: of C++, or of C for what Triton has on GPUs."""
-    if not shutil.which(compiler := environ.get(variable) or default):
-        raise SkippedError(
-            f"ENGINE=inductor: compiles with {compiler}, which is not here; install it, or set {variable}"
-        )
+def graph_quantizer_obstacle(engine: Engine) -> str:
+    """Say why an engine cannot have a graph quantised to int8 here; empty when it can, or needs none."""
+    return engine.quantizes_graphs.obstacle(sys.version_info[:2]) if engine.quantizes_graphs else ""
 
 
 def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
     """Return the job of the first engine that can run a case, with those of all that can; raise where none can."""
     rivals, obstacles = [], []
     for name in planned.workload.engines:
-        parameters = planned.parameters.model_copy(update={"engine": name})
+        engine, parameters = find_engine(name), planned.parameters.model_copy(update={"engine": name})
         try:
-            notes = (*planned.notes, *check_engine(name, parameters))
-            one = dataclasses.replace(
-                planned, parameters=parameters, engine_name=name, engine=ENGINES[name], notes=notes
-            )
+            notes = (*planned.notes, *check_engine(engine, parameters, planned.plan))
+            one = dataclasses.replace(planned, parameters=parameters, engine=engine, notes=notes)
             rivals.append(prepare_job(one, environ))
         except (UsageError, SkippedError) as error:
             obstacles.append(f"{name}: {error}")
@@ -266,20 +261,16 @@ def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
 def _engine_environment(planned: PlannedCase, variant: str) -> dict[str, str]:
     """Return what the instances' environment has beyond the caller's."""
     p = planned.parameters
-    environment = engine_environment(
+    compiled = cache_root(os.environ) / "compiled"
+    setting = Setting(variant, planned.precision.data_type, p.batch_size, planned.options, compiled)
+    return engine_environment(
         planned.plan,
         planned.precision,
-        planned.engine_name,
-        variant,
-        p.batch_size,
         p.onednn_verbose,
+        planned.engine.environment(setting),
         p.customer_env,
         enclave=planned.case.sgx,
     )
-    if planned.engine_name == "inductor":
-        compiled = p.model_cache_path or str(cache_root(os.environ) / "compiled")
-        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
-    return environment
 
 
 def _unless_auto(value: int | str) -> int | None:
@@ -306,25 +297,19 @@ def describe_job(job: Job, cache: Path) -> list[str]:
     """Return the plan and what it would start here as lines of text: what `--dry-run` prints."""
     lines = [*describe_case(job)]
     if job.rivals:
-        names = ", ".join(rival.engine_name for rival in job.rivals)
-        lines.append(f"note: ENGINE={AUTO}: a trial will choose out of {names}; below is what {job.engine_name} gets")
+        names = ", ".join(rival.engine.name for rival in job.rivals)
+        lines.append(f"note: ENGINE={AUTO}: a trial will choose out of {names}; below is what {job.engine.name} gets")
     lines.append("environment, beyond the caller's:")
     lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant).items()]
     lines.append("command lines:")
     if job.ranks:
-        python = environment_path(*RANKS, cache) / "bin" / "python"
+        python = environment_path(RANKS, cache) / "bin" / "python"
         lines.append("  " + " ".join(ranks_command(job, python, Path("SHARED/job.json"), Path("LOGS"))))
         return lines
-    python = _planned_python(job, cache)
+    python = planned_python(job.engine, job.variant, cache)
     for number in range(len(job.plan.processes)):
         lines.append("  " + " ".join(worker_command(python, Path(f"LOGS/process-{number}/spec.json"))))
     return lines
-
-
-def _planned_python(job: Job, cache: Path) -> Path:
-    if not job.variant or own_gpu_python(job.variant):
-        return engine_python(job.engine_name, job.variant, cache)
-    return environment_path(job.engine_name, job.variant, cache) / "bin" / "python"
 
 
 @dataclass(frozen=True)
@@ -350,35 +335,33 @@ def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
     `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
     """
     inputs = _stage_for_engine(job, cache, in_image=in_image)
-    return dataclasses.replace(inputs, ranks_python=engine_python(*RANKS, cache)) if job.ranks else inputs
+    return dataclasses.replace(inputs, ranks_python=locked_python(RANKS, cache)) if job.ranks else inputs
 
 
 def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
-    python = engine_python(job.engine_name, job.variant, cache)
-    if not job.engine.preparer:
+    engine, variant, python = job.engine, job.variant, engine_python(job.engine, job.variant, cache)
+    if not engine.has_model:
         return Inputs(python, None, None)
     images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
     check_set = images.root if images else find_check_set(cache)
-    if job.engine.harness == "cnn":
-        build = GPU_VARIANT if job.precision.on_gpu else "cpu"
-        torch = engine_python("pytorch", build, cache)  # builds the networks of all engines
-        network = prepare_network(job.parameters, job.engine, check_set, torch, cache)
+    if engine.takes == "network":
+        builder = network_builder(job.precision.on_gpu).name
+        network = prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
         if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
-            network = predict_network(network, job.engine, images.root, torch, cache)
+            network = predict_network(network, images.root, builder, cache)
         if job.precision.is_int8:
-            network = quantize_network(network, engine_python(NETWORK_QUANTIZER, "cpu", cache), cache)
+            network = quantize_network(network, cache)
         return Inputs(python, images, network)
-    model = prepare_model(_find_model(job, python, cache), check_set, python, job.engine.preparer, cache)
+    model = prepare_model(_find_model(job, cache), check_set, engine, variant, cache)
     if job.precision.is_int8 and not model.quantized:
-        quantizer, variant = job.engine.quantizer, job.variant
-        model = quantize_model(model, job.engine_name, quantizer, variant, cache, in_image=in_image)
+        model = quantize_model(model, engine, variant, cache, in_image=in_image)
     elif model.quantized and not job.precision.is_int8:
         raise UsageError(
             f"MODEL={job.parameters.model}: is quantised to int8 and cannot be measured as {job.precision.name}; give "
             "the float32 graph, or choose an int8 case"
         )
     if images and job.parameters.mode == "accuracy" and not model.quantized and not job.precision.is_float32:
-        model = predict_images(model, images.root, python, job.engine.preparer, cache)
+        model = predict_images(model, images.root, engine, variant, cache)
     return Inputs(python, images, model)
 
 
@@ -390,38 +373,36 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> 
     with it; to ImageNet's only when it is needed, as that takes long.
     """
     engine = find_engine(name)
-    if not engine.preparer:
+    if not engine.has_model:
         return
-    if engine.harness == "cnn":  # networks are prepared when a case is first run, each for itself
-        for one in (name, "pytorch", *([NETWORK_QUANTIZER] if int8 and engine.int8_variants else [])):
-            engine_python(one, choose_variant(one, "auto", cpu), cache)
+    if engine.takes == "network":  # networks are prepared when a case is first run, each for itself
+        makers = [find_part("builds_networks"), *([find_part("quantizes_networks")] if int8 and engine.int8 else [])]
+        for one in (engine, *makers):
+            engine_python(one, choose_build(one, AUTO, cpu), cache)
         return
-    chosen = choose_variant(name, "auto", cpu)
-    python = engine_python(name, chosen, cache)
-    builds = [one for one in engine.int8_variants if int8 and environment_path(name, one, cache).is_dir()]
-    if builds and (obstacle := quantizer_obstacle()):
+    chosen = choose_build(engine, AUTO, cpu)
+    engine_python(engine, chosen, cache)
+    builds = [one for one in engine.builds if int8 and one.int8 and environment_path(one.lock, cache).is_dir()]
+    if builds and (obstacle := graph_quantizer_obstacle(engine)):
         print(f"no int8 graph is made: {obstacle}", file=sys.stderr, flush=True)
         builds = []
     artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
-    models = [
-        stage_embedded_model(python, engine.preparer, cache),
-        *(path for path in artefacts if path.suffix == ".pb"),
-    ]
+    models = [stage_embedded_model(engine, chosen, cache), *(path for path in artefacts if path.suffix == ".pb")]
     drawn = find_check_set(cache)
     for model, check_set in itertools.product(models, (drawn, imagenet_path(cache))):
         if model.is_file() and check_set.is_dir():
-            prepared = prepare_model(model, check_set, python, engine.preparer, cache)
+            prepared = prepare_model(model, check_set, engine, chosen, cache)
             if prepared.quantized:
                 continue
-            for variant in builds:
-                quantize_model(prepared, name, engine.quantizer, variant, cache)
+            for build in builds:
+                quantize_model(prepared, engine, build.name, cache)
             if int8 and check_set == drawn:
-                predict_images(prepared, check_set, python, engine.preparer, cache)
+                predict_images(prepared, check_set, engine, chosen, cache)
 
 
-def _find_model(job: Job, python: Path, cache: Path) -> Path:
+def _find_model(job: Job, cache: Path) -> Path:
     if not job.parameters.model:
-        return stage_embedded_model(python, job.engine.preparer, cache)
+        return stage_embedded_model(job.engine, job.variant, cache)
     artefacts = load_artefacts()
     if job.parameters.model in artefacts:
         path = staged_path(artefacts[job.parameters.model], cache)

@@ -73,13 +73,19 @@ def _share_images(images: ImageSet | None, shares: int) -> list[list[str]]:
 
 def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path) -> list[WorkerSpec]:
     """Return what the workers of a run are told, one for each process of the plan."""
-    p, plan, model = job.parameters, job.plan, inputs.model
+    p, plan, model, engine = job.parameters, job.plan, inputs.model, job.engine
     shares = _share_images(inputs.images, len(plan.instances))
     return [
         WorkerSpec(
             run_id=run_id,
             controller=os.getpid(),
-            engine=job.engine_name,
+            engine=engine.name,
+            backend=engine.backend,
+            reader=engine.reader,
+            options_type=f"{engine.options.__module__}:{engine.options.__qualname__}",
+            options=job.options.model_dump(),
+            whole_steps=engine.whole_steps(job.options),
+            search_path=str(engine.search_path),
             model=str(model.graph) if model else "",
             precision=p.precision,
             number_type=job.precision.data_type,
@@ -87,8 +93,6 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             form=model.form if model else None,
             batch_size=p.images_per_step,
             micro_batch_size=p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size,
-            splits=tuple(p.pipeline_splits.split()),
-            profile=p.profile,
             mode=p.mode,
             data_type=p.data_type,
             io_threads=max(one.threads for one in process) if p.num_io_threads == "auto" else p.num_io_threads,
@@ -102,8 +106,6 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             logs=str(logs),
             verbose=p.verbose,
             enclave=job.case.sgx,
-            cuda_graphs=p.cuda_graphs,
-            half_partial=p.half_partial,
         )
         for process in plan.processes
     ]
@@ -120,9 +122,9 @@ def worker_environment(job: Job, spec: WorkerSpec) -> dict[str, str]:
 
 
 def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
-    """Return what the tracing worker is told; stages are handed whole steps, as parts at once have no one order."""
+    """Return what the tracing worker is told; an engine that parts steps itself gets one part, which has one order."""
     first = replace(spec.instances[0], files=[])
-    size = spec.batch_size if spec.splits else spec.micro_batch_size
+    size = spec.batch_size if spec.whole_steps else spec.micro_batch_size
     return replace(spec, trace_steps=TRACE_STEPS, instances=[first], micro_batch_size=size, logs=str(directory))
 
 
@@ -186,7 +188,7 @@ class Measurement:
         if self._inputs.model is not None and not self._job.precision.on_gpu:
             directory = self._logs / TRACE_DIRECTORY
             environment = worker_environment(self._job, specs[0])
-            if not self._job.engine.exported:  # OpenVINO's oneDNN fails at some layers when it is to tell of them
+            if not self._job.engine.tells_layers:
                 environment |= TRACE_ENVIRONMENT
             trace = self._write_launch(_trace_spec(specs[0], directory), directory, environment)
         if self._job.ranks:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.base.signals import time_limit
+from cnnbench.engines.registry import AUTO
 from cnnbench.results.kpi_text import write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult
-from cnnbench.run.compatibility import AUTO
 from cnnbench.run.job import NOTHING_STAGED, Inputs, Job, stage_inputs
 from cnnbench.run.measurement import DEFAULT_HANG_S, Measurement, new_logs_directory, out_of_time
 
@@ -70,22 +70,22 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
         try:
             trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s)
         except CnnbenchError as error:  # the others may do, and a note tells
-            told.append(f"{rival.engine_name} failed ({error})")
+            told.append(f"{rival.engine.name} failed ({error})")
             continue
         if trial.interrupted:
             raise KeyboardInterrupt
         if trial.failures and trial.failures[0].name == TIMEOUT:
             raise TimeUpInterrupt(trial.failures[0].found)
         if trial.verdict == "invalid":
-            told.append(f"{rival.engine_name} invalid ({trial.reason})")
+            told.append(f"{rival.engine.name} invalid ({trial.reason})")
             continue
         primary = next(kpi for kpi in trial.kpis if kpi.primary)
-        found[rival.engine_name] = primary.value
-        told.append(f"{rival.engine_name} {primary.value:.4g} {primary.unit}")
+        found[rival.engine.name] = primary.value
+        told.append(f"{rival.engine.name} {primary.value:.4g} {primary.unit}")
     if not found:
         raise NoEngineError(f"ENGINE={AUTO}: no engine's trial was good: {'; '.join(told)}")
     best = (min if lower_is_better else max)(found, key=found.__getitem__)
-    chosen = next(rival for rival in job.rivals if rival.engine_name == best)
+    chosen = next(rival for rival in job.rivals if rival.engine.name == best)
     note = f"ENGINE={AUTO}: {best} is the fastest in trials of {TRIAL_S:g} s: {', '.join(told)}"
     others = tuple(one for one in job.notes if one not in job.rivals[0].notes)
     return replace(chosen, notes=(*chosen.notes, *others, note))

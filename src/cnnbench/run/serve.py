@@ -98,7 +98,7 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         planned = plan_case(directory, case.name, environ, {})
         refuse_in_container(planned.ranks)
         job = prepare_job(planned, environ, enclaves=True)
-        require_environment(job.engine_name, job.variant, cache_root(environ))
+        require_environment(job.engine, job.variant, cache_root(environ))
         cache, enclaves = overlay_cache(cache_root(environ), scratch / "cache"), None
         hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if case.sgx else DEFAULT_HANG_S))
         job = choose_engine(job, cache, hang_s, in_image=True)

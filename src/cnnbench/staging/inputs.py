@@ -8,33 +8,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.base.checkout import PACKAGE, SOURCES
 from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.cases.artefacts import load_artefacts
+from cnnbench.engines.registry import Engine, Steps, find_part
 from cnnbench.inputs import procedural
 from cnnbench.inputs.image_set import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
-from cnnbench.inputs.networks import ImageForm
+from cnnbench.inputs.networks import EMBEDDED, ImageForm
 from cnnbench.launch.local import split_environment
-from cnnbench.staging.environments import QUANTIZER, lock_file, quantizer_python
+from cnnbench.staging.environments import lock_path, steps_python
 from cnnbench.staging.imagenet import stage_imagenet
 from cnnbench.staging.stage import stage_artefact
 
-PREPARED_BY = tuple(f"engines/tensorflow/{name}.py" for name in ("fold", "graph", "prepare", "reader"))
-"""The sources that decide what a prepared model is; a change of one makes it anew."""
-
-QUANTIZED_BY = (*PREPARED_BY, "engines/tensorflow/quantize.py")
-"""The sources that decide what a quantised model is."""
-
 IMAGENET_ARTEFACTS = ("imagenet2012-val", "imagenet2012-devkit")
-
-EMBEDDED_BY = (*PREPARED_BY, "engines/tensorflow/resnet50.py", "inputs/head.py", "inputs/procedural.py")
-"""The sources that decide what the embedded model is."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +91,18 @@ def find_image_set(dataset: str, cache: Path) -> ImageSet:
     return load_image_set(imagenet_path(cache))
 
 
-def stage_imagenet_set(cache: Path, source: Path | None, python: Path | None, *, verify: bool = False) -> ImageSet:
+def stage_imagenet_set(cache: Path, source: Path | None, variant: str, *, verify: bool = False) -> ImageSet:
     """Return the ImageNet set, making it from the staged tar and devkit, or from those or TFRecord shards in `source`.
 
-    `python`: an engine's, which has TensorFlow to read shards with; needed for them only. `verify` digests its images
-    again; what a set that is there was made from may be gone by then.
+    `variant`: the build of the engine that reads shards. `verify` digests the set's images again; what a set that is
+    there was made from may be gone by then.
     """
     destination = imagenet_path(cache)
     if not (destination / MANIFEST).is_file():
         artefacts = [load_artefacts()[name] for name in IMAGENET_ARTEFACTS]
         archives = [None if source is None else source / artefact.file_name for artefact in artefacts]
         if source is not None and not any(archive.exists() for archive in archives if archive):
-            module = "cnnbench.engines.tensorflow.shards"
-            run_module([str(python), "-m", module, str(source.absolute()), str(destination)])
+            run_steps(find_part("reads_shards"), variant, "reads_shards", cache, source.absolute(), destination)
         else:
             tar, devkit = (
                 stage_artefact(artefact, cache, archive) for artefact, archive in zip(artefacts, archives, strict=True)
@@ -122,21 +111,21 @@ def stage_imagenet_set(cache: Path, source: Path | None, python: Path | None, *,
     return load_image_set(destination, verify=verify)
 
 
-def embedded_model_path(cache: Path) -> Path:
+def embedded_model_path(engine: Engine, cache: Path) -> Path:
     """Return where the embedded model's frozen graph is, once it is made."""
-    return cache / "models" / f"resnet50v1_5-embedded-{digest_sources(EMBEDDED_BY)}" / "model.pb"
+    return cache / "models" / f"{EMBEDDED}-embedded-{digest_sources(_steps(engine, 'embeds'))}" / "model.pb"
 
 
-def stage_embedded_model(python: Path, preparer: str, cache: Path) -> Path:
-    """Return the embedded model's frozen graph, making it with an engine's Python when it is not there yet.
+def stage_embedded_model(engine: Engine, variant: str, cache: Path) -> Path:
+    """Return the embedded model's frozen graph, making it with an engine's build when it is not there yet.
 
     Its digest is compared with that of its making each time: that takes a fraction of a second.
     """
-    path = embedded_model_path(cache)
+    path = embedded_model_path(engine, cache)
 
     def build(directory: Path) -> None:
         calibration, training = (stage_procedural(part, cache).root for part in ("calibration", "training"))
-        _run_preparer(python, preparer, "embedded", calibration, training, directory)
+        run_steps(engine, variant, "embeds", cache, "embedded", calibration, training, directory)
 
     install_directory(build, path.parent)
     needed = json.loads((path.parent / "model.json").read_bytes())["sha256"]
@@ -147,7 +136,7 @@ def stage_embedded_model(python: Path, preparer: str, cache: Path) -> Path:
     return path
 
 
-def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache: Path) -> PreparedModel:
+def prepare_model(model: Path, images: Path, engine: Engine, variant: str, cache: Path) -> PreparedModel:
     """Return a model made ready, folding it and recording its reference answers when that is not done yet.
 
     `images`: the directory of the image set to take the fixed batch from.
@@ -155,9 +144,13 @@ def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache:
     if not model.is_file():
         raise CnnbenchError(f"MODEL={model}: no such file; needed a frozen graph (.pb)")
     sha256 = digest_file(model)
-    name = f"{sha256[:16]}-{load_manifest(images).sha256[:16]}-{digest_sources(PREPARED_BY)}"
-    destination = cache / "prepared" / name
-    install_directory(partial(_run_preparer, python, preparer, "graph", model.absolute(), images), destination)
+    made_by = digest_sources(_steps(engine, "prepares_graphs"))
+    destination = cache / "prepared" / f"{sha256[:16]}-{load_manifest(images).sha256[:16]}-{made_by}"
+
+    def build(directory: Path) -> None:
+        run_steps(engine, variant, "prepares_graphs", cache, "graph", model.absolute(), images, directory)
+
+    install_directory(build, destination)
     facts = json.loads((destination / "prepared.json").read_bytes())
     return PreparedModel(
         source=model,
@@ -171,15 +164,15 @@ def prepare_model(model: Path, images: Path, python: Path, preparer: str, cache:
 
 
 def quantize_model(
-    model: PreparedModel, engine: str, quantizer: str, variant: str, cache: Path, *, in_image: bool = False
+    model: PreparedModel, engine: Engine, variant: str, cache: Path, *, in_image: bool = False
 ) -> PreparedModel:
     """Return a prepared model with its graph in int8 for one of an engine's builds, quantising it when not done yet.
 
     The ranges come from the drawn set's calibration part, whatever is measured: images that a model is judged by must
     not have shaped it. `in_image`: whether this is a container, where what quantises is not there and cannot be made.
     """
-    images = _draw_part("calibration", cache)
-    made_by = f"{digest_sources(QUANTIZED_BY)}-{digest_file(lock_file(engine, QUANTIZER))[:12]}"
+    images, steps = _draw_part("calibration", cache), _steps(engine, "quantizes_graphs")
+    made_by = f"{digest_sources(steps)}-{digest_file(lock_path(steps.lock))[:12]}"
     python_tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     name = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}-int8-{variant}-{python_tag}-{made_by}"
 
@@ -190,44 +183,51 @@ def quantize_model(
                 "could make one: configure with -DMODELS=NAME and make it anew (doc/containers.md), give a graph that "
                 "is int8 already, or take BACKEND=native"
             )
-        python = quantizer_python(engine, cache)
-        # Names in sets decide the order of the nodes: with hashes that differ each time, so would the graph.
-        run_module(
-            [str(python), "-m", quantizer, variant, str(model.graph), str(images), str(directory)], PYTHONHASHSEED="0"
-        )
+        run_steps(engine, variant, "quantizes_graphs", cache, variant, model.graph, images, directory)
 
     destination = install_directory(build, cache / "prepared" / name)
     facts, graph = json.loads((destination / "int8.json").read_bytes()), destination / "int8.pb"
     return replace(model, graph=graph, int8_sha256=digest_file(graph), calibration=facts["calibration"])
 
 
-def predict_images(model: PreparedModel, images: Path, python: Path, preparer: str, cache: Path) -> PreparedModel:
+def predict_images(model: PreparedModel, images: Path, engine: Engine, variant: str, cache: Path) -> PreparedModel:
     """Return a prepared model with what it answers, in float32, to every image of the set in the directory `images`."""
     digests = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}"
-    destination = cache / "prepared" / f"{digests}-predictions-{digest_sources(PREPARED_BY)}"
-    install_directory(partial(_run_preparer, python, preparer, "predict", model.source.absolute(), images), destination)
+    made_by = digest_sources(_steps(engine, "prepares_graphs"))
+
+    def build(directory: Path) -> None:
+        run_steps(engine, variant, "prepares_graphs", cache, "predict", model.source.absolute(), images, directory)
+
+    destination = install_directory(build, cache / "prepared" / f"{digests}-predictions-{made_by}")
     return replace(model, predictions=destination / "predictions.npy")
 
 
-def digest_sources(files: Iterable[str], root: Path = PACKAGE) -> str:
-    """Return a short digest of some of this package's sources, for the name of what they make."""
+def _steps(engine: Engine, part: str) -> Steps:
+    steps: Steps | None = getattr(engine, part)
+    if steps is None:
+        raise CnnbenchError(f"the engine {engine.name} has no part that {part.replace('_', ' ')}")
+    return steps
+
+
+def digest_sources(steps: Steps, root: Path = PACKAGE) -> str:
+    """Return a short digest of the sources of some steps, for the name of what they make."""
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(steps.sources):
         digest.update(f"{file} {digest_file(root / file)}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def _run_preparer(python: Path, preparer: str, step: str, first: Path, second: Path, destination: Path) -> None:
-    run_module([str(python), "-m", preparer, step, str(first), str(second), str(destination)])
+def run_steps(engine: Engine, variant: str, part: str, cache: Path, *arguments: str | Path) -> None:
+    """Run a part of an engine's with the Python of its environment.
 
-
-def run_module(command: list[str], **more: str) -> None:
-    """Run a module of ours with an engine's Python, and `more` in its environment.
-
-    Its progress goes to this process's standard error.
+    Its progress goes to this process's standard error. Names in sets decide the order of what is made: with hashes that
+    differ each time, so would that.
     """
+    steps = _steps(engine, part)
+    python = steps_python(engine, variant, steps, cache)
+    command = [str(python), "-m", steps.module, *map(str, arguments)]
     environment, _ = split_environment(os.environ)
-    environment |= {"PYTHONPATH": str(SOURCES), "PYTHONNOUSERSITE": "1"} | more
+    environment |= {"PYTHONPATH": str(SOURCES), "PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0"}
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise CnnbenchError(f"failed with exit code {done.returncode}: `{' '.join(command)}`; it says why above")

@@ -9,29 +9,12 @@ from pathlib import Path
 from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.cases.parameters import Parameters
-from cnnbench.engines.registry import Engine
+from cnnbench.engines.interface import EngineOptions
+from cnnbench.engines.registry import Engine, find_part
 from cnnbench.inputs.image_set import load_manifest
 from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, ImageForm, Network, check_network
-from cnnbench.staging.environments import lock_file
-from cnnbench.staging.inputs import PreparedModel, digest_sources, run_module, stage_procedural
-
-PREPARED_BY = (
-    "inputs/networks.py",
-    "engines/pytorch/networks.py",
-    "engines/pytorch/weights.py",
-    "engines/pytorch/group_norm.py",
-    "engines/pytorch/classifier.py",
-    "engines/pytorch/prepare.py",
-    "inputs/head.py",
-    "inputs/jpeg.py",
-)
-"""The sources that decide what a prepared network is; a change of one makes it anew."""
-
-QUANTIZED_BY = ("engines/onnxruntime/quantize.py", "inputs/jpeg.py")
-"""The sources that decide what a quantised network is, beyond the prepared one, whose name tells its own."""
-
-NETWORK_QUANTIZER = "onnxruntime"
-"""The engine whose environment quantises networks, for itself and for the others that have int8."""
+from cnnbench.staging.environments import lock_path, planned_python
+from cnnbench.staging.inputs import PreparedModel, digest_sources, run_steps, stage_procedural
 
 
 def chosen_network(parameters: Parameters) -> Network:
@@ -61,28 +44,26 @@ def image_form(parameters: Parameters) -> ImageForm:
     )
 
 
-def prepare_network(parameters: Parameters, engine: Engine, images: Path, python: Path, cache: Path) -> PreparedModel:
+def prepare_network(
+    parameters: Parameters, engine: Engine, options: EngineOptions, images: Path, variant: str, cache: Path
+) -> PreparedModel:
     """Return a case's network made ready for an engine: built, given its weights and asked for its answers, once.
 
     Without WEIGHTS they are seeded; where accuracy is measured, with a last layer fitted to the drawn training images.
-    `images`: the directory of the image set to take the fixed batch from. `python`: one with PyTorch.
+    `images`: the directory of the image set to take the fixed batch from. `variant`: the build that builds networks.
     """
     form, built = image_form(parameters), _describe(parameters)
     weights = Path(parameters.weights) if parameters.weights else None
     if weights and not weights.is_file():
         raise CnnbenchError(f"WEIGHTS={weights}: no such file; needed a checkpoint, .safetensors or .pth")
     if not weights and parameters.mode == "accuracy":
-        weights = _fit_weights(built, python, engine.preparer, cache)
-    request = built | {
-        "weights": str(weights or ""),
-        "export": engine.exported,
-        "splits": parameters.pipeline_splits.split(),
-    }
+        weights = _fit_weights(built, variant, cache)
+    request = built | {"weights": str(weights or ""), "export": engine.reads_onnx, "splits": []}
+    request |= engine.of_network(options)
     source = digest_file(weights) if weights else ""
-    named = request | {"weights": source, "images": load_manifest(images).sha256, "by": str(python)}
-    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
-    destination = cache / "prepared" / f"{parameters.topology}-{key[:16]}-{digest_sources(PREPARED_BY)}"
-    install_directory(partial(_run_step, request, python, engine.preparer, "network", images), destination)
+    named = request | {"weights": source, "images": load_manifest(images).sha256, "by": _python_of(variant, cache)}
+    destination = cache / "prepared" / f"{parameters.topology}-{_digest(named)}-{_made_by()}"
+    install_directory(partial(_run_step, request, variant, cache, "network", images), destination)
     facts = json.loads((destination / "prepared.json").read_bytes())
     return PreparedModel(
         source=weights or destination,
@@ -96,21 +77,22 @@ def prepare_network(parameters: Parameters, engine: Engine, images: Path, python
     )
 
 
-def quantize_network(model: PreparedModel, python: Path, cache: Path) -> PreparedModel:
+def quantize_network(model: PreparedModel, cache: Path) -> PreparedModel:
     """Return an exported network in int8, quantising it when that is not done yet.
 
     The ranges come from the drawn set's calibration part, whatever is measured: images that a network is judged by must
-    not have shaped it. `python`: that of `NETWORK_QUANTIZER`'s environment.
+    not have shaped it.
     """
-    images = stage_procedural("calibration", cache)
-    made_by = f"{digest_sources(QUANTIZED_BY)}-{digest_file(lock_file(NETWORK_QUANTIZER, 'cpu'))[:12]}"
+    images, engine, part = stage_procedural("calibration", cache), find_part("quantizes_networks"), "quantizes_networks"
+    build = next(build for build in engine.builds if build.int8)
+    assert engine.quantizes_networks is not None
+    made_by = f"{digest_sources(engine.quantizes_networks)}-{digest_file(lock_path(build.lock))[:12]}"
     destination = cache / "prepared" / f"{model.graph.name}-{images.sha256[:16]}-int8-{made_by}"
 
-    def build(directory: Path) -> None:
-        module = "cnnbench.engines.onnxruntime.quantize"
-        run_module([str(python), "-m", module, str(model.graph), str(images.root), str(directory)])
+    def make(directory: Path) -> None:
+        run_steps(engine, build.name, part, cache, model.graph, images.root, directory)
 
-    install_directory(build, destination)
+    install_directory(make, destination)
     facts = json.loads((destination / "int8.json").read_bytes())
     return replace(
         model,
@@ -120,11 +102,11 @@ def quantize_network(model: PreparedModel, python: Path, cache: Path) -> Prepare
     )
 
 
-def predict_network(model: PreparedModel, engine: Engine, images: Path, python: Path, cache: Path) -> PreparedModel:
+def predict_network(model: PreparedModel, images: Path, variant: str, cache: Path) -> PreparedModel:
     """Return a network prepared from a checkpoint with what that answers, in float32, to every image of a set."""
     destination = cache / "prepared" / f"{model.graph.name}-{load_manifest(images).sha256[:16]}-predictions"
     paths = (model.graph, model.source, images)
-    install_directory(partial(_run_step, {}, python, engine.preparer, "predict", *paths), destination)
+    install_directory(partial(_run_step, {}, variant, cache, "predict", *paths), destination)
     return replace(model, predictions=destination / "predictions.npy")
 
 
@@ -137,18 +119,31 @@ def _describe(parameters: Parameters) -> dict[str, object]:
     }
 
 
-def _fit_weights(built: dict[str, object], python: Path, preparer: str, cache: Path) -> Path:
+def _python_of(variant: str, cache: Path) -> str:
+    return str(planned_python(find_part("builds_networks"), variant, cache))
+
+
+def _made_by() -> str:
+    steps = find_part("builds_networks").builds_networks
+    assert steps is not None
+    return digest_sources(steps)
+
+
+def _digest(named: object) -> str:
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+
+
+def _fit_weights(built: dict[str, object], variant: str, cache: Path) -> Path:
     """Return a checkpoint of seeded weights with a fitted last layer, made once."""
     sets = [stage_procedural(part, cache) for part in ("calibration", "training")]
-    named = [built, [one.sha256 for one in sets], str(python)]
-    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()
-    destination = cache / "models" / f"network-fitted-{key[:16]}-{digest_sources(PREPARED_BY)}"
+    named = [built, [one.sha256 for one in sets], _python_of(variant, cache)]
+    destination = cache / "models" / f"network-fitted-{_digest(named)}-{_made_by()}"
     roots = [one.root for one in sets]
-    install_directory(partial(_run_step, built, python, preparer, "fit", *roots), destination)
+    install_directory(partial(_run_step, built, variant, cache, "fit", *roots), destination)
     return destination / "weights.safetensors"
 
 
-def _run_step(request: dict[str, object], python: Path, preparer: str, step: str, *paths: Path) -> None:
+def _run_step(request: dict[str, object], variant: str, cache: Path, step: str, *paths: Path) -> None:
     """Run a step of preparing in its destination, the last path, beside what it is asked for."""
     (paths[-1] / "network.json").write_text(json.dumps(request, indent=1), encoding="utf-8")
-    run_module([str(python), "-m", preparer, step, *map(str, paths)])
+    run_steps(find_part("builds_networks"), variant, "builds_networks", cache, step, *paths)

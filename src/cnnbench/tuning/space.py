@@ -87,7 +87,7 @@ def plan_sweep(request: SweepRequest, environ: Mapping[str, str]) -> list[Space]
     environ = {**environ, PLATFORM_VARIABLE: request.platform}
     workload = load_workload(request.workload)
     sources, engine = Sources.read(workload, environ, request.config), find_engine(workload.engine)
-    variants = engine.variants if "VARIANT" in workload.parameters else ()
+    variants = [build.name for build in engine.builds] if "VARIANT" in workload.parameters else []
     cases = _choose_cases(declared_cases(request.workload, request.platform), request.globs)
     spaces = {
         case: given if request.sets else default_space(read_topology(), case.mode, variants, arguments)

@@ -18,12 +18,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
+from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import STEP_MARK, TRACE_DIRECTORY, write_layers
-from cnnbench.engines.registry import ENGINES, Backend, LoadSpec, Profiling, import_part
+from cnnbench.engines.registry import import_part
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.loop import measure_steps, warm_up_until_start
@@ -124,7 +124,7 @@ class Instance:
         spec = self._spec
         if not self._plan.files:
             return self._generated() if spec.data_type == "generated" else itertools.repeat(self._batch)
-        read = import_part(ENGINES[spec.engine].reader)
+        read = import_part(spec.reader)
         repeat = spec.mode != "accuracy"
         batches = read(self._plan.files, spec.batch_size, spec.io_threads, repeat=repeat, form=spec.form)
         return itertools.chain([next(batches)], batches)  # the first batch starts the prefetching, before the barrier
@@ -145,7 +145,7 @@ class Instance:
     def _infer(self, batch: np.ndarray) -> np.ndarray:
         """Hand a step's images to the engine, in parts where it takes fewer at once."""
         size = self._spec.micro_batch_size
-        if len(batch) <= size or self._spec.splits:
+        if len(batch) <= size or self._spec.whole_steps:
             return self._backend.infer(batch)
         return np.concatenate([self._backend.infer(batch[at : at + size]) for at in range(0, len(batch), size)])
 
@@ -159,8 +159,7 @@ class Instance:
 
     def _profile(self, directory: Path) -> None:
         """Have the engine profile a step, or the part of one that it is handed at once, where that is asked for."""
-        if self._spec.profile:
-            cast(Profiling, self._backend).profile(self._batch[: self._spec.micro_batch_size], directory / PROFILE)
+        self._backend.profile(self._batch[: self._spec.micro_batch_size], directory / PROFILE)
 
     def _tell_layers(self, directory: Path) -> None:
         """Write what the engine says that a step computes, where it does."""
@@ -239,8 +238,10 @@ def main(arguments: list[str]) -> None:
     cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
     os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
     memory = _bind_memory(spec.memory_node)
+    if spec.search_path not in sys.path:
+        sys.path.append(spec.search_path)
     began_s = time.monotonic()
-    backend: Backend = import_part(ENGINES[spec.engine].backend)()
+    backend: Backend = import_part(spec.backend)()
     threads = max(len(instance.cpus) for instance in spec.instances)
     load = LoadSpec(
         model=Path(spec.model),
@@ -249,11 +250,9 @@ def main(arguments: list[str]) -> None:
         threads=threads,
         callers=len(spec.instances),
         verbose=spec.verbose,
-        splits=spec.splits,
         micro_batch_size=spec.micro_batch_size,
         data_type=spec.data_type,
-        cuda_graphs=spec.cuda_graphs,
-        half_partial=spec.half_partial,
+        options=import_part(spec.options_type)(**spec.options),
     )
     backend.load(load)
     load_s = time.monotonic() - began_s

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cnnbench.inputs.networks import ImageForm
 
@@ -20,22 +21,27 @@ class InstanceSpec:
 class WorkerSpec:
     """All a worker needs to know. Paths are absolute.
 
+    `engine`: its name, for people. `backend`, `reader`, `options_type`: its parts as "module:Name", found below
+    `search_path`; `options`: its own, unread. `whole_steps`: whether it is handed whole steps, and parts them itself.
     `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
     graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `data_type`: as the
-    parameter says: one batch for all steps, one of several made beforehand, or what is read. `splits`: the layers
-    that stages of the network begin with, which are handed whole steps. `profile`: whether the engine is to profile a
-    step when it is traced, which on a GPU is when all is measured. `io_threads`: how many decode an instance's images.
-    `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until the stop sign. `trace_steps`:
-    with a number, run so many steps, marking each, after one to warm up, and end, without barrier or times. `shared`:
-    the directory of the control block and the step times. `logs`: where results go. `controller`: the process that
-    starts the worker and without which it ends. `enclave`: whether it runs in one, where its parent and its resident
-    memory cannot be seen; what started it ties it to the controller then. `cuda_graphs`, `half_partial`: for an engine
-    on a GPU.
+    parameter says: one batch for all steps, one of several made beforehand, or what is read. `io_threads`: how many
+    decode an instance's images. `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until
+    the stop sign. `trace_steps`: with a number, run so many steps, marking each, after one to warm up, and end, without
+    barrier or times. `shared`: the directory of the control block and the step times. `logs`: where results go.
+    `controller`: the process that starts the worker and without which it ends. `enclave`: whether it runs in one, where
+    its parent and its resident memory cannot be seen; what started it ties it to the controller then.
     """
 
     run_id: str
     controller: int
     engine: str
+    backend: str
+    reader: str
+    options_type: str
+    options: dict[str, Any]
+    whole_steps: bool
+    search_path: str
     model: str
     precision: str
     number_type: str
@@ -43,8 +49,6 @@ class WorkerSpec:
     form: ImageForm | None
     batch_size: int
     micro_batch_size: int
-    splits: tuple[str, ...]
-    profile: bool
     mode: str
     data_type: str
     io_threads: int
@@ -58,8 +62,6 @@ class WorkerSpec:
     logs: str
     verbose: bool
     enclave: bool = False
-    cuda_graphs: bool = False
-    half_partial: bool = False
 
     def write(self, path: Path) -> None:
         """Write the spec as JSON."""
@@ -70,6 +72,5 @@ class WorkerSpec:
         """Read what `write` wrote."""
         fields = json.loads(path.read_text())
         fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
-        fields["splits"] = tuple(fields["splits"])
         fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
         return cls(**fields)

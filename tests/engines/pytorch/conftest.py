@@ -53,17 +53,23 @@ def loaded_more_than_once(monkeypatch):
 def check_answers(images, prepared):
     """Load a backend, and check that it answers as float32 does, whatever came before, and in the precision's type."""
     from cnnbench.cases.precisions import PRECISIONS
-    from cnnbench.engines.registry import LoadSpec
+    from cnnbench.engines.interface import LoadSpec
+    from cnnbench.engines.pytorch import PyTorchOptions
     from cnnbench.proof.precision import judge_trace
     from cnnbench.proof.trace import TracedStep
 
     directory, reference, macs = prepared
 
-    def check(backend, precision, **settings):
+    def check(backend, precision, options=None, **settings):
         of = PRECISIONS[precision]
-        backend.load(
-            LoadSpec(directory, of.data_type, threads=1, callers=1, verbose=False, on_gpu=of.on_gpu, **settings)
-        )
+        settings |= {
+            "threads": 1,
+            "callers": 1,
+            "verbose": False,
+            "on_gpu": of.on_gpu,
+            "options": options or PyTorchOptions(),
+        }
+        backend.load(LoadSpec(directory, of.data_type, **settings))
         bound, other = of.softmax_bound, np.ascontiguousarray(images[::-1])
         steps = ((images, reference), (other, reference[::-1]), (other, reference[::-1]), (images, reference))
         for batch, wanted in steps:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from checkout import ROOT
+from cnnbench.engines.registry import find_engine
 from cnnbench.machine.host import find_gpu_obstacle
 from cnnbench.staging.environments import engine_python
 
@@ -35,4 +36,4 @@ def test_in_pytorch(pytorch_python, path):
 @pytest.mark.engine
 @pytest.mark.skipif(bool(obstacle := find_gpu_obstacle()), reason=f"no NVIDIA GPU: {obstacle}")
 def test_on_a_gpu(engine_cache):
-    run_tests(engine_python("pytorch", "cuda", engine_cache), "test_on_gpu.py")
+    run_tests(engine_python(find_engine("pytorch"), "cuda", engine_cache), "test_on_gpu.py")

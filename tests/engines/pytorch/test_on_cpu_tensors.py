@@ -5,9 +5,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from cnnbench.engines.interface import LoadSpec  # noqa: E402
+from cnnbench.engines.pytorch import PyTorchOptions  # noqa: E402
 from cnnbench.engines.pytorch.backend import EagerBackend  # noqa: E402
 from cnnbench.engines.pytorch.cuda import DeviceInput, set_arithmetic  # noqa: E402
-from cnnbench.engines.registry import LoadSpec  # noqa: E402
 
 
 class OnCpuTensors(EagerBackend):
@@ -28,7 +29,7 @@ def test_a_cuda_precision_answers_as_float32_does_and_is_told_from_what_was_star
 
 def test_a_cpus_precision_leaves_the_proof_to_the_traces(prepared, images):
     backend = EagerBackend()
-    backend.load(LoadSpec(prepared[0], "fp32", threads=1, callers=1, verbose=False))
+    backend.load(LoadSpec(prepared[0], "fp32", threads=1, callers=1, verbose=False, options=PyTorchOptions()))
     assert np.abs(backend.infer(images) - prepared[1]).max() < 1e-4
     assert backend.layers() is None
 

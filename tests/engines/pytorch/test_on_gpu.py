@@ -8,9 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from cnnbench.engines.interface import LoadSpec  # noqa: E402
+from cnnbench.engines.pytorch import PyTorchOptions  # noqa: E402
 from cnnbench.engines.pytorch.backend import EagerBackend, InductorBackend  # noqa: E402
 from cnnbench.engines.pytorch.cuda import DeviceInput, GraphedCall  # noqa: E402
-from cnnbench.engines.registry import LoadSpec  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no NVIDIA GPU here")
 
@@ -28,7 +29,7 @@ def test_it_answers_as_the_cpu_does_in_the_data_type_asked_for(
     check_answers, precision, backend_class, cuda_graphs, data_type
 ):
     backend = backend_class()
-    check_answers(backend, precision, data_type=data_type, cuda_graphs=cuda_graphs)
+    check_answers(backend, precision, PyTorchOptions(cuda_graphs=cuda_graphs), data_type=data_type)
     told = backend.describe()
     assert told["GPU"] == torch.cuda.get_device_name()
     assert told["CUDA"] == torch.version.cuda
@@ -64,7 +65,8 @@ def test_a_recorded_call_is_replayed_and_not_called_again():
 
 def test_a_profile_shows_the_gpus_kernels(prepared, images, tmp_path):
     backend = EagerBackend()
-    backend.load(LoadSpec(prepared[0], "float16", on_gpu=True, threads=1, callers=1, verbose=False))
+    options = PyTorchOptions(profile=True)
+    backend.load(LoadSpec(prepared[0], "float16", threads=1, callers=1, verbose=False, on_gpu=True, options=options))
     backend.profile(images, tmp_path / "profile.json")
     events = json.loads((tmp_path / "profile.json").read_text())["traceEvents"]
     assert any(event.get("cat") == "kernel" for event in events)

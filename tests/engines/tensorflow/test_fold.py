@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cnnbench.engines.registry import find_engine
 from cnnbench.staging.environments import engine_python
 from null_workload import clean_environment
 
@@ -17,7 +18,11 @@ pytestmark = pytest.mark.engine
 def cases(engine_cache):
     # Stock TensorFlow computes every graph and type on every CPU. ITEX's remapper aborts at a Pad of channels, and its
     # bfloat16 crashes where there is no AVX-512.
-    command = [engine_python("tensorflow", "stock", engine_cache), Path(__file__).with_name("graph_cases.py"), "small"]
+    command = [
+        engine_python(find_engine("tensorflow"), "stock", engine_cache),
+        Path(__file__).with_name("graph_cases.py"),
+        "small",
+    ]
     environment = clean_environment(TF_CPP_MIN_LOG_LEVEL="2")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

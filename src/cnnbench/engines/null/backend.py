@@ -5,13 +5,13 @@ import time
 
 import numpy as np
 
-from cnnbench.engines.registry import LoadSpec
+from cnnbench.engines.interface import Backend, LoadSpec
 
 STEP_TIME = "CNNBENCH_NULL_STEP_MS"
 """Environment variable: how long a step sleeps, in ms. Give it by CUSTOMER_ENV."""
 
 
-class NullBackend:
+class NullBackend(Backend):
     """Sleep for a set time and answer class 0."""
 
     def load(self, spec: LoadSpec) -> None:
@@ -31,6 +31,3 @@ class NullBackend:
     def describe(self) -> dict[str, str]:
         """Say that nothing ran."""
         return {"null step (ms)": f"{self._step_s * 1000:g}"}
-
-    def layers(self) -> None:
-        """Leave it to oneDNN's trace."""

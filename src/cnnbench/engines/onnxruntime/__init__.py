@@ -1,1 +1,24 @@
 """ONNX Runtime: networks as ONNX; quantises them for all engines that read that."""
+
+from cnnbench.engines.registry import Build, Engine, Steps
+
+ENGINES = (
+    Engine(
+        name="onnxruntime",
+        backend="cnnbench.engines.onnxruntime.backend:OnnxRuntimeBackend",
+        takes="network",
+        summary="ONNX Runtime",
+        reader="cnnbench.inputs.jpeg:read_batches",
+        builds=(Build("cpu", "onnxruntime-cpu", int8=True, in_images=True),),
+        heeds=frozenset({"VERBOSE"}),
+        refused={
+            "bfloat16": "its CPU execution provider has no bfloat16 convolution",
+            "bfloat32": "its CPU execution provider computes no float32 convolution in bfloat16 on x86",
+        },
+        quantizes_networks=Steps(
+            "cnnbench.engines.onnxruntime.quantize", ("engines/onnxruntime/quantize.py", "inputs/jpeg.py")
+        ),
+        reads_onnx=True,
+        tells_layers=True,
+    ),
+)

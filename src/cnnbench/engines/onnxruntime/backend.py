@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import UNTOLD, Primitive
-from cnnbench.engines.registry import LoadSpec
 
 INPUT = "images"
 COMPUTING = dict.fromkeys(("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"), 1)
@@ -19,7 +19,7 @@ COMPUTING |= dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), 3)
 _TYPES = {onnx.TensorProto.FLOAT: "f32", onnx.TensorProto.INT8: "s8", onnx.TensorProto.UINT8: "u8"}
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """A session for each instance of the process, with one thread for each of its cores."""
 
     def load(self, spec: LoadSpec) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import Primitive
-from cnnbench.engines.registry import LoadSpec
 from cnnbench.machine.host import read_cpuinfo
 
 COMPUTING = ("Convolution", "FullyConnected", "MatMul")
@@ -23,7 +23,7 @@ _AVX512 = {"bf16": "avx512_core_bf16", "s8": "avx512_core_vnni", "f32": "avx512_
 """oneDNN's names for what the plug-in calls avx512, by the data type; the CPU is known to have these instructions."""
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """The network compiled for each batch size that comes, with one stream for each instance of the process."""
 
     def load(self, spec: LoadSpec) -> None:

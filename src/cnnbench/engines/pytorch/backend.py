@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import Primitive
+from cnnbench.engines.pytorch import PyTorchOptions
 from cnnbench.engines.pytorch.classifier import Classifier
 from cnnbench.engines.pytorch.cuda import Call, DeviceInput, GraphedCall, describe_gpu, set_arithmetic
 from cnnbench.engines.pytorch.networks import build, split
 from cnnbench.engines.pytorch.operations import computed_layers
 from cnnbench.engines.pytorch.pipeline import Pipeline
 from cnnbench.engines.pytorch.weights import load_weights
-from cnnbench.engines.registry import LoadSpec
 from cnnbench.inputs.networks import Network
 
 DATA_TYPES = {
@@ -28,7 +29,7 @@ DATA_TYPES = {
 """Of the network, by the types of number; bfloat32 is float32 that oneDNN may compute in bfloat16."""
 
 
-class EagerBackend:
+class EagerBackend(Backend):
     """The network in PyTorch's eager mode, channels last, on one thread for each core of the instance, or on a GPU."""
 
     gpu = "cuda"
@@ -36,6 +37,8 @@ class EagerBackend:
 
     def load(self, spec: LoadSpec) -> None:
         """Build the network, give it its weights, bring it to the precision, and cut it where so asked for."""
+        self._options: PyTorchOptions = spec.options
+        splits = self._options.pipeline_splits.split()
         torch.set_num_threads(spec.threads)
         torch.set_num_interop_threads(1)
         request = json.loads((spec.model / "network.json").read_bytes())
@@ -46,18 +49,20 @@ class EagerBackend:
         self._take: Callable[[np.ndarray], torch.Tensor] = torch.from_numpy
         self._input: DeviceInput | None = None
         if spec.on_gpu:
-            set_arithmetic(spec.half_partial)
+            set_arithmetic(self._options.half_partial)
             classifier = classifier.to(self.gpu)
             self._input = DeviceInput(spec.data_type, self.gpu)
             self._take = self._input.take
         self._pipeline: Pipeline | None = None
-        if spec.splits:
-            stages = [self._compile(stage) for stage in split(network, spec.splits)]
-            self._pipeline = Pipeline(classifier, stages, spec.splits, spec.micro_batch_size)
+        if splits:
+            stages = [self._compile(stage) for stage in split(network, splits)]
+            self._pipeline = Pipeline(classifier, stages, splits, spec.micro_batch_size)
             self._network: Call = self._pipeline
         else:
             self._network = self._compile(classifier)
-        self._call = GraphedCall(self._network, spec.data_type == "dummy") if spec.cuda_graphs else self._network
+        self._call = (
+            GraphedCall(self._network, spec.data_type == "dummy") if self._options.cuda_graphs else self._network
+        )
 
     def _compile(self, network: nn.Module) -> Call:
         return network
@@ -86,7 +91,9 @@ class EagerBackend:
         return versions | (describe_gpu() if self._input else self._pipeline.describe() if self._pipeline else {})
 
     def profile(self, batch: np.ndarray, path: Path) -> None:
-        """Profile a step with PyTorch's profiler, into a file in the trace format of Chrome and Perfetto."""
+        """Profile a step with PyTorch's profiler, where the options ask for it."""
+        if not self._options.profile:
+            return
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._input:
             activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.engines.registry import LoadSpec
+from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.tensorflow.bfloat16 import to_bfloat16
 from cnnbench.engines.tensorflow.graph import INPUT, OUTPUT, read_graph
 
@@ -26,7 +26,7 @@ def import_tensorflow(verbose: bool) -> Any:
     return tf
 
 
-class TensorFlowBackend:
+class TensorFlowBackend(Backend):
     """A session on the graph, one intra-op thread for each core of the instance."""
 
     def load(self, spec: LoadSpec) -> None:
@@ -63,9 +63,6 @@ class TensorFlowBackend:
     def describe(self) -> dict[str, str]:
         """Return the versions of TensorFlow and its extension."""
         return framework_versions()
-
-    def layers(self) -> None:
-        """Leave it to oneDNN's trace."""
 
 
 def framework_versions() -> dict[str, str]:
