@@ -1,5 +1,6 @@
 """What happens to a run whose processes are killed, hang, crash or are interrupted: no valid KPI and no orphan."""
 
+import json
 import os
 import random
 import re
@@ -19,12 +20,13 @@ import pytest
 from cmake_build import find_tool, run_cmake
 from cnnbench.launch.local import KilledError, WorkerLaunch, run_tracer
 from cnnbench.results.record import load_run
-from cnnbench.worker.control import State
+from cnnbench.worker.control import ControlBlock, State
 from null_workload import (
     CORES,
     PATIENCE_S,
     ROOT,
     SLUG,
+    THROUGHPUT,
     NullWorkload,
     clean_environment,
     find_workers,
@@ -259,6 +261,43 @@ def test_ctest_counts_a_killed_instance_as_a_failed_case(configure):
     assert "***Failed" in output
     assert INVALID in output
     assert not find_workers(build)
+
+
+def find_parents():
+    """Return the parent of every process that still runs, which a zombie does not."""
+    stats = {pid: stat.decode().rpartition(")")[2].split() for pid, stat in process_files("stat").items()}
+    return {pid: int(parent) for pid, (state, parent, *_) in stats.items() if state != "Z"}
+
+
+def find_children(parent):
+    return [pid for pid, its_parent in find_parents().items() if its_parent == parent]
+
+
+@pytest.mark.parametrize("victim", ["plain ctest", "ctest of ctest.sh", "ctest.sh"])
+def test_a_killed_ctest_takes_its_case_along(configure, victim):
+    """By SIGKILL, which it cannot answer: the case ends in order, with its record, and ctest with its wrapper."""
+    build = configure()
+    directory = build / "workload" / "Harness"
+    (ctest,) = re.findall("CMAKE_CTEST_COMMAND:INTERNAL=(.+)", (build / "CMakeCache.txt").read_text())
+    command = [ctest if victim == "plain ctest" else directory / "ctest.sh", "-R", f"{THROUGHPUT}$"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=directory, env=clean_environment(**SETTING), **silent) as process:
+        wait_until(lambda: [*directory.glob("logs-*/itr-1/worker-0/process-0/output.log")], "a worker")
+        (logs,) = directory.glob("logs-*/itr-1/worker-0")
+        shared = Path(json.loads((logs / "process-0" / "spec.json").read_text())["shared"])
+        wait_until(lambda: ControlBlock(shared).state(0) >= State.MEASURING, "the first step")
+        (child,) = find_children(process.pid)
+        left = {process.pid, child, *find_children(child), *find_workers(build)}
+        os.kill(child if victim == "ctest of ctest.sh" else process.pid, signal.SIGKILL)
+        process.wait(timeout=PATIENCE_S)
+        try:
+            wait_until(lambda: not find_parents().keys() & left, "the end of all its processes")
+        finally:
+            for pid in find_parents().keys() & left:
+                os.kill(pid, signal.SIGKILL)
+    assert load_run(logs).facts["what was seen"] == "the run was interrupted"
+    assert (logs / "status").read_text() == "3\n"
+    assert not shared.exists()
 
 
 def test_a_case_ends_itself_before_ctest_does(configure):

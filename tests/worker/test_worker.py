@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -172,8 +173,7 @@ def test_a_worker_ends_when_its_controller_is_already_gone(tmp_path):
     replace(SPEC, controller=1 if os.getpid() != 1 else 2).write(tmp_path / "spec.json")
     command = [sys.executable, "-m", "cnnbench.worker", str(tmp_path / "spec.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith("is gone")
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_a_worker_in_an_enclave_looks_neither_for_its_parent_nor_for_its_memory(tmp_path):

@@ -1,5 +1,10 @@
-"""Turn what asks a run to end (Ctrl-C, SIGTERM, its time limit) into one exception in the main thread."""
+"""Turn what asks a run to end (Ctrl-C, SIGTERM, its time limit) into one exception in the main thread.
 
+A process that is killed cannot ask: those it started have the kernel do so.
+"""
+
+import ctypes
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +19,8 @@ INTERRUPTED = 130
 MOST_TIMEOUT_S = 1e9
 """Some thirty years: a timer may refuse more."""
 
+_PR_SET_PDEATHSIG = 1
+
 
 def end_by_exceptions() -> None:
     """Have SIGINT and SIGTERM raise KeyboardInterrupt, the first of them only."""
@@ -25,6 +32,17 @@ def _end_by(interrupt: BaseException) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the ending of the instances
     raise interrupt
+
+
+def end_with_parent(parent: int, number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies, however it dies; at once when it already has.
+
+    What the process becomes by `exec` keeps to that. The kernel takes the thread that started this process for its
+    parent, so that must be one which lasts.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it died before the call: this process has another parent by now
+        os.kill(os.getpid(), number)
 
 
 def check_timeout(option: str, timeout_s: float | None) -> None:

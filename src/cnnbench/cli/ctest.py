@@ -18,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.progress import STREAM_VARIABLE
+from cnnbench.base.signals import end_with_parent
 from cnnbench.cases.case import FIXED_BY_NAME, Settings, parse_arguments
 from cnnbench.cases.parameters import FIELDS, accepted, default_text
 from cnnbench.cases.sets import Combination, read_sweep
@@ -267,7 +269,7 @@ def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mappin
     """Run ctest and leave no process of it; return its exit code, or 128 + N when signal N has ended it.
 
     ctest neither hands a signal on to its cases nor waits for them. So it gets a session of its own, all of which is
-    signalled and waited for here.
+    signalled and waited for here. Where we are killed ourselves, the kernel kills ctest, and its cases end with it.
     """
     received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -278,7 +280,8 @@ def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mappin
             _signal_session(process.pid, number)
 
     with _handle_signals(forward):
-        process = subprocess.Popen(command, cwd=build_dir, env=environment, start_new_session=True)
+        bound = partial(end_with_parent, os.getpid(), signal.SIGKILL)
+        process = subprocess.Popen(command, cwd=build_dir, env=environment, start_new_session=True, preexec_fn=bound)
         if received:  # before there was a process to forward it to
             _signal_session(process.pid, received[0])
         code = process.wait()

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
-from cnnbench.base.signals import INTERRUPTED, check_timeout, end_by_exceptions
+from cnnbench.base.signals import INTERRUPTED, check_timeout, end_by_exceptions, end_with_parent
 from cnnbench.cases.artefacts import find_artefact, load_artefacts
 from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.platforms import check_platform, detect_platform
@@ -167,6 +168,8 @@ def _peak(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     end_by_exceptions()  # instances are ended and the run is recorded as invalid
+    if arguments.end_with is not None:
+        end_with_parent(arguments.end_with, signal.SIGTERM)
     config = arguments.config or os.environ.get(ctest.CONFIG_VARIABLE)
     words = json.loads(os.environ.get(ctest.OPTIONS_VARIABLE, "[]")) + arguments.rest
     dry_run = arguments.dry_run or os.environ.get(ctest.DRY_RUN_VARIABLE) == "1"

@@ -25,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--backend", choices=["native", "docker"], default="native")
     command.add_argument("--config", type=Path, help="settings file: yaml, globs of case names to parameters")
     command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    command.add_argument("--end-with", type=int, metavar="PID", help="end, as by a Ctrl-C, when this parent dies")
     _add_limits(command)
     command.add_argument("--pull-timeout", type=float, metavar="S", help="seconds that pulling the image may take")
     command.add_argument("--docker-options", default="", help="more options of the engine's run command")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnbench.base.signals import end_with_parent
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import STEP_MARK, TRACE_DIRECTORY, write_layers
 from cnnbench.engines.registry import import_part
@@ -41,16 +42,8 @@ GENERATED = 4
 TOP = 5
 """How many of an image's best classes are kept."""
 
-_PR_SET_PDEATHSIG = 1
 _SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 _MPOL_BIND = 2
-
-
-def _die_with(controller: int) -> None:
-    """Have the kernel kill this process when the controller, its parent, dies, however it dies."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != controller:  # it died before the call: this process has another parent by now
-        sys.exit(f"the controller, process {controller}, is gone")
 
 
 def _bind_memory(node: int | None) -> str:
@@ -234,7 +227,7 @@ def main(arguments: list[str]) -> None:
     """Run the worker that a spec file describes."""
     spec = WorkerSpec.read(Path(arguments[0]))
     if not spec.enclave:
-        _die_with(spec.controller)
+        end_with_parent(spec.controller, signal.SIGKILL)
     cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
     os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
     memory = _bind_memory(spec.memory_node)
