@@ -2,12 +2,13 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import termios
 
 import pytest
 
-from cnnbench.base.progress import BYTES, Progress, bytes_text
+from cnnbench.base.progress import BYTES, SECONDS, Progress, bytes_text
 
 
 class Clock:
@@ -47,6 +48,35 @@ def test_an_unknown_total_shows_no_time_left():
     assert stream.getvalue().splitlines()[0] == "measuring: 20 steps, 2/s"
 
 
+def test_no_more_than_the_total_is_ever_shown():
+    clock, stream = Clock(), io.StringIO()
+    with Progress("measuring", 30, "steps", stream=stream, clock=clock) as progress:
+        for _ in range(3):
+            clock.now_s += 5
+            progress.advance(16)
+    assert [line.partition(",")[0] for line in stream.getvalue().splitlines()] == [
+        "measuring: 16 of 30 steps",
+        "measuring: 30 of 30 steps",
+        "measuring: 30 of 30 steps",
+        "measuring: 30 of 30 steps",
+    ]
+
+
+def test_a_time_that_is_up_before_the_last_step_is_said_to_be():
+    clock, stream = Clock(), io.StringIO()
+    with Progress("measuring", 12.5, SECONDS, stream=stream, clock=clock) as progress:
+        for _ in range(21):
+            clock.now_s += 1
+            progress.advance()
+    assert stream.getvalue().splitlines() == [
+        "measuring: 5 of 12.5 s, at most 8 s left",
+        "measuring: 10 of 12.5 s, at most 2 s left",
+        "measuring: 12.5 of 12.5 s, waiting for the steps under way",
+        "measuring: 12.5 of 12.5 s, waiting for the steps under way",
+        "measuring: 12.5 of 12.5 s, done in 21 s",
+    ]
+
+
 def test_a_failed_step_is_not_called_done():
     stream = io.StringIO()
     with pytest.raises(ValueError, match="broken"), Progress("drawing", 10, "images", stream=stream):
@@ -54,16 +84,32 @@ def test_a_failed_step_is_not_called_done():
     assert "done" not in stream.getvalue()
 
 
-def test_a_terminal_gets_a_bar():
+def shown_on_a_terminal(total, unit, *advances):
+    """Return all that a terminal gets of a step that advances so."""
     reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with os.fdopen(writer, "w") as terminal, Progress("drawing", 4, "images", stream=terminal) as progress:
-        progress.advance(4)
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    with os.fdopen(writer, "w") as terminal, Progress("drawing", total, unit, stream=terminal) as progress:
+        for n in advances:
+            progress.advance(n)
         terminal.flush()
     shown = os.read(reader, 10_000).decode()
     os.close(reader)
-    assert "drawing" in shown
-    assert "0/4" in shown
+    return shown
+
+
+def test_a_terminal_gets_a_bar_that_goes_no_further_than_its_total():
+    shown = shown_on_a_terminal(4, "images", 3, 3)
+    assert "drawing:   0%|" in shown
+    assert "| 0/4 " in shown
+    assert "6/4" not in shown
+    assert re.search(r"100%\|█+\| 4/4 ", shown)
+
+
+def test_a_terminal_is_told_that_the_time_is_up():
+    shown = shown_on_a_terminal(1.5, SECONDS, 1, 1, 1)
+    assert "| 0/1.5 s" in shown
+    assert "2/1.5" not in shown
+    assert re.search(r"100%\|█+\| 1\.5/1\.5 s, waiting for the steps under way", shown)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,14 @@ def test_every_one_of_many_beginnings_has_a_number_of_its_own(tmp_path):
     assert {path.parent.name for path in made} == {f"itr-{number}" for number in range(1, 201)}
 
 
+def test_progress_stays_within_max_time_when_the_last_step_does_not(workload):
+    limits = ("--steps=auto", "--min_time=1", "--max_time=1", "--warmup_steps=1")
+    done = workload.run(*limits, "--instances=1", step_of(2500))
+    lines = re.findall(r"^measuring .*: (.*) s, done in (\d+) s$", done.stderr, re.MULTILINE)
+    assert [count for count, _ in lines] == ["1 of 1"], done.stderr
+    assert int(lines[0][1]) >= 2
+
+
 def test_steps_auto_measures_between_the_two_times(workload):
     done = workload.run("--steps=auto", "--min_time=1", "--max_time=3", step_of(5))
     assert done.returncode == 0, done.stderr

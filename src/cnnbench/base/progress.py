@@ -20,19 +20,25 @@ STREAM_VARIABLE = "CNNBENCH_PROGRESS"
 
 LINE_INTERVAL_S = 5.0
 BYTES = "B"
+SECONDS = "s"
+OVERTIME = "waiting for the steps under way"
+"""What is said while a step of so many seconds goes on past them."""
+_SECONDS_BAR = "{l_bar}{bar}| {n:.15g}/{total:.15g} s{postfix}"
 
 
 class Progress:
     """Count finished units of one step and report on standard error.
 
-    `unit` is a plural noun ("images", "steps") or "B" for bytes, which are scaled to kB, MB and GB. `total` is None
-    where it is not known. `done` is what an earlier run had finished: it shows, but does not count into the rate.
+    `unit` is a plural noun ("images", "steps"), "B" for bytes, which are scaled to kB, MB and GB, or "s" for seconds,
+    which have no rate and of which `total` is the most that the step is meant to take. `total` is None where it is not
+    known; never more than it is shown. `done` is what an earlier run had finished: it shows, but does not count into
+    the rate.
     """
 
     def __init__(
         self,
         label: str,
-        total: int | None,
+        total: float | None,
         unit: str,
         *,
         done: int = 0,
@@ -42,7 +48,7 @@ class Progress:
         self._label = label
         self._total = total
         self._unit = unit
-        self._done = done
+        self._done: float = done
         self._done_before = done
         self._stream = stream if stream is not None else progress_stream()
         self._clock = clock
@@ -64,14 +70,18 @@ class Progress:
                 unit_scale=self._unit == BYTES,
                 file=self._stream,
                 dynamic_ncols=True,
+                bar_format=_SECONDS_BAR if self._unit == SECONDS else None,
             )
         return self
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more units as finished."""
-        self._done += n
+        more = n if self._total is None else max(0, min(n, self._total - self._done))
+        self._done += more
         if self._bar is not None:
-            self._bar.update(n)
+            if more < n and self._unit == SECONDS:
+                self._bar.set_postfix_str(OVERTIME)
+            self._bar.update(more)
         elif self._clock() - self._reported_s >= LINE_INTERVAL_S:
             self._reported_s = self._clock()
             self._write_line(self._remaining())
@@ -91,6 +101,9 @@ class Progress:
 
     def _remaining(self) -> str:
         rate_per_s = self._rate_per_s()
+        if self._unit == SECONDS and self._total is not None:
+            left_s = self._total - self._done
+            return f"at most {_duration(left_s)} left" if left_s > 0 else OVERTIME
         if self._total is None or rate_per_s == 0:
             return ""
         return f"{_duration(max(0, self._total - self._done) / rate_per_s)} left"
@@ -101,8 +114,9 @@ class Progress:
             total = "" if self._total is None else f" of {bytes_text(self._total)}"
             count, rate = f"{bytes_text(self._done)}{total}", f"{bytes_text(rate_per_s)}/s"
         else:
-            total = "" if self._total is None else f" of {self._total}"
-            count, rate = f"{self._done}{total} {self._unit}", f"{rate_per_s:.3g}/s"
+            total = "" if self._total is None else f" of {self._total:.15g}"
+            count = f"{self._done:.15g}{total} {self._unit}"
+            rate = "" if self._unit == SECONDS else f"{rate_per_s:.3g}/s"
         parts = [count, rate if rate_per_s else "", ending]
         print(f"{self._label}: {', '.join(part for part in parts if part)}", file=self._stream, flush=True)
 

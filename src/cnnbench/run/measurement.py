@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
-from cnnbench.base.progress import Progress
+from cnnbench.base.progress import SECONDS, Progress
 from cnnbench.engines.layers import TRACE_DIRECTORY
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.launch.enclave import Enclaves
@@ -240,7 +240,7 @@ class Measurement:
             shares = _share_images(self._inputs.images, instances)
             total = sum(-(-len(share) // p.images_per_step) for share in shares)
         elif p.steps == "auto":
-            return Progress(f"measuring {p.mode} {p.precision} until it is precise enough", int(p.max_time), "s")
+            return Progress(f"measuring {p.mode} {p.precision} until it is precise enough", p.max_time, SECONDS)
         else:
             total = int(p.steps) * instances
         return Progress(f"measuring {p.mode} {p.precision}", total, "steps")
