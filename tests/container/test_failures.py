@@ -218,6 +218,24 @@ def test_ctest_counts_a_killed_container_as_a_failed_case(build_directory):
     assert find_containers(build_directory) == []
 
 
+def test_a_killed_ctest_takes_its_container_along(build_directory):
+    command = [build_directory / "ctest.sh", "-R", f"^{THROUGHPUT}$"]
+    environment = clean_environment(STEPS="1000000", CUSTOMER_ENV="CNNBENCH_NULL_STEP_MS=5")
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, **silent) as process:
+        running = lambda: [name for name in find_containers(build_directory) if is_running(name)]  # noqa: E731
+        wait_until(running, "a container")
+        (name,) = running()
+        wait_until(lambda: "cnnbench.worker" in tell("top", name, "-eo", "pid,args"), "an instance")
+        process.kill()
+    wait_until(lambda: find_containers(build_directory) == [], "the end of the container")
+    (logs,) = build_directory.glob("logs-*/itr-1/worker-0")
+    wait_until((logs / "status").exists, "the case's last word")
+    assert run_kpi(logs).returncode == 3
+    result = load_run(logs)
+    assert "interrupted" in result.reason + result.facts.get("what was seen", "")
+
+
 _REFUSING = """#!/bin/sh
 case " $* " in
 *" run "*" --cap-add SYS_NICE "*)
