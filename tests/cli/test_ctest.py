@@ -60,11 +60,61 @@ def test_arguments_go_to_ctest_in_order_and_unchanged(script, log):
     assert not announced(done)
 
 
-def test_the_exit_code_is_ctests(script, log):
-    done = run(script, "--no-tests=error", "-R", "nothing")
-    assert done.returncode == 8
-    assert "No tests were found" in done.stderr
+def test_the_exit_code_is_ctests(script, log, monkeypatch):
+    monkeypatch.setenv("STUB_FAILS", "2")
+    monkeypatch.setenv("BATCH_SIZE", "2")
+    monkeypatch.setenv("STUB_EXIT", "3")
+    assert run(script, *ONE).returncode == 8
+
+
+SLIPS = {
+    ("-R", "typo"): "-R typo: selects none of the {count} cases; -N lists what there is",
+    (
+        "-R",
+        "thruput_avx_fp32",
+    ): "-R thruput_avx_fp32: selects none of the {count} cases; did you mean throughput_avx_fp",
+    ("-R", "^latency_avx-fp32$"): "did you mean latency_avx_fp32",
+    ("-R", "(latency|accuracy)_AVX_FP32"): "did you mean avx_fp32?",
+    ("-L", "avx_fp23"): "-L avx_fp23: selects none of the {count} cases; did you mean avx_fp32",
+    ("-R", "latency", "-L", "throughput"): "-R latency -L throughput: selects no case, though each part of it does;",
+    ("-R", "latency", "-E", "."): "-E .: selects none of the {count} cases; -N lists",
+    ("-LE", "SPR"): "-LE SPR: selects none",
+    ("-I", "7000,9000"): "-I 7000,9000: selects none",
+    ("-I", "latency"): "-I latency: must be Start,End,Stride,number,number... or a file of that",
+    ("-R",): "-R: needs a value",
+    ("--testcase", f"{PREFIX}inference_throughput_avx_int8", "-L", "latency"): "selects no case, though each",
+    ("--set", "BATCH_SIZE=1 2", "-R", "typo"): "-R typo: selects none",
+    ("-R", "["): "-R [: no regular expression of ctest's: Unmatched []; a \\ before",
+    ("-E", "latency("): "-E latency(: no regular expression of ctest's: Unmatched parentheses;",
+    ("-L", "avx", "-LE", "*"): "-LE *: no regular expression of ctest's: ",
+    ("--loop", "2", "-R", "a\\"): "-R a\\: no regular expression of ctest's: Trailing backslash;",
+}
+"""What ctest itself takes no offence at, and what is said of it here."""
+
+
+def test_to_select_no_case_is_an_error_that_names_near_ones(script, log):
+    count = run(script, "-N").stdout.count(": test_")
+    for arguments, needed in SLIPS.items():
+        done = run(script, *arguments)
+        assert done.returncode == 2, (arguments, done.stdout)
+        assert needed.format(count=count) in done.stderr
+        assert "Traceback" not in done.stderr
     assert not log.exists()
+
+
+@pytest.mark.parametrize("more", [["-N"], ["--no-tests=ignore"], ["--no-tests=ignore", "--set", "BATCH_SIZE=1"]])
+def test_to_select_no_case_is_right_where_it_is_asked_for(script, log, more):
+    done = run(script, *more, "-R", "typo")
+    assert done.returncode == 0, done.stderr
+    assert "Test project" in done.stdout
+    assert not log.exists()
+
+
+@pytest.mark.parametrize("word", ["--help-manual-list", "--version", "--print-labels"])
+def test_what_runs_no_case_is_ctests_alone(script, word):
+    done = run(script, word)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def test_a_set_is_one_run_for_each_combination(script, log):
@@ -172,7 +222,7 @@ def test_config_and_options_and_dry_run_reach_the_case(script, log, tmp_path, mo
         (["--options", "--batch_size=0"], "BATCH_SIZE=0 (--options)"),
         (["--options", "--batchsize=1"], "BATCHSIZE: no such parameter"),
         (["--options", "'"], "--options '"),
-        (["--loop", "2", "-R", "no such"], "selects no case"),
+        (["--loop", "2", "-R", "no such"], "selects none of"),
         (["--set", "MODEL=such.pb"], "MODEL=such.pb: no such file"),
         (["--dry-run", "--options", "--model=resnet50_v2"], "MODEL=resnet50_v2: no such file"),
     ],

@@ -217,6 +217,15 @@ def test_a_bad_set_is_bad_usage(checkout):
     assert "BATCH_SIZE=0 (--set): must be 1 to 4096" in output
 
 
+def test_a_choice_of_no_case_is_bad_usage_and_nothing_is_staged_for_it(checkout):
+    for choice, needed in {"typo": "-R typo: selects none of the 1 cases", "[": "-R [: no regular expression"}.items():
+        with start(checkout, choice=("-R", choice)) as process:
+            output, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 2, output
+        assert needed in output
+    assert not (checkout / "cache").exists()
+
+
 def write_tool(path, text="exit 0"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")

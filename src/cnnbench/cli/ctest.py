@@ -4,7 +4,6 @@ What this adds to ctest is checked in full before ctest runs a case; every other
 """
 
 import contextlib
-import difflib
 import fnmatch
 import itertools
 import json
@@ -23,13 +22,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.base.errors import UsageError
 from cnnbench.base.progress import STREAM_VARIABLE
 from cnnbench.base.signals import end_with_parent
 from cnnbench.cases.case import FIXED_BY_NAME, Settings, parse_arguments
 from cnnbench.cases.parameters import FIELDS, accepted, default_text
 from cnnbench.cases.sets import Combination, read_sweep
 from cnnbench.cases.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, Workload, load_workload
+from cnnbench.cli.selection import check_case, list_cases, runs_cases, select_cases
 from cnnbench.launch.container import stop_containers
 
 CONFIG_VARIABLE = "CNNBENCH_CONFIG"
@@ -55,11 +55,10 @@ Run this workload's test cases. Options:
   --stop            end this workload's containers and remove them; other builds' are left alone
   -h, --help        this text
 Everything else goes to ctest unchanged, such as -N (list), -R REGEX (choose by name), -L LABEL (choose by mode,
-precision, case type or platform) and -V (show what the cases print); see ctest --help.
+precision, case type or platform) and -V (show what the cases print); see ctest --help. To choose no case at all is an
+error, unless --no-tests=ignore says that it may be so.
 """
 
-# With these ctest runs nothing, so a sweep would only repeat what it prints.
-_LISTING = ("-N", "--show-only", "--print-labels", "--version")
 _GRACE_S = 15.0
 
 
@@ -119,16 +118,31 @@ def main(
         return 0
     combinations = read_sweep(options.sets)
     common = _common_settings(options, defaults)
-    command = [ctest, *options.rest]
-    if name := options.values.get("--testcase"):
-        _check_case(name, list_cases(build_dir, [ctest]))
-        command += ["-R", f"^{name}$"]
-    if options.is_plain or any(word.partition("=")[0] in _LISTING for word in options.rest):
+    command = _make_command(build_dir, ctest, options)
+    cases = select_cases(build_dir, command) if runs_cases(options.rest) else []
+    if options.is_plain or not runs_cases(options.rest):  # a sweep would only repeat what it lists
         return _run_ctest(command, build_dir, {**os.environ, **common})
-    _check_settings(workload, build_dir, command, combinations, common)
+    _check_settings(workload, build_dir, command[0], cases, combinations, common)
     if DRY_RUN_VARIABLE in common:
         command.insert(1, "-V")
     return _run_all(command, build_dir, _plan_runs(combinations, options.loop, common), "--continue" in options.flags)
+
+
+def check_choice(build_dir: Path, ctest: str, arguments: Sequence[str]) -> None:
+    """Raise UsageError where ctest.sh, called with these arguments, would have no case to run."""
+    options = _parse(arguments)
+    command = _make_command(build_dir, ctest, options)
+    if runs_cases(options.rest):
+        select_cases(build_dir, command)
+
+
+def _make_command(build_dir: Path, ctest: str, options: _Options) -> list[str]:
+    """Return the command of ctest that runs the cases chosen."""
+    chosen: list[str] = []
+    if name := options.values.get("--testcase"):
+        check_case(name, list_cases(build_dir, [ctest]))
+        chosen = ["-R", f"^{name}$"]
+    return [ctest, *options.rest, *chosen]
 
 
 def _stop(container_cli: Sequence[str], build_dir: Path) -> int:
@@ -183,37 +197,19 @@ def _common_settings(options: _Options, defaults: Path | None) -> dict[str, str]
     return settings
 
 
-def list_cases(build_dir: Path, command: Sequence[str]) -> list[str]:
-    """Return the names of the cases that a ctest command would run."""
-    listing = subprocess.run([*command, "--show-only=json-v1"], cwd=build_dir, capture_output=True, text=True)
-    try:
-        return [test["name"] for test in json.loads(listing.stdout)["tests"]]
-    except (json.JSONDecodeError, KeyError) as error:
-        said = (listing.stderr or listing.stdout).strip()
-        raise CnnbenchError(f"{shlex.join(command)} (in {build_dir}): could not list the cases: {said}") from error
-
-
-def _check_case(name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known, cutoff=0.3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "-N lists what there is"
-        raise UsageError(f"--testcase {name}: no such case here; {hint}")
-
-
 def _check_settings(
     workload: Workload,
     build_dir: Path,
-    command: Sequence[str],
+    ctest: str,
+    selected: Sequence[str],
     combinations: Sequence[Combination],
     common: Settings,
 ) -> None:
     """Resolve every selected case with every combination, as each run will, so that a bad value stops them all."""
-    cases = [workload.parse_case(name) for name in list_cases(build_dir, command)]
-    if not cases:
-        raise UsageError(f"{shlex.join(command[1:])}: selects no case; -N lists what there is")
+    cases = [workload.parse_case(name) for name in selected]
     config = common.get(CONFIG_VARIABLE)
     sources = Sources.read(workload, {**os.environ, **common}, Path(config) if config else None)
-    every_case = list_cases(build_dir, command[:1]) if config else []
+    every_case = list_cases(build_dir, [ctest]) if config else []
     for glob in itertools.chain(*sources.config.values()):
         if not any(fnmatch.fnmatchcase(name, glob) for name in every_case):
             raise UsageError(f"{config}, section {glob}: matches no case of {workload.name} here; -N lists them")

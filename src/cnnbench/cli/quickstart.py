@@ -16,6 +16,7 @@ from cnnbench.cases.platforms import detect_platform
 from cnnbench.cases.precisions import PRECISIONS, Precision, missing_for_precision
 from cnnbench.cases.workload import load_workload
 from cnnbench.cli import ctest
+from cnnbench.cli.selection import list_cases
 from cnnbench.engines.registry import Engine, find_engine
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.report.precisions import precision_table
@@ -28,8 +29,9 @@ WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
 DEFAULTS = "quick.yaml"
 """A workload's settings file of how the quick start differs from the cases' own defaults."""
 
-CHOOSING = ("-R", "--tests-regex", "-E", "--exclude-regex", "-L", "--label-regex", "-I", "--tests-information",
-            "--testcase", "-N", "--show-only", "-h", "--help", "--describe-params")  # fmt: skip
+CHOOSING = ("-R", "--tests-regex", "-E", "--exclude-regex", "-L", "--label-regex", "-LE", "--label-exclude", "-I",
+            "--tests-information", "--rerun-failed", "--testcase", "-N", "--show-only", "-h", "--help",
+            "--describe-params")  # fmt: skip
 
 
 def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, name: str = WORKLOAD) -> int:
@@ -38,10 +40,12 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, n
     source, build = root / "workload" / name, root / "build"
     workload, cpu = load_workload(source), read_cpuinfo()
     int8 = any(one.is_int8 and not missing_for_precision(one, cpu.flags) for one in PRECISIONS.values())
-    stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
     _configure(root, build, detect_platform(cpu))
-
     directory, tool = build / "workload" / name, _tool("ctest")
+    is_choice = any(word.split("=")[0] in CHOOSING for word in arguments)
+    if is_choice:
+        ctest.check_choice(directory, tool, arguments)  # a slip is told before minutes of staging
+    stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
     before = _runs(directory)
 
     def run(choice: Sequence[str]) -> int:
@@ -53,10 +57,10 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, n
 
     precisions: list[PrecisionName] = []
     lacking: list[str] = []
-    if any(word.split("=")[0] in CHOOSING for word in arguments):
+    if is_choice:
         code = run([])
     else:
-        declared = [workload.parse_case(case) for case in ctest.list_cases(directory, [tool])]
+        declared = [workload.parse_case(case) for case in list_cases(directory, [tool])]
         precisions, lacking = _split_precisions(declared, cpu, find_engine(workload.engine))
         code = run(_choose(_first_cases(workload.slug, precisions)))
         if code < 128:  # else it was interrupted
