@@ -7,7 +7,7 @@ set(DATASET_FROM embedded CACHE STRING "embedded: the drawn data set; local: Ima
 set(MODELS "" CACHE STRING "Artefacts that the images have besides the embedded model, such as resnet50_v1")
 set(BUILD_OPTIONS "" CACHE STRING "More options of the engine's build command, such as --no-cache or --network host")
 set(GRAMINE none CACHE STRING "Version of Gramine's Debian package in the -sgx image, such as 1.7; none: without")
-set(MORE_VARIANTS "" CACHE STRING "The builds that the images have besides itex, stock and cpu, such as zentf")
+set(MORE_VARIANTS "" CACHE STRING "The builds that the images have besides itex and cpu, such as stock or zentf")
 set(DOCKER_OPTIONS "" CACHE STRING "More options of the engine's run command; the environment's DOCKER_OPTIONS come after")
 
 set(engine_options "--container-cli=${CONTAINER_CLI}")

@@ -10,13 +10,14 @@ lock() {
         --custom-compile-command requirements/lock.sh "$@" "$name.in" --output-file "$name.lock"
 }
 
+lock installer "$@"
 lock controller "$@"
 lock test "$@"
 lock cmake "$@"
-lock tensorflow-stock "$@"
-lock tensorflow-itex --override tensorflow-itex.override "$@"
+lock tensorflow-stock --override tensorflow.override "$@"
+lock tensorflow-itex --override tensorflow.override "$@"
 lock tensorflow-zentf --override tensorflow-zentf.override "$@"
-lock tensorflow-quantizer --override tensorflow-itex.override --only-binary :all: "$@"
+lock tensorflow-quantizer --override tensorflow.override --only-binary :all: "$@"
 lock peers-openvino "$@"
 lock peers-onnxruntime "$@"
 lock openvino-cpu "$@"

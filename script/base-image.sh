@@ -23,6 +23,9 @@ debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev,python3,py
 bundle=/etc/ssl/certs/ca-certificates.crt
 find /usr/local/share/ca-certificates -name '*.crt' -exec cp -t "$rootfs/usr/local/share/ca-certificates" {} +
 chroot "$rootfs" update-ca-certificates
+# Translations and manuals, as in the public slim images.
+rm -rf "$rootfs"/usr/share/{locale,man,info}
+find "$rootfs/usr/share/doc" -type f ! -name copyright -delete
 rm -rf "$rootfs"/var/cache/apt/*.bin "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/*
 
 # pip brings its own certificates and has to be told of the system's. One variable a line: podman takes no more.

@@ -26,7 +26,7 @@ has_system_cmake() {
         ((BASH_REMATCH[1] > 3 || (BASH_REMATCH[1] == 3 && BASH_REMATCH[2] >= 20)))
 }
 
-names=(controller)
+names=(installer controller)
 has_system_cmake || names+=(cmake)
 names+=("$@")
 
@@ -45,13 +45,22 @@ if [[ ! -x $venv/bin/python ]] || ! is_supported "$venv/bin/python"; then
     fi
 fi
 
+# pip installs uv, and uv the rest: by pip's configuration, as cnnbench.staging.installer reads it.
+install() {
+    if [[ $1 == installer ]]; then
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+            --only-binary :all: --requirement "$root/requirements/$1.lock"
+    else
+        PYTHONPATH=$root/src "$venv/bin/python" -m cnnbench.staging.installer --here "$1"
+    fi
+}
+
 for name in "${names[@]}"; do
     lock=$root/requirements/$name.lock
     installed=$venv/installed-$name.lock
     if ! cmp --silent "$lock" "$installed"; then
         echo "setup: installing requirements/$name.lock"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-            --only-binary :all: --requirement "$lock"
+        install "$name"
         cp "$lock" "$installed"
     fi
 done

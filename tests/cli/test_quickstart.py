@@ -261,9 +261,10 @@ def test_setup_installs_cmake_where_the_system_lacks_any_of_it(tmp_path, version
         (system / name).symlink_to(shutil.which(name))
     for name in tools:
         write_tool(system / name, f"echo {name} version {version}")
-    for name in ("script/setup.sh", "requirements/controller.lock", "requirements/cmake.lock", "pyproject.toml"):
+    locks = [f"requirements/{name}.lock" for name in ("installer", "controller", "cmake")]
+    for name in ("script/setup.sh", *locks, "pyproject.toml"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     write_tool(root / ".venv" / "bin" / "python", f'[ "$1" = -c ] && echo True; echo "$@" >>"{tmp_path}/calls"')
     subprocess.run([root / "script" / "setup.sh"], env={**os.environ, "PATH": str(system)}, check=True)
-    assert (f"{root}/requirements/cmake.lock" in Path(tmp_path / "calls").read_text()) is installs
+    assert ("cnnbench.staging.installer --here cmake" in Path(tmp_path / "calls").read_text()) is installs

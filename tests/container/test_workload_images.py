@@ -74,11 +74,26 @@ def test_the_engines_in_the_image_are_those_of_its_bill():
     script = "import sys, importlib.metadata as m; print({d.name.lower(): d.version for d in m.distributions()})"
     (image,) = json.loads(ask("image", "inspect", IMAGES["dummy"].reference))
     bill = json.loads(image["Config"]["Labels"]["cnnbench.bom"])
-    for variant in ("itex", "stock"):
+    for lock, packages in bill["python"].items():
+        name = lock.removesuffix(".lock")
+        environment = f"{CACHE}/environments/{name}-*" if name.startswith("tensorflow") else "/opt/cnnbench/.venv"
         found = ask(
             *("run", "--rm", "--network", "none", "--entrypoint", "sh", IMAGES["dummy"].reference, "-c"),
-            f'{CACHE}/environments/tensorflow-{variant}-*/bin/python -c "{script}"',
+            f'{environment}/bin/python -c "{script}"',
         )
         installed = ast.literal_eval(found)
-        for name, version in bill["python"][f"tensorflow-{variant}.lock"].items():
+        for name, version in packages.items():
             assert installed.get(name.lower(), installed.get(name.lower().replace("-", "_"))) == version, name
+
+
+def test_an_image_that_cases_run_in_is_no_larger_than_a_network_likes():
+    for role in ("dummy", "real", "sgx"):
+        size = int(ask("image", "inspect", "--format", "{{.Size}}", IMAGES[role].reference))
+        assert size < 2.5e9, role
+
+
+def test_an_image_has_no_headers_static_libraries_or_tests():
+    for directory in (f"{CACHE}/environments", "/opt/cnnbench/.venv"):
+        files = files_of("dummy", directory)
+        assert any(path.endswith(".so") for path in files)
+        assert not [path for path in files if path.endswith(".a") or "/include/" in path or "/tests/" in path]

@@ -183,7 +183,7 @@ def test_a_run_whose_time_is_up_while_staging(workload, tmp_path):
     assert reason in done.stdout.splitlines()
     assert load_run(workload.logs(case=case)).facts["what was seen"] == "the time was up while staging"
     assert run_kpi(workload.logs(case=case)).stdout.splitlines()[-1] == reason
-    wait_until(lambda: not [line for line in process_files("cmdline").values() if bytes(cache) in line], "pip's end")
+    wait_until(lambda: not [line for line in process_files("cmdline").values() if bytes(cache) in line], "uv's end")
     assert [path for path in (cache / "environments").iterdir() if not path.name.endswith(".lock")] == []
 
 

@@ -105,9 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--models", default="", help="artefacts to have besides the embedded model")
     command.add_argument("--build-options", default="", help="more options of the engine's build command")
     command.add_argument("--gramine", default="none", help="version of the -sgx image's Gramine, such as 1.7")
-    command.add_argument(
-        "--more-variants", default="", help="builds of the engines besides itex, stock and cpu, such as zentf"
-    )
+    command.add_argument("--more-variants", default="", help="builds of the engines besides those of every image")
     _add_container_options(command)
 
     command = commands.add_parser("ctest", help="what ctest.sh runs")

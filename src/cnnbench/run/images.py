@@ -28,7 +28,7 @@ from cnnbench.engines.registry import Steps, engines, find_engine, find_part
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.launch.container import run_engine
-from cnnbench.staging.environments import REQUIREMENTS, lock_path
+from cnnbench.staging.environments import lock_path
 from cnnbench.staging.inputs import IMAGENET_ARTEFACTS, digest_sources
 
 DATASET_SOURCES = ("embedded", "local", "url")
@@ -43,6 +43,9 @@ SOURCES_LABEL = "cnnbench.sources"
 GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
 NO_GRAMINE = "none"
+
+CONTROLLER_LOCKS = ("installer", "controller")
+"""The lock files of the environment that every image has, by name."""
 
 IMAGE_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.2"}
 """The Python of Debian 12, which the images have."""
@@ -72,11 +75,11 @@ class ImageOptions:
         """Return an image's full name."""
         return f"{self.registry}/{name}:{self.release}" if self.registry else f"{name}:{self.release}"
 
-    def choose_environments(self, workload: Workload) -> list[str]:
-        """Return the environments that a workload's images have, by the names of their lock files."""
+    def choose_environments(self, workload: Workload) -> dict[str, str]:
+        """Return where else there are packages of the environments that a workload's images have, by their locks."""
         more = self.more_variants.split()
         builds = (build for engine in workload.engines for build in find_engine(engine).builds)
-        return list(dict.fromkeys(build.lock for build in builds if build.in_images or build.name in more))
+        return {build.lock: build.index for build in builds if build.in_images or build.name in more}
 
     def check(self) -> None:
         """Raise UsageError for what no image could be named or made with."""
@@ -151,6 +154,8 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
     }
     base = {"BASE_IMAGE": options.base_image} if options.base_image else {}
     staging = {"DATASET_FROM": options.dataset_from}
+    chosen = options.choose_environments(workload).items()
+    environments = [f"{lock}={index}" if index else lock for lock, index in chosen]
     dataset = ("dataset",) if options.dataset_from == "local" else ("dataset/README.md",)
     builds = [
         ImageBuild(
@@ -159,7 +164,7 @@ def plan_images(directory: Path, workload: Workload, options: ImageOptions) -> d
             "Dockerfile.2.benchmark",
             "",
             _PACKAGE,
-            base | {"ENVIRONMENTS": " ".join(options.choose_environments(workload))},
+            base | {"ENVIRONMENTS": " ".join(environments)},
         )
     ]
     of_cases, used = ["dummy"], ["BENCHMARK_IMAGE"]
@@ -289,11 +294,11 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
     (installed,) = re.findall(r"apt-get install (.*)", last_stage)
     gramine = {} if options.gramine == NO_GRAMINE else {"gramine": options.gramine}
     engine = find_engine(workload.engine)
-    locks = [REQUIREMENTS / f"{name}.lock" for name in options.choose_environments(workload)]
+    locks = [lock_path(name) for name in (*CONTROLLER_LOCKS, *options.choose_environments(workload))]
     return BillOfMaterials(
         base_image=options.base_image or default,
         debian=dict(re.findall(r"(\S+)=(\S+)", installed)) | gramine,
-        python={lock.name: _pinned(lock) for lock in (REQUIREMENTS / "controller.lock", *locks)},
+        python={lock.name: _pinned(lock) for lock in locks},
         artefacts=_artefacts(options, workload.engine) if engine.has_model else {},
     )
 

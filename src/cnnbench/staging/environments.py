@@ -1,25 +1,12 @@
-"""Make one virtual environment for each build of an engine, from its lock file, on first use.
+"""Know the virtual environment of each build of an engine, which is made from its lock file on first use."""
 
-`python -m cnnbench.staging.environments LOCK` does so for an image, before the rest of this package is copied
-there.
-"""
-
-import hashlib
 import os
-import shutil
-import signal
-import subprocess
 import sys
-from collections import deque
-from contextlib import suppress
 from pathlib import Path
 
-from cnnbench.base.cache import cache_root, explain_disk_errors, install_directory, locked
-from cnnbench.base.checkout import REPOSITORY
-from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.engines.registry import Build, Engine, Steps, engines
-
-REQUIREMENTS = REPOSITORY / "requirements"
+from cnnbench.base.errors import SkippedError, UsageError
+from cnnbench.engines.registry import Build, Engine, Steps
+from cnnbench.staging.installer import REQUIREMENTS, environment_of, make_environment
 
 RANKS = "mpi-ranks"
 """The lock file of MPI's ranks: mpi4py, and what their part of cnnbench imports."""
@@ -31,9 +18,8 @@ def lock_path(lock: str) -> Path:
 
 
 def environment_path(lock: str, cache: Path) -> Path:
-    """Return where the environment of a lock file is: its name tells the lock's, the Python and the lock's digest."""
-    digest = hashlib.sha256(lock_path(lock).read_bytes()).hexdigest()[:12]
-    return cache / "environments" / f"{lock}-cp{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+    """Return where the environment of a lock file is."""
+    return environment_of(lock_path(lock), cache)
 
 
 def own_python(build: Build) -> Path | None:
@@ -80,12 +66,7 @@ def locked_python(lock: str, cache: Path, index: str = "") -> Path:
 
     `index`: where else its packages are, if not all are where pip looks.
     """
-    destination = environment_path(lock, cache)
-    python = destination / "bin" / "python"
-    if not python.exists():
-        _discard_orphan(destination, python)
-    install_directory(lambda directory: _make_environment(directory, lock_path(lock), index), destination)
-    return python
+    return make_environment(lock_path(lock), cache, index)
 
 
 def steps_python(engine: Engine, variant: str, steps: Steps, cache: Path) -> Path:
@@ -93,65 +74,3 @@ def steps_python(engine: Engine, variant: str, steps: Steps, cache: Path) -> Pat
     if obstacle := steps.obstacle(sys.version_info[:2]):
         raise SkippedError(obstacle)
     return locked_python(steps.lock, cache) if steps.lock else engine_python(engine, variant, cache)
-
-
-def _discard_orphan(destination: Path, python: Path) -> None:
-    """Remove an environment whose Python, a link to the one that it was made with, leads nowhere any more."""
-    with explain_disk_errors(destination), locked(destination):
-        if not python.exists() and destination.is_dir():  # another process may have made it anew meanwhile
-            print(f"{destination}: the Python that it was made with is gone: making it anew", file=sys.stderr)
-            shutil.rmtree(destination)
-
-
-def _make_environment(directory: Path, lock: Path, index: str) -> None:
-    """Fill a directory with a virtual environment; it may be renamed afterwards, as only its Python is used."""
-    print(f"making the environment of {lock.stem}: this downloads and unpacks a framework", file=sys.stderr, flush=True)
-    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    _run([str(base if base.exists() else sys.executable), "-m", "venv", str(directory)], lock)
-    install = [str(directory / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    install += ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(lock)]
-    try:
-        _run(install, lock)
-    except CnnbenchError:
-        if not index:
-            raise
-        # Only now, as every package would be looked for there too, and where it cannot be reached, waited for.
-        print(f"{lock.name}: not all of it where pip looks: trying {index} as well", file=sys.stderr, flush=True)
-        _run([*install, "--extra-index-url", index, "--retries", "1", "--timeout", "30"], lock)
-
-
-def _run(command: list[str], lock: Path) -> None:
-    """Run a step; show pip's own bars on a terminal, and its downloads and installations as lines anywhere else."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    terminal = sys.stderr.isatty()
-    last: deque[str] = deque(["it says why above"] if terminal else [], maxlen=8)
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=sys.stderr if terminal else subprocess.PIPE,
-        stderr=None if terminal else subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            for line in process.stdout or ():
-                last.append(line.rstrip())
-                if line.lstrip().startswith(("Downloading", "Installing")):
-                    print(f"  {line.strip()[:110]}", file=sys.stderr, flush=True)
-            code = process.wait()
-        except BaseException:  # interrupted: neither the step nor what it has started may go on
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if code != 0:
-        raise CnnbenchError(
-            f"making the environment of {lock.name} failed at `{' '.join(command)}`:\n" + "\n".join(last)
-        )
-
-
-def _index_of(lock: str) -> str:
-    return next((build.index for engine in engines().values() for build in engine.builds if build.lock == lock), "")
-
-
-if __name__ == "__main__":
-    locked_python(sys.argv[1], cache_root(os.environ), _index_of(sys.argv[1]))

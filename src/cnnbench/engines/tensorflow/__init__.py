@@ -74,7 +74,7 @@ ENGINES = (
         reader="cnnbench.engines.tensorflow.reader:read_batches",
         builds=(
             Build("itex", "tensorflow-itex", _itex_obstacle, int8=True, shares_weights=False, in_images=True),
-            Build("stock", "tensorflow-stock", int8=True, in_images=True),
+            Build("stock", "tensorflow-stock", int8=True),
             Build("zentf", "tensorflow-zentf", _avx2_obstacle),
         ),
         options=TensorFlowOptions,
