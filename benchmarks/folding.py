@@ -15,7 +15,7 @@ from typing import IO, cast
 
 import numpy as np
 
-from cnnbench.engines.registry import LoadSpec
+from cnnbench.engines.interface import LoadSpec
 from cnnbench.engines.tensorflow.backend import TensorFlowBackend
 
 WARM_UP = 3

@@ -19,7 +19,7 @@ from typing import IO, cast
 
 import numpy as np
 
-from cnnbench.engines.registry import LoadSpec
+from cnnbench.engines.interface import LoadSpec
 from cnnbench.engines.tensorflow.backend import TensorFlowBackend
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock

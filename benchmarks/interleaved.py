@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
@@ -51,6 +51,12 @@ def kpi_of(result: RunResult, key: str = "Throughput") -> float:
     if result.verdict == "invalid":
         sys.exit(f"invalid run: {result.reason}")
     return next(kpi.value for kpi in result.kpis if kpi.key == key)
+
+
+def interval_text(samples: Sequence[float], digits: int) -> str:
+    """Return a median with its 95 % interval."""
+    median, low, high = median_interval(samples)
+    return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def compare(rounds: int, name_a: str, run_a: Callable[[], float], name_b: str, run_b: Callable[[], float]) -> float:

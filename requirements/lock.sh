@@ -18,11 +18,8 @@ lock tensorflow-stock --override tensorflow.override "$@"
 lock tensorflow-itex --override tensorflow.override "$@"
 lock tensorflow-zentf --override tensorflow-zentf.override "$@"
 lock tensorflow-quantizer --override tensorflow.override --only-binary :all: "$@"
-lock peers-openvino "$@"
-lock peers-onnxruntime "$@"
 lock openvino-cpu "$@"
 lock onnxruntime-cpu "$@"
 lock mpi-ranks "$@"
 lock pytorch-cuda --override pytorch-cpu.override "$@"
-lock pytorch-cpu --override pytorch-cpu.override "$@" # needs UV_EXTRA_INDEX_URL as the next
-lock peers-pytorch "$@" # needs UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; see the file
+lock pytorch-cpu --override pytorch-cpu.override "$@" # needs UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu

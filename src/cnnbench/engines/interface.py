@@ -57,6 +57,7 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back what `load` took."""
+        return
 
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs, by name."""
@@ -68,6 +69,7 @@ class Backend(Protocol):
 
     def profile(self, batch: np.ndarray, path: Path) -> None:
         """Profile a step where the options ask for it, into a file in the trace format of Chrome and Perfetto."""
+        del batch, path
 
 
 class Reader(Protocol):
