@@ -166,9 +166,9 @@ class Engine:
 
     @property
     def search_path(self) -> Path:
-        """Return the directory that a Python finds its package by."""
-        package = importlib.import_module(self.backend.partition(":")[0].partition(".")[0])
-        return Path(str(package.__file__)).parents[1]
+        """Return the directory that a Python finds its package, or its module alone, by."""
+        top = importlib.import_module(self.backend.partition(":")[0].partition(".")[0])
+        return Path(str(top.__file__)).parents[1 if hasattr(top, "__path__") else 0]
 
 
 @cache
