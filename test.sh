@@ -32,7 +32,7 @@ else
 fi
 
 echo "== pytest"
-"$bin/pytest" "$@"
+"$bin/pytest" --numprocesses 2 --dist loadgroup --durations 20 "$@"
 
 echo "== ctest -L gated"
 ./run.sh -L gated

@@ -19,6 +19,14 @@ from cnnbench.staging.environments import engine_python
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist writes the groups into the tests' names
+def pytest_collection_modifyitems(items):
+    """Keep together, where tests run side by side, those of a file, which share runs, and those of container images."""
+    for item in items:
+        group = "container" if item.get_closest_marker("container") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def engine_cache() -> Path:
     """The user's cache: environments and models are made once, as for a user, not once a test."""

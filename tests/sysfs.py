@@ -14,11 +14,15 @@ def make_sysfs_tree(
     nodes_per_socket: int = 1,
     offline: Iterable[int] = (),
     nodes: Mapping[int, Iterable[int]] | None = None,
+    cache_cores: int = 0,
+    atoms: int = 0,
 ) -> Path:
     """Write the tree below `root` and return it.
 
     CPUs are numbered as Linux does on x86: the first threads of all cores, socket by socket, then the second threads.
-    `nodes` maps node to CPUs where the even split is not wanted; an empty map is a kernel without NUMA.
+    `nodes` maps node to CPUs where the even split is not wanted; an empty map is a kernel without NUMA. `cache_cores`:
+    how many cores share an L3 of 32 MiB, each with an L2 of its own; 0 for a kernel that tells of no caches. `atoms`:
+    how many of the last cores are a hybrid processor's small ones.
     """
     cores = sockets * cores_per_socket
     present = range(cores * threads_per_core)
@@ -35,6 +39,18 @@ def make_sysfs_tree(
         write(topology / "core_id", str(core % cores_per_socket))
         siblings = [core + thread * cores for thread in range(threads_per_core)]
         write(topology / "thread_siblings_list", format_cpu_list(set(siblings) & set(online)))
+        if cache_cores:
+            first, threads = core // cache_cores * cache_cores, range(threads_per_core)
+            sharers = {one + thread * cores for one in range(first, first + cache_cores) for thread in threads}
+            for index, (level, shared, size) in enumerate(((2, set(siblings), "1024K"), (3, sharers, "32768K"))):
+                cache = cpu_root / f"cpu{cpu}/cache/index{index}"
+                write(cache / "level", str(level))
+                write(cache / "shared_cpu_list", format_cpu_list(shared & set(online)))
+                write(cache / "size", size)
+    if atoms:
+        small = [cpu for cpu in online if cpu % cores >= cores - atoms]
+        write(root / "devices/cpu_atom/cpus", format_cpu_list(small))
+        write(root / "devices/cpu_core/cpus", format_cpu_list(set(online) - set(small)))
     if nodes is None:
         per_node = cores_per_socket // nodes_per_socket
         nodes = {

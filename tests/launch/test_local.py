@@ -10,8 +10,8 @@ import pytest
 
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.engines.registry import Setting, find_engine
+from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.launch.local import SHARED_PREFIX, STALE_S, engine_environment, shared_directory, split_environment
-from cnnbench.launch.plan import InstancePlan, Plan
 
 MEMORY = Path("/dev/shm")
 

@@ -3,9 +3,10 @@ import json
 import pytest
 
 from cnnbench.base.errors import UsageError
-from cnnbench.launch.plan import InstancePlan, PlanRequest, plan_instances
+from cnnbench.launch.instances import InstancePlan
+from cnnbench.launch.plan import PlanRequest, plan_instances
 from cnnbench.machine.topology import Topology, read_topology
-from sysfs import make_sysfs_tree
+from sysfs import make_sysfs_tree, write
 
 
 @pytest.fixture
@@ -399,3 +400,84 @@ def test_replicas_that_do_not_fit_are_refused(two_sockets, request_, words):
 def test_without_numa_awareness_no_memory_is_bound(two_sockets):
     plan = plan_instances(two_sockets, PlanRequest("throughput", cores_per_instance=2, numa_aware=False))
     assert {one.memory_node for one in plan.instances} == {None}
+
+
+GENOA = {"sockets": 2, "cores_per_socket": 96, "cache_cores": 8}
+MILAN = {"sockets": 2, "cores_per_socket": 64, "cache_cores": 8, "nodes_per_socket": 4}
+SPR_SNC4 = {"sockets": 2, "cores_per_socket": 56, "cache_cores": 56, "nodes_per_socket": 4}
+SRF = {"sockets": 1, "cores_per_socket": 144, "threads_per_core": 1, "cache_cores": 144}
+HYBRID = {"cores_per_socket": 12, "threads_per_core": 1, "cache_cores": 12, "atoms": 4}
+
+PLACEMENTS = [
+    # machine, what is asked for, instances, caches of an instance, idle cores
+    (GENOA, {"cores_per_instance": 7}, 24, {1}, 24),
+    (GENOA, {"cores_per_instance": 8}, 24, {1}, 0),
+    (GENOA, {"cores_per_instance": 4}, 48, {1}, 0),
+    (GENOA, {"cores_per_instance": 16}, 12, {2}, 0),
+    (GENOA, {"cores_per_instance": 7, "instances": 26}, 26, {1, 7}, 10),
+    (GENOA, {}, 2, {12}, 0),
+    (GENOA | {"offline": [0]}, {"cores_per_instance": 8}, 24, {1}, 0),
+    (GENOA | {"offline": [0, 192]}, {"cores_per_instance": 8}, 23, {1}, 7),
+    (MILAN, {"cores_per_instance": 6}, 16, {1}, 32),
+    (MILAN, {"cores_per_instance": 16}, 8, {2}, 0),
+    (SPR_SNC4, {"cores_per_instance": 14}, 8, {1}, 0),
+    (SPR_SNC4, {"cores_per_instance": 28}, 4, {1}, 0),
+    (SRF, {"cores_per_instance": 4}, 36, {1}, 0),
+    (SRF, {"cores_per_instance": 5}, 28, {1}, 4),
+    (GENOA | {"cache_cores": 0}, {"cores_per_instance": 7}, 26, {0}, 10),
+]
+
+
+def test_an_instance_lies_in_one_cache_where_it_fits_then_in_a_node(machine):
+    for layout, asked, instances, caches, idle in PLACEMENTS:
+        topology = machine(**layout)
+        for mode in ("throughput", "latency") if asked else ("throughput",):
+            plan = plan_instances(topology, PlanRequest(mode, **asked))
+            told = (len(plan.instances), {len(one.caches) for one in plan.instances}, plan.idle_cores)
+            assert told == (instances, caches, idle), (layout, asked, mode)
+            used = [cpu for one in plan.instances for cpu in one.cpus]
+            assert len(used) == len(set(used))
+
+
+def test_what_did_not_fit_in_one_cache_is_noted(machine):
+    genoa = machine(**GENOA)
+    plan = plan_instances(genoa, PlanRequest("throughput", cores_per_instance=7, instances=26))
+    (note,) = [note for note in plan.notes if "cache" in note]
+    assert note.endswith("more than one last-level (L3) cache, as none had cores enough left")
+    assert len([one for one in plan.instances if len(one.caches) > 1]) == 2
+    whole = plan_instances(genoa, PlanRequest("throughput", cores_per_instance=16))
+    assert not [note for note in whole.notes if "cache" in note]
+
+
+def test_an_instance_has_cores_of_one_kind_unless_more_are_asked_for(machine):
+    topology = machine(**HYBRID)
+    for request, kinds in [
+        (PlanRequest("throughput"), [("core",), ("atom",)]),
+        (PlanRequest("throughput", instance_mode="numa"), [("core",), ("atom",)]),
+        (PlanRequest("throughput", instances=1), [("core",)]),
+        (PlanRequest("throughput", cores_per_instance=4), [("core",), ("core",), ("atom",)]),
+        (PlanRequest("latency"), [("core",), ("core",), ("atom",)]),
+        (PlanRequest("throughput", cores_per_instance=12), [("core", "atom")]),
+    ]:
+        plan = plan_instances(topology, request)
+        assert [one.kinds for one in plan.instances] == kinds
+        (note,) = [note for note in plan.notes if "kinds" in note]
+        assert ("the others wait for" in note) is (len(kinds[0]) > 1)
+    assert "kinds" not in plan_instances(machine(), PlanRequest("latency")).to_dict()["instances"][0]
+
+
+def test_memory_is_bound_to_the_nearest_node_that_has_some(tmp_path):
+    tree = make_sysfs_tree(tmp_path, sockets=2, cores_per_socket=4, nodes_per_socket=2, threads_per_core=1)
+    nodes = [(0, "10 12 32 32"), (64, "12 10 32 32"), (64, "32 32 10 12"), (0, "32 32 12 10")]
+    for node, (kilobytes, distances) in enumerate(nodes):
+        write(tree / f"devices/system/node/node{node}/meminfo", f"Node {node} MemTotal:       {kilobytes} kB")
+        write(tree / f"devices/system/node/node{node}/distance", distances)
+    plan = plan_instances(read_topology(tree), PlanRequest("throughput", cores_per_instance=2))
+    assert [(one.nodes, one.memory_node) for one in plan.instances] == [((0,), 1), ((1,), 1), ((2,), 2), ((3,), 2)]
+    assert [note for note in plan.notes if "no memory" in note] == [
+        "NUMA node 0 has no memory: memory is bound to node 1, the nearest that has",
+        "NUMA node 3 has no memory: memory is bound to node 2, the nearest that has",
+    ]
+    unaware = plan_instances(read_topology(tree), PlanRequest("throughput", cores_per_instance=2, numa_aware=False))
+    assert {one.memory_node for one in unaware.instances} == {None}
+    assert not [note for note in unaware.notes if "no memory" in note]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnnbench.cases.precisions import PRECISIONS
-from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.machine.contention import Contention, Throttling
 from cnnbench.proof import verdict as validity
 from cnnbench.proof.precision import PrecisionProof

@@ -20,7 +20,7 @@ from cnnbench.base.checkout import SOURCES
 from cnnbench.base.errors import InvalidMeasurementError
 from cnnbench.base.progress import Progress
 from cnnbench.cases.precisions import Precision
-from cnnbench.launch.plan import Plan
+from cnnbench.launch.instances import Plan
 from cnnbench.results.record import KILLED
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock, State

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.launch.local import KilledError, WorkerLaunch, WorkerProcess
-from cnnbench.launch.plan import InstancePlan, Plan
 from cnnbench.machine.contention import CpuSample
 from cnnbench.machine.topology import Topology, format_cpu_list
 
@@ -239,8 +239,10 @@ class RankReport:
     def bound(self, plan: Plan) -> Plan:
         """Return the plan with the CPUs that MPI bound the instances to."""
         placed = sorted(self.placement, key=lambda fields: fields["index"])
-        sequences = ("cpus", "sockets", "nodes")
-        instances = [InstancePlan(**fields | {name: tuple(fields[name]) for name in sequences}) for fields in placed]
+        instances = []
+        for fields in placed:
+            read: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in fields.items()}
+            instances.append(InstancePlan(**read))
         return replace(plan, instances=tuple(instances))
 
     def cpu_times(self) -> tuple[CpuSample, CpuSample, float]:

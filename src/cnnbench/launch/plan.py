@@ -1,16 +1,19 @@
 """Plan which physical cores each instance gets: a pure function of the topology and what was asked for."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.parameters import InstanceMode
+from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.machine.topology import UNKNOWN_NODE, Core, Topology, format_cpu_list
 
 MODES = ("throughput", "latency", "accuracy")
+_T = TypeVar("_T")
 LATENCY_CORES = 4  # the reference document: 4 cores per test instance
 
-Cell = list[Core]  # free cores that share one socket and one NUMA node, in topology order
+Cell = list[Core]  # free cores of one kind that share a socket, a NUMA node and a last-level cache, in topology order
 
 
 @dataclass(frozen=True)
@@ -40,74 +43,6 @@ class PlanRequest:
         return (1 if self.instances is None else self.instances) * self.replicas
 
 
-@dataclass(frozen=True)
-class InstancePlan:
-    """One instance: the logical CPUs it is pinned to, one per physical core, and where they lie.
-
-    `host`: where MPI launched it; empty without MPI.
-    """
-
-    index: int
-    process: int
-    cpus: tuple[int, ...]
-    sockets: tuple[int, ...]
-    nodes: tuple[int, ...]
-    memory_node: int | None  # the node to bind memory to; None when the cores lie in several or an unknown one
-    host: str = ""
-
-    @property
-    def threads(self) -> int:
-        """Return the number of intra-op threads: one for each core."""
-        return len(self.cpus)
-
-    def to_dict(self) -> dict[str, object]:
-        """Return it as data that JSON can hold, without a host where there is but one."""
-        fields = {**asdict(self), "threads": self.threads}
-        return fields if self.host else {name: value for name, value in fields.items() if name != "host"}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All instances of a run, and what a reader of its KPIs should know about their placement."""
-
-    instances: tuple[InstancePlan, ...]
-    idle_cores: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def cores_per_instance(self) -> int:
-        """Return the cores of an instance; where sockets differ, of the largest (a note says so)."""
-        return max(instance.threads for instance in self.instances)
-
-    @property
-    def cpus(self) -> tuple[int, ...]:
-        """Return the CPUs in use, one of each physical core; where MPI launches on several hosts, on the first."""
-        here = self.instances[0].host
-        return tuple(cpu for instance in self.instances if instance.host == here for cpu in instance.cpus)
-
-    @property
-    def cores(self) -> int:
-        """Return the number of physical cores in use, on all hosts."""
-        return sum(instance.threads for instance in self.instances)
-
-    @property
-    def processes(self) -> tuple[tuple[InstancePlan, ...], ...]:
-        """Return the instances of each process, in the order of the process numbers."""
-        numbers = sorted({instance.process for instance in self.instances})
-        return tuple(tuple(one for one in self.instances if one.process == number) for number in numbers)
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the plan as data that JSON can hold."""
-        return {
-            "instances": [instance.to_dict() for instance in self.instances],
-            "processes": [[instance.index for instance in process] for process in self.processes],
-            "cores": self.cores,
-            "cores_per_instance": self.cores_per_instance,
-            "idle_cores": self.idle_cores,
-            "notes": list(self.notes),
-        }
-
-
 def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
     """Place the instances on distinct physical cores, inside one NUMA node (then one socket) where they fit.
 
@@ -119,9 +54,9 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
     if request.num_mpi is not None:
         groups = _place_in_sockets(topology, request, request.num_mpi)
     elif request.instance_mode == "numa":
-        groups = [topology.cores_of_node(node) for node in topology.nodes]
+        groups = _each_kind(topology.cores_of_node(node) for node in topology.nodes)
     elif request.instance_mode == "socket" or (request.mode != "latency" and not explicit):
-        groups = [topology.cores_of_socket(socket) for socket in topology.sockets]
+        groups = _each_kind(topology.cores_of_socket(socket) for socket in topology.sockets)
     else:
         size = _choose_size(topology, request, notes)
         groups = _place(
@@ -131,6 +66,7 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
             cross=request.count is not None,
             spread=request.mode != "latency" and request.cores_per_instance is None,
             weight_sharing=request.weight_sharing,
+            mix=request.cores_per_instance is not None,
         )
     if not (groups := groups[: len(groups) // request.replicas * request.replicas]):
         raise UsageError(f"REPLICAS={request.replicas}: more than the instances that this host has room for")
@@ -140,6 +76,15 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
     if idle_cores:
         notes.append(f"{idle_cores} of {_cores(len(topology.cores))} stay idle")
     return Plan(instances, idle_cores, tuple(notes))
+
+
+def _each_kind(groups: Iterable[Sequence[Core]]) -> list[tuple[Core, ...]]:
+    """Return the groups with the kinds of a hybrid processor's cores apart."""
+    return [
+        tuple(core for core in group if core.kind == kind)
+        for group in groups
+        for kind in dict.fromkeys(core.kind for core in group)
+    ]
 
 
 def _check(topology: Topology, request: PlanRequest) -> None:
@@ -243,20 +188,23 @@ def _place(
     cross: bool = False,
     spread: bool = False,
     weight_sharing: bool = False,
+    mix: bool = False,
 ) -> list[tuple[Core, ...]]:
     """Place up to `count` instances (None: as many as fit) of `size` cores, in the narrowest domain that holds one.
 
-    The domains are the NUMA nodes, then the sockets, then the machine (never with weight sharing). `cross` lets the
-    instances that are left over go on to wider domains; `spread` balances over domains instead of filling in order.
+    The domains are the last-level caches, then the NUMA nodes, then the sockets, then the machine (never with weight
+    sharing), each of one kind of core, and with `mix` of all kinds at last. `cross` lets the instances that are left
+    over go on to wider domains; `spread` balances over domains instead of filling in order.
     """
-    cells = [
-        list(cores)
-        for socket in topology.sockets
-        for node in topology.nodes
-        if (cores := [core for core in topology.cores_of_node(node) if core.socket == socket])
+    cells: list[Cell] = _group(topology.cores, lambda core: (core.socket, core.kind, core.node, core.cache))
+    scopes = [
+        [[cell] for cell in cells],
+        _group(cells, lambda cell: (cell[0].kind, cell[0].socket, cell[0].node)),
+        _group(cells, lambda cell: (cell[0].kind, cell[0].socket)),
+        *([] if weight_sharing else [_group(cells, lambda cell: cell[0].kind)]),
     ]
-    sockets = [[cell for cell in cells if cell[0].socket == socket] for socket in topology.sockets]
-    scopes = [[[cell] for cell in cells], sockets, *([] if weight_sharing else [[cells]])]
+    if mix and len(topology.kinds) > 1:
+        scopes += [_group(cells, lambda cell: cell[0].socket), *([] if weight_sharing else [[cells]])]
     limit = len(topology.cores) if count is None else count
     placed: list[tuple[Core, ...]] = []
     for domains in scopes:
@@ -265,6 +213,14 @@ def _place(
         if placed and not cross:
             break
     return sorted(placed, key=lambda cores: cores[0].id)
+
+
+def _group(items: Iterable[_T], key: Callable[[_T], object]) -> list[list[_T]]:
+    """Return the items that have one key together, in the order in which the keys come first."""
+    groups: dict[object, list[_T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
 
 
 def _take(cells: Sequence[Cell], size: int) -> tuple[Core, ...]:
@@ -285,15 +241,17 @@ def _room(domain: Sequence[Cell]) -> int:
 
 def place_instance(index: int, process: int, cores: Sequence[Core], numa_aware: bool, host: str = "") -> InstancePlan:
     """Return an instance on one CPU of each core, its memory bound to their node where wanted and there is but one."""
-    nodes = tuple(sorted({core.node for core in cores}))
+    nodes, near = tuple(sorted({core.node for core in cores})), sorted({core.binds_to for core in cores})
     return InstancePlan(
         index=index,
         process=process,
         cpus=tuple(core.cpus[0] for core in cores),
         sockets=tuple(sorted({core.socket for core in cores})),
         nodes=nodes,
-        memory_node=nodes[0] if numa_aware and len(nodes) == 1 and nodes[0] != UNKNOWN_NODE else None,
+        memory_node=near[0] if numa_aware and len(near) == 1 and near[0] != UNKNOWN_NODE else None,
         host=host,
+        caches=tuple(sorted({core.cache.first_cpu for core in cores if core.cache})),
+        kinds=tuple(dict.fromkeys(core.kind for core in cores if core.kind)),
     )
 
 
@@ -319,6 +277,23 @@ def _placement_notes(topology: Topology, request: PlanRequest, instances: Sequen
         else:
             each = ", ".join(f"{instance.threads} on socket {instance.sockets[0]}" for instance in instances)
             notes.append(f"instances differ in cores as the sockets do: {each}")
+    notes += _cache_notes(topology, instances)
+    mixed = [instance.index for instance in instances if len(instance.kinds) > 1]
+    if mixed:
+        notes.append(
+            f"{_name(mixed)} cores of kinds {' and '.join(topology.kinds)}, the slower of which the others wait for: "
+            "fewer CORES_PER_INSTANCE fit in one kind"
+        )
+    elif len(topology.kinds) > 1:
+        each = "; ".join(f"{instance.index}: {instance.kinds[0]}" for instance in instances)
+        notes.append(f"the cores are of kinds {' and '.join(topology.kinds)}; those of the instances: {each}")
+    moved = {core.node: core.memory_node for core in topology.cores if core.memory_node is not None}
+    bound = {node for instance in instances if instance.memory_node is not None for node in instance.nodes}
+    notes += [
+        f"NUMA node {node} has no memory: memory is bound to node {near}, the nearest that has"
+        for node, near in moved.items()
+        if node in bound
+    ]
     over_sockets = [instance.index for instance in instances if len(instance.sockets) > 1]
     if over_sockets:
         notes.append(f"{_name(over_sockets)} more than one socket")
@@ -330,6 +305,16 @@ def _placement_notes(topology: Topology, request: PlanRequest, instances: Sequen
             + _remedy(topology, size, request)
         )
     return notes
+
+
+def _cache_notes(topology: Topology, instances: Sequence[InstancePlan]) -> list[str]:
+    """Say which instances lie in several last-level caches although one could hold as many cores."""
+    largest = max((len(cell) for cell in _group(topology.cores, lambda core: core.cache)), default=0)
+    over = [one.index for one in instances if len(one.caches) > 1 and one.threads <= largest]
+    if not over:
+        return []
+    level = topology.caches[0].level
+    return [f"{_name(over)} more than one last-level (L{level}) cache, as none had cores enough left"]
 
 
 def _remedy(topology: Topology, size: int, request: PlanRequest) -> str:

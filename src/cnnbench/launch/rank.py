@@ -24,6 +24,7 @@ import numpy as np
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
+from cnnbench.launch.instances import InstancePlan
 from cnnbench.launch.local import (
     JUDGE_S,
     POLL_S,
@@ -36,7 +37,7 @@ from cnnbench.launch.local import (
     worker_command,
 )
 from cnnbench.launch.mpi import FAILED, REPORT, UNFIT, RankJob, RankReport
-from cnnbench.launch.plan import InstancePlan, place_instance
+from cnnbench.launch.plan import place_instance
 from cnnbench.machine.contention import sample_cpu_time, with_siblings
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.machine.topology import format_cpu_list, read_topology

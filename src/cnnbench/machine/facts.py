@@ -1,18 +1,41 @@
 """Gather the facts that all runs on this machine share."""
 
+from collections import Counter
+
 from cnnbench.machine.cgroup import read_cpu_quotas
 from cnnbench.machine.host import read_host
+from cnnbench.machine.topology import Topology, read_topology
+
+
+def describe_caches(topology: Topology) -> str | None:
+    """Return how many last-level caches the usable cores have and of what size; None where the kernel does not tell."""
+    if not (caches := topology.caches):
+        return None
+    cores = Counter(core.cache for core in topology.cores if core.cache)
+    shared = sorted(set(cores.values()))
+    sizes = sorted({cache.size_bytes for cache in caches if cache.size_bytes})
+    size = f" of {' and '.join(f'{size / 2**20:g} MiB' for size in sizes)}" if sizes else ""
+    usable = "usable core" if shared == [1] else "usable cores"
+    return f"{len(caches)} x L{caches[0].level}{size} for {' or '.join(map(str, shared))} {usable} each"
+
+
+def describe_kinds(topology: Topology) -> str | None:
+    """Return how many usable cores a hybrid processor has of each kind; None where all are alike."""
+    kinds = Counter(core.kind for core in topology.cores)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) if len(kinds) > 1 else None
 
 
 def machine_facts() -> dict[str, str | None]:
     """Return the facts that all runs on this machine share, by name; None for what cannot be known or is not there."""
-    host = read_host()
+    host, topology = read_host(), read_topology()
     quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
     return {
         "CPU": host.cpu_model,
         "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
         "SMT": "on" if host.smt else "off",
         "NUMA nodes": str(host.numa_nodes),
+        "last-level caches": describe_caches(topology),
+        "kinds of cores": describe_kinds(topology),
         "CPU quota": None if quota is None else f"{quota:.4g} CPU{'' if quota == 1 else 's'}",
         "governor": host.governor,
         "turbo": None if host.turbo is None else "on" if host.turbo else "off",

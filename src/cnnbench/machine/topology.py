@@ -1,10 +1,11 @@
-"""Read the processor layout this process may use: sockets, NUMA nodes, physical cores, SMT siblings.
+"""Read the processor layout this process may use: sockets, NUMA nodes, caches, physical cores, SMT siblings.
 
 The source is sysfs (kernel Documentation/admin-guide/cputopology.rst), cut down to the affinity mask and the cgroup
 cpuset. Inside a container sysfs, `lscpu` and `numactl -H` show every CPU of the host, so the cut is what counts.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,40 @@ from cnnbench.machine.cgroup import PROC_SELF, find_cgroups
 
 HOST_SYSFS = Path("/sys")
 UNKNOWN_NODE = -1  # a CPU that no NUMA node lists although the machine has nodes: never bind its memory
+_SIZE_SHIFTS = {"K": 10, "M": 20, "G": 30}
 _CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")  # of v2, of v1, of an old v1
+
+
+@dataclass(frozen=True, order=True)
+class Cache:
+    """The last-level cache of a core: the first CPU of the host that has it, its level, and its size where known."""
+
+    first_cpu: int
+    level: int
+    size_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Core:
-    """A physical core of which at least one logical CPU is usable."""
+    """A physical core of which at least one logical CPU is usable.
+
+    `cache`: None where the kernel does not tell, as in many virtual machines. `kind`: what tells the cores of a hybrid
+    processor apart (core and atom, or a capacity), empty where all are alike. `memory_node`: the node itself, or the
+    nearest with memory where it has none.
+    """
 
     id: int  # dense index over the usable cores, socket by socket and node by node
     cpus: tuple[int, ...]  # usable SMT siblings, lowest first
     socket: int
     node: int
+    cache: Cache | None = None
+    kind: str = ""
+    memory_node: int | None = None
+
+    @property
+    def binds_to(self) -> int:
+        """Return the node whose memory is nearest."""
+        return self.node if self.memory_node is None else self.memory_node
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,16 @@ class Topology:
     def nodes(self) -> tuple[int, ...]:
         """Return the NUMA nodes that have a usable core."""
         return tuple(sorted({core.node for core in self.cores}))
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """Return the last-level caches that usable cores have; none where the kernel does not tell."""
+        return tuple(sorted({core.cache for core in self.cores if core.cache is not None}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the kinds of the usable cores, in the cores' order; one where all are alike."""
+        return tuple(dict.fromkeys(core.kind for core in self.cores))
 
     @property
     def cpus(self) -> tuple[int, ...]:
@@ -107,7 +141,8 @@ def read_topology(
             f"no usable CPU: online are {format_cpu_list(online)}, the affinity mask has {_describe(affinity)}, "
             f"the cgroup cpuset has {_describe(cgroup_cpus)}; widen the mask (taskset) or the cpuset"
         )
-    node_of = _read_nodes(sysfs)
+    node_of, kind_of = _read_nodes(sysfs), _read_kinds(sysfs, online)
+    memory_of = _read_memory_nodes(sysfs)
     siblings_of_core = _read_siblings(sysfs, online)
     found = []
     for siblings in siblings_of_core:
@@ -115,8 +150,12 @@ def read_topology(
         if cpus:
             node = node_of.get(cpus[0], UNKNOWN_NODE) if node_of else 0
             found.append((_read_socket(sysfs, cpus[0]), node, siblings[0], cpus))
+    caches = {cpus: _read_cache(sysfs, cpus[0]) for *_, cpus in found}
     return Topology(
-        cores=tuple(Core(id_, cpus, socket, node) for id_, (socket, node, _, cpus) in enumerate(sorted(found))),
+        cores=tuple(
+            Core(id_, cpus, socket, node, caches[cpus], kind_of.get(cpus[0], ""), memory_of.get(node))
+            for id_, (socket, node, _, cpus) in enumerate(sorted(found))
+        ),
         threads_per_core=max(len(siblings) for siblings in siblings_of_core),
     )
 
@@ -165,6 +204,50 @@ def _read_nodes(sysfs: Path) -> dict[int, int]:
     nodes = sysfs / "devices/system/node"
     lists = {int(path.parent.name[4:]): path for path in nodes.glob("node[0-9]*/cpulist")}
     return {cpu: node for node, path in sorted(lists.items()) for cpu in parse_cpu_list(_read_text(path))}
+
+
+def _read_memory_nodes(sysfs: Path) -> dict[int, int]:
+    """Map each NUMA node without memory to the nearest that has some, of equally near ones the first."""
+    directory = sysfs / "devices/system/node"
+    numbers = sorted(int(path.name[4:]) for path in directory.glob("node[0-9]*"))
+    empty = {number for number in numbers if _has_no_memory(directory / f"node{number}")}
+    nearest = {}
+    for number in empty if set(numbers) - empty else ():
+        distances = [int(word) for word in _read_text(directory / f"node{number}/distance").split()]
+        with_memory = [(far, other) for far, other in zip(distances, numbers, strict=True) if other not in empty]
+        nearest[number] = min(with_memory)[1]
+    return nearest
+
+
+def _has_no_memory(node: Path) -> bool:
+    """Say whether a node is known to have no memory of its own (MemTotal)."""
+    path = node / "meminfo"
+    return path.is_file() and re.search(r"MemTotal:\s*0 kB", _read_text(path)) is not None
+
+
+def _read_kinds(sysfs: Path, online: tuple[int, ...]) -> dict[int, str]:
+    """Map each CPU to its kind of core where there are several: by Intel's devices of each, or else by capacity."""
+    kinds: dict[int, str] = {}
+    for name in ("core", "atom"):
+        path = sysfs / f"devices/cpu_{name}/cpus"
+        if path.is_file():
+            kinds |= dict.fromkeys(parse_cpu_list(_read_text(path)), name)
+    if not kinds:
+        paths = {cpu: _cpu_directory(sysfs, cpu) / "cpu_capacity" for cpu in online}
+        kinds = {cpu: f"capacity {_read_text(path)}" for cpu, path in paths.items() if path.is_file()}
+    return kinds if len({kinds.get(cpu, "") for cpu in online}) > 1 else {}
+
+
+def _read_cache(sysfs: Path, cpu: int) -> Cache | None:
+    """Return a CPU's cache of the highest level; None where the kernel tells of none."""
+    found = []
+    for index in (_cpu_directory(sysfs, cpu) / "cache").glob("index[0-9]*"):
+        if (index / "level").is_file() and (index / "shared_cpu_list").is_file():
+            shared = parse_cpu_list(_read_text(index / "shared_cpu_list"))
+            size = _read_text(index / "size") if (index / "size").is_file() else ""
+            size_bytes = int(size[:-1]) << _SIZE_SHIFTS[size[-1]] if re.fullmatch(r"\d+[KMG]", size) else None
+            found.append(Cache(shared[0] if shared else cpu, int(_read_text(index / "level")), size_bytes))
+    return max(found, key=lambda cache: cache.level, default=None)
 
 
 def _cpu_directory(sysfs: Path, cpu: int) -> Path:

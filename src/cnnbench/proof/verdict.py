@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnbench.cases.precisions import Precision
-from cnnbench.launch.plan import InstancePlan, Plan
+from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.machine.ceiling import Utilization
 from cnnbench.machine.contention import Contention, Throttling
 from cnnbench.machine.topology import format_cpu_list

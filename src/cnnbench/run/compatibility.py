@@ -5,7 +5,7 @@ from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, Parameters, options_of, parameters_of, told
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.engines.registry import AUTO, Conditions, Engine, engines
-from cnnbench.launch.plan import Plan
+from cnnbench.launch.instances import Plan
 from cnnbench.staging.networks import chosen_network
 
 STEADY_IN_INT8 = ("resnet18", "resnet34", "resnet50")

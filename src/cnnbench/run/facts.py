@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cnnbench.launch.plan import Plan
+from cnnbench.launch.instances import Plan
 from cnnbench.machine.facts import machine_facts
 from cnnbench.machine.topology import format_cpu_list
 from cnnbench.run.job import Inputs, Job

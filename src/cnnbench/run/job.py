@@ -22,9 +22,10 @@ from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import AUTO, Engine, Setting, find_engine, find_part
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.launch.gramine import read_wrap_key
+from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.mpi import Ranks, find_mpirun, is_root, mpirun_command, plan_ranks
-from cnnbench.launch.plan import Plan, PlanRequest, plan_instances
+from cnnbench.launch.plan import PlanRequest, plan_instances
 from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.machine.topology import format_cpu_list, read_topology
@@ -288,9 +289,13 @@ def describe_case(planned: PlannedCase) -> list[str]:
         lines.append(
             f"  {instance.index}: process {instance.process}, {instance.threads} threads, "
             f"CPUs {format_cpu_list(instance.cpus)}, sockets {format_cpu_list(instance.sockets)}, "
-            f"NUMA nodes {format_cpu_list(instance.nodes)}, memory {node}{host}"
+            f"NUMA nodes {format_cpu_list(instance.nodes)}, {_caches_text(instance)}memory {node}{host}"
         )
     return lines + [f"note: {note}" for note in planned.notes]
+
+
+def _caches_text(instance: InstancePlan) -> str:
+    return f"last-level caches from CPU {format_cpu_list(instance.caches)}, " if instance.caches else ""
 
 
 def describe_job(job: Job, cache: Path) -> list[str]:

@@ -17,9 +17,9 @@ from cnnbench.base.progress import SECONDS, Progress
 from cnnbench.engines.layers import TRACE_DIRECTORY
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.launch.enclave import Enclaves
+from cnnbench.launch.instances import InstancePlan
 from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
 from cnnbench.launch.mpi import JOB, REPORT, MpirunLaunch, RankJob, RankReport
-from cnnbench.launch.plan import InstancePlan
 from cnnbench.machine.ceiling import Ceiling, Utilization, measure_ceiling, utilize
 from cnnbench.machine.cgroup import CpuQuota, read_cpu_quotas
 from cnnbench.machine.contention import CpuSample, compare_quotas, compare_samples, sample_cpu_time, with_siblings
