@@ -24,7 +24,7 @@ from cnnbench.cases.case import check_name
 from cnnbench.engines.registry import engines, engines_that_take
 from cnnbench.harness.line import WIDTHS, read_request
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.report.table import align
+from cnnbench.report.text import align
 from cnnbench.results.record import RunResult
 from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
 from cnnbench.run.measurement import DEFAULT_HANG_S, Measurement

@@ -129,14 +129,16 @@ def test_an_invalid_run_shows_its_reason_and_never_a_value(save):
             text = list_kpis(runs, output_format=output_format, all_kpis=all_kpis).text
             assert "77777" not in text
             assert "killed during execution" in " ".join(text.split())
-    assert "INVALID: Some instances" in list_kpis(runs).text
+    text = list_kpis(runs).text
+    assert "INVALID [1]" in text
+    assert "\n[1] Some instances were killed" in text
     assert lines(list_kpis(runs).text)[-1][-2:] == ["2", "0"]
 
 
 def test_an_unstable_run_counts_and_says_why(save):
     runs = [save(make_run(value=100)), save(make_run(value=110, criteria=[UNSTEADY]))]
     text = list_kpis(runs).text
-    assert "110.0  unstable: spread: 12.0 %, needed at most 5 %" in text
+    assert "110.0  unstable [1]\n\n[1] spread: 12.0 %, needed at most 5 %" in text
     assert lines(text)[-1][-2:] == ["2", "1"]
     assert json.loads(list_kpis(runs, output_format="json").text)[-1]["unstable"] == 1
 
@@ -207,6 +209,7 @@ def test_the_table_fits_a_terminal(save):
     ]
     text = list_kpis(runs, params=True).text
     assert max(map(len, text.splitlines())) <= 120
+    assert text.count("Some instances were killed") == 1
     assert "BATCH_SIZE=128" in text
 
 
@@ -231,7 +234,7 @@ def test_json_is_a_list_of_objects(repeated, save):
         "record": "run",
         "logs": f"logs-{PREFIX}{THROUGHPUT}/itr-1",
         "case": PREFIX + THROUGHPUT,
-        "parameters": {},
+        "parameters": {"BATCH_SIZE": "1", "CORES_PER_INSTANCE": "2"},
         "facts": {},
         "kpi": "Throughput",
         "unit": "img/s",
@@ -244,7 +247,7 @@ def test_json_is_a_list_of_objects(repeated, save):
     assert records[4] == {
         "record": "repeated",
         "case": PREFIX + THROUGHPUT,
-        "parameters": {},
+        "parameters": {"BATCH_SIZE": "1", "CORES_PER_INSTANCE": "2"},
         "facts": {},
         "kpi": "Throughput",
         "unit": "img/s",
@@ -259,7 +262,7 @@ def test_json_is_a_list_of_objects(repeated, save):
 @pytest.mark.parametrize("count", [1, 3])
 def test_csv_has_the_same_columns_always(repeated, count):
     rows = list(csv.DictReader(io.StringIO(list_kpis(repeated[:count], output_format="csv").text)))
-    assert tuple(rows[0]) == CSV_COLUMNS
+    assert tuple(rows[0]) == (*CSV_COLUMNS, "BATCH_SIZE", "CORES_PER_INSTANCE")
     assert float(rows[0]["value"]) == 150
     assert rows[0]["n"] == ""
     assert [row["n"] for row in rows if row["record"] == "repeated"] == ["3"] * (count == 3)
@@ -274,7 +277,7 @@ def test_csv_has_a_column_for_each_parameter_and_the_ends_of_intervals(save):
         save(make_run(value=110, CUSTOMER_ENV="A=1 B='two words, one comma'"), "logs-b"),
         save(make_run(criteria=[KILLED_INSTANCE]), "logs-c"),
     ]
-    rows = list(csv.DictReader(io.StringIO(list_kpis(runs, params=True, output_format="csv").text)))
+    rows = list(csv.DictReader(io.StringIO(list_kpis(runs, output_format="csv").text)))
     assert tuple(rows[0]) == (*CSV_COLUMNS, "BATCH_SIZE", "CORES_PER_INSTANCE", "CUSTOMER_ENV")
     assert [row["BATCH_SIZE"] for row in rows] == ["8", "1", "1"]
     assert [row["CUSTOMER_ENV"] for row in rows] == ["", "A=1 B='two words, one comma'", ""]
@@ -283,7 +286,7 @@ def test_csv_has_a_column_for_each_parameter_and_the_ends_of_intervals(save):
         ("110.0", "", ""),
         ("", "", ""),
     ]
-    first, second, _ = json.loads(list_kpis(runs, params=True, output_format="json").text)
+    first, second, _ = json.loads(list_kpis(runs, output_format="json").text)
     assert (first["low"], first["high"]) == (99, 103)
     assert "low" not in second
 
@@ -364,5 +367,6 @@ def test_kpi_table_shows_intervals_percentiles_and_verdicts():
     assert " ".join(table[1].split()) == f"{THROUGHPUT} Throughput (img/s) 151.4 150.9 to 152.0 (95 %) valid"
     assert " ".join(table[2].split()) == f"{LATENCY} Latency (ms) 13.40 p50 13.10, p99 15.25 valid"
     assert "86.3" not in table[3]
-    assert "INVALID: Some instances" in table[3]
+    assert table[3].endswith("INVALID [1]")
+    assert table[5].startswith("[1] Some instances were killed")
     assert max(map(len, table)) <= 120

@@ -17,7 +17,8 @@ from cnnbench.harness.line import Request
 from cnnbench.harness.spec import Variant
 from cnnbench.machine.ceiling import PEAK_VARIABLE
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.report.table import align, list_kpis
+from cnnbench.report.table import list_kpis
+from cnnbench.report.text import WORDS, Footnotes, align
 from cnnbench.results.kpi_text import format_number, kpi_lines
 from cnnbench.results.record import RunResult, find_runs, load_run
 from cnnbench.run.job import Job, describe_job, plan_case, prepare_job
@@ -89,10 +90,12 @@ def run_spec(variants: Sequence[Variant], output: Path, timeout_s: float | None)
         print(f"{number} of {len(variants)}: {variant.key}: {variant.line}", file=sys.stderr, flush=True)
         entries.append(_run_variant(variant, request, output / variant.key, timeout_s))
     header, rows = _tabulate(entries)
+    notes = Footnotes()
+    shown = [[*row[:-2], notes.cite(row[-2], row[-1])] for row in rows]
     output.mkdir(parents=True, exist_ok=True)
     with (output / RESULTS).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
-    print(f"{align(header, rows)}\n\nwrote {output / RESULTS}")
+    print(f"{notes.below(align(header[:-1], shown))}\n\nwrote {output / RESULTS}")
     return CnnbenchError.exit_code if any(entry.failed for entry in entries) else 0
 
 
@@ -104,10 +107,10 @@ def _run_variant(variant: Variant, request: Request, root: Path, timeout_s: floa
             return Entry(variant, done, done.reason, failed=False)
         result, _ = _measure(job, root, timeout_s or request.timeout_s)
     except SkippedError as error:
-        return Entry(variant, None, f"skipped: {error}", failed=False)
+        return Entry(variant, None, str(error), failed=False)
     except CnnbenchError as error:  # the others are still to be run, and the exit code tells
         print(f"cnnbench: {error}", file=sys.stderr)
-        return Entry(variant, None, f"FAILED: {error}", failed=True)
+        return Entry(variant, None, str(error), failed=True)
     if result.interrupted:
         raise KeyboardInterrupt
     return Entry(variant, result, result.reason, failed=result.exit_code != 0)
@@ -127,7 +130,7 @@ def _find_done(job: Job, root: Path) -> RunResult | None:
 
 
 def _tabulate(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Return a heading and a row for each entry: parameters, the columns of all benchmarks, and the verdict.
+    """Return a heading and a row for each entry: parameters, the columns of all benchmarks, the verdict and its reason.
 
     A column shows a KPI, or a fact of the result such as the GPU.
     """
@@ -139,13 +142,13 @@ def _tabulate(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
         if entry.result and not entry.failed:
             found = entry.result.facts | {kpi.key: format_number(kpi.value) for kpi in entry.result.kpis}
         shown = {label: found.get(key, "") for label, key in entry.variant.benchmark.output}
-        verdict = entry.result.verdict if entry.result else ""
         rows.append(
             [
                 entry.variant.name,
                 *(entry.variant.values.get(name, "") for name in parameters),
                 *(shown.get(label, "") for label in columns),
-                ": ".join(text for text in (verdict, entry.reason) if text),
+                WORDS[entry.result.verdict] if entry.result else "FAILED" if entry.failed else "skipped",
+                entry.reason,
             ]
         )
-    return ["benchmark", *parameters, *columns, "verdict"], rows
+    return ["benchmark", *parameters, *columns, "verdict", "reason"], rows

@@ -12,7 +12,8 @@ from cnnbench.cases.precisions import PRECISIONS, Precision
 from cnnbench.engines.layers import LAYERS, TRACE_DIRECTORY
 from cnnbench.proof.precision import ran_as
 from cnnbench.proof.trace import TracedStep, read_trace
-from cnnbench.report.table import Format, align
+from cnnbench.report.table import Format
+from cnnbench.report.text import align
 from cnnbench.results.record import find_runs
 from cnnbench.worker.process import WorkerSpec
 

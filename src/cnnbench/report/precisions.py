@@ -1,12 +1,12 @@
 """Tabulate a machine's precisions: one row each, put together from its runs of throughput, latency and accuracy."""
 
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cnnbench.report.table import WIDTH, align, find_interval
+from cnnbench.report.table import find_interval
+from cnnbench.report.text import WORDS, Footnotes, align
 from cnnbench.results.kpi_text import format_number
-from cnnbench.results.record import RunResult, Verdict
+from cnnbench.results.record import RunResult
 
 
 @dataclass(frozen=True)
@@ -25,45 +25,40 @@ COLUMNS = (
     _Column("top-1 (%)", "accuracy", "Accuracy top-1", interval=True),
     _Column("loss (%)", "accuracy", "Top-1 loss"),
     _Column("ISA share (%)", "throughput", "ISA share"),
-    _Column("utilization (%)", "throughput", "Compute utilization"),
+    _Column("of peak (%)", "throughput", "Compute utilization"),
 )
-_WORDS: dict[Verdict, str] = {"valid": "valid", "unstable": "unstable", "invalid": "INVALID"}
-"""The verdicts as they are shown, from good to bad."""
 
 
 def precision_table(runs: Sequence[RunResult], precisions: Sequence[str]) -> str:
     """Tabulate runs, of which there is one for each precision and mode; the rows are in the order of `precisions`.
 
     What was not measured is left blank, and an invalid run shows no number. The verdict is the worst of the row's runs;
-    below the table is why a run is not valid.
+    it cites why each that is not valid is not.
     """
     found: dict[str, dict[str, RunResult]] = {}
     for run in sorted(runs, key=lambda run: precisions.index(run.requested["PRECISION"])):
         found.setdefault(run.requested["PRECISION"], {})[run.requested["MODE"]] = run
-    cells = [
-        [precision, *(_figure(modes.get(column.mode), column) for column in COLUMNS), _worst(modes.values())]
-        for precision, modes in found.items()
-    ]
-    reasons = [
-        f"{precision} {mode}: {_WORDS[run.verdict]}: {run.reason}"
-        for precision, modes in found.items()
-        for mode, run in modes.items()
-        if run.verdict != "valid"
-    ]
-    table = align(["precision", *(column.name for column in COLUMNS), "verdict"], cells)
-    return "\n".join([table, *(textwrap.fill(reason, WIDTH, subsequent_indent="    ") for reason in reasons)])
+    cells, notes = [], Footnotes()
+    for precision, modes in found.items():
+        word = max((WORDS[run.verdict] for run in modes.values()), key=list(WORDS.values()).index)
+        for mode, run in modes.items():
+            if run.verdict != "valid":
+                word = notes.cite(word, f"{mode}: {WORDS[run.verdict]}: {run.reason}")
+        cells.append([precision, *(_figure(modes.get(column.mode), column) for column in COLUMNS), word])
+    return notes.below(align(["precision", *(column.name for column in COLUMNS), "verdict"], cells))
 
 
 def _figure(run: RunResult | None, column: _Column) -> str:
-    """Return a column's KPI of a run, with its interval in parentheses; INVALID in place of a number."""
+    """Return a column's KPI of a run and how far its interval goes at the most; INVALID in place of a number."""
     if run is None:
         return ""
     if run.verdict == "invalid":
-        return _WORDS["invalid"]
-    figure = {kpi.key: format_number(kpi.value) for kpi in run.kpis}.get(column.key, "")
+        return WORDS["invalid"]
+    values = {kpi.key: kpi.value for kpi in run.kpis}
+    if (value := values.get(column.key)) is None:
+        return ""
     interval = find_interval(run, column.key) if column.interval else None
-    return f"{figure} ({' to '.join(map(format_number, interval))})" if interval else figure
-
-
-def _worst(runs: Iterable[RunResult]) -> str:
-    return max((_WORDS[run.verdict] for run in runs), key=list(_WORDS.values()).index)
+    if interval is None:
+        return format_number(value)
+    half_width = max(value - interval[0], interval[1] - value)
+    return f"{format_number(value)} ±{half_width:.{0 if half_width >= 10 else 2}f}"

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
+from cnnbench.report.text import WIDTH, WORDS, Footnotes, align
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import WORKER, Kpi, RunResult, find_runs, load_run
 
 Format = Literal["table", "csv", "json"]
 
-WIDTH = 120
 CSV_COLUMNS = (
     "record", "logs", "case", "kpi", "unit", "value", "low", "high", "verdict", "reason",
     "mean", "standard_deviation", "median", "n", "unstable",
@@ -31,7 +31,6 @@ DEFINING_FACTS = (
 )  # fmt: skip
 """The facts without which a number is another machine's, engine's, model's or data set's; the rest vary by the run."""
 
-_NARROWEST_TEXT = 24
 _SHA256_DIGITS = 12
 
 
@@ -83,7 +82,8 @@ def list_kpis(
     """Tabulate the runs of logs-<case>, itr-N and worker directories.
 
     `all_kpis`: every KPI instead of the primary one. `params`: every effective parameter instead of those that differ
-    between the runs. An unstable run shows its value and its reason, an invalid one its reason and never a value.
+    between the runs, which CSV and JSON have always. An unstable run shows its value and its reason, an invalid one its
+    reason and never a value.
     """
     if not directories:
         raise UsageError("list-kpi: needs logs directories, such as logs-*")
@@ -102,12 +102,13 @@ def list_kpis(
     runs = [(name, run) for name, (_, run) in zip(names, loaded, strict=True)]
     differing = _find_differing([run for _, run in runs])
     facts = _find_differing_facts([run for _, run in runs])
+    whole = params or output_format != "table"
     rows = [
         _Row(
             name,
             run,
             kpi,
-            {key: value for key, value in _parameters(run).items() if params or key in differing},
+            {key: value for key, value in _parameters(run).items() if whole or key in differing},
             {key: run.facts[key] for key in facts if key in run.facts},
         )
         for name, run in runs
@@ -123,12 +124,13 @@ def list_kpis(
 def kpi_table(runs: Sequence[RunResult]) -> str:
     """Tabulate the primary KPI of each run with its 95 % interval, or its percentiles where it has none."""
     prefix = _common_prefix([run.case for run in runs])
-    cells = []
+    cells, notes = [], Footnotes()
     for run in runs:
         kpi = _choose_kpis(run, all_kpis=False)[0]
         spread = _describe_spread(run, kpi) if kpi else ""
-        cells.append([run.case.removeprefix(prefix), *_describe_kpi(kpi), spread, _describe_verdict(run)])
-    return align(["case", "KPI", "value", "spread", "verdict"], cells) if cells else ""
+        verdict = notes.cite(WORDS[run.verdict], run.reason)
+        cells.append([run.case.removeprefix(prefix), *_describe_kpi(kpi), spread, verdict])
+    return notes.below(align(["case", "KPI", "value", "spread", "verdict"], cells)) if cells else ""
 
 
 def _name_runs(workers: Sequence[Path]) -> list[str]:
@@ -230,12 +232,6 @@ def _describe_kpi(kpi: Kpi | None) -> tuple[str, str]:
     return (_title(kpi.key, kpi.unit), format_number(kpi.value)) if kpi else ("", "")
 
 
-def _describe_verdict(run: RunResult) -> str:
-    if run.verdict == "valid":
-        return "valid"
-    return f"{'INVALID' if run.verdict == 'invalid' else run.verdict}: {run.reason}"
-
-
 def find_interval(run: RunResult, key: str) -> tuple[float, float] | None:
     """Return the ends of a KPI's 95 % confidence interval; None when it has none."""
     values = {kpi.key: kpi.value for kpi in run.kpis}
@@ -300,14 +296,19 @@ def _format_tables(
     """
     prefix = _common_prefix([row.run.case for row in rows])
     told = all(row.logs.partition("/")[0] == f"logs-{row.run.case}" for row in rows)
-    cut = len(f"logs-{prefix}") if told and prefix else 0
+    cut, notes = len(f"logs-{prefix}") if told and prefix else 0, Footnotes()
     names = [[row.logs[cut:]] if told else [row.logs, row.run.case.removeprefix(prefix)] for row in rows]
     header = ["logs", *([] if told else ["case"]), *columns, *facts, "KPI", "value", "verdict"]
     cells = [
-        [*name, *_pick(row, columns, facts), *_describe_kpi(row.kpi), _describe_verdict(row.run)]
+        [
+            *name,
+            *_pick(row, columns, facts),
+            *_describe_kpi(row.kpi),
+            notes.cite(WORDS[row.run.verdict], row.run.reason),
+        ]
         for name, row in zip(names, rows, strict=True)
     ]
-    parts = [align(header, cells)]
+    parts = [notes.below(align(header, cells))]
     if cut:
         parts[0] += f"\n(the names of the logs directories begin with logs-{prefix})"
     if summaries:
@@ -353,39 +354,3 @@ def _common_prefix(cases: Sequence[str]) -> str:
     """Return `test_<workload>_` when all cases are of one workload, else nothing."""
     found = {match[1] if match else "" for match in (re.match(r"(test_.+?_)(sgx_)?inference_", case) for case in cases)}
     return found.pop() if len(found) == 1 else ""
-
-
-def align(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return aligned text: numbers to the right, names broken at `_` and spaces, the last column wrapped."""
-    columns = list(zip(*cells, strict=True))
-    heads = [_break_name(head, column) for head, column in zip(header, columns, strict=True)]
-    widths = [max(map(len, [*head, *column])) for head, column in zip(heads, columns, strict=True)]
-    justify = [str.rjust if all(map(_is_number, column)) else str.ljust for column in columns]
-    room = max(WIDTH - sum(width + 2 for width in widths[:-1]), _NARROWEST_TEXT)
-    height = max(map(len, heads))
-    lines = [[head[level - height] if height - level <= len(head) else "" for head in heads] for level in range(height)]
-    for row in cells:
-        first, *more = textwrap.wrap(row[-1], room) or [""]
-        lines.append([*row[:-1], first])
-        lines += [[*("" for _ in row[:-1]), text] for text in more]
-    widths[-1] = min(widths[-1], room)
-    return "\n".join(
-        "  ".join(put(cell, width) for put, cell, width in zip(justify, line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def _is_number(text: str) -> bool:
-    return not text or re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text) is not None
-
-
-def _break_name(head: str, column: Sequence[str]) -> list[str]:
-    """Break a column's name into lines that are no wider than its values, or than its longest word, need."""
-    words = re.findall(r"[^_ ]+[_ ]?", head)
-    width = max(map(len, [*words, *column]))
-    lines = [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += word
-    return [line.rstrip() for line in lines]

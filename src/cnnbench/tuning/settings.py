@@ -6,6 +6,7 @@ from cnnbench.cases.case import TestCase
 from cnnbench.cases.platforms import GENERIC
 from cnnbench.machine.facts import machine_facts
 from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
+from cnnbench.report.text import Footnotes
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import Kpi, RunResult
 from cnnbench.tuning.decide import Median, estimate_median
@@ -17,6 +18,7 @@ _DIGEST_DIGITS = 12
 
 def ranking(outcome: Outcome) -> str:
     """Tabulate every setting of a case, the fastest first: the median of its runs, and why it is out if it is."""
+    notes = Footnotes()
     rows = [("setting", "median", "interval", "runs", "unstable", "outcome")]
     measured = {name: [run for run in runs.values() if run.verdict != "invalid"] for name, runs in outcome.runs.items()}
     order = sorted(
@@ -34,10 +36,10 @@ def ranking(outcome: Outcome) -> str:
                 _describe_interval(median, len(runs)) if median else "",
                 str(len(runs)),
                 str(_count_unstable(runs)),
-                f"dropped: {outcome.dropped[name]}" if name in outcome.dropped else told,
+                notes.cite("dropped", outcome.dropped[name]) if name in outcome.dropped else told,
             )
         )
-    return "\n".join([f"{outcome.case.name}:", "", _markdown(rows)])
+    return "\n".join([f"{outcome.case.name}:", "", notes.below(_markdown(rows))])
 
 
 def summary_table(outcomes: Sequence[Outcome], platform: str) -> str:
