@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from cnnbench.cli.main import main
 from cnnbench.engines.registry import find_engine
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.results.record import load_run
-from cnnbench.staging.inputs import embedded_model_path
+from cnnbench.staging.inputs import embedded_model_path, stage_procedural
 from null_workload import ROOT, clean_environment, run_kpi
 
 pytestmark = pytest.mark.engine
@@ -231,3 +233,30 @@ def test_fp32_on_avx2_is_valid_and_named(run_case):
 
 def test_every_requested_parameter_is_in_the_result(real):
     assert list(load_run(real).requested) == list(parameters_of("graph"))
+
+
+@pytest.mark.usefixtures("real")  # which prepares the model with the images as they should be
+def test_an_image_that_cannot_be_decoded_makes_the_run_invalid_and_is_named(engine_cache, tmp_path):
+    cache = tmp_path / "cache"
+    (cache / "datasets").mkdir(parents=True)
+    for path in engine_cache.iterdir():
+        if path.name != "datasets" and not path.name.startswith("."):
+            (cache / path.name).symlink_to(path)
+    for path in (engine_cache / "datasets").iterdir():
+        if path.name.endswith("-validation"):
+            shutil.copytree(path, cache / "datasets" / path.name)
+        else:
+            (cache / "datasets" / path.name).symlink_to(path)
+    bad = Path(stage_procedural("validation", cache).paths()[0])
+    bad.write_bytes(bytes(bad.stat().st_size))  # of the same size, so that the manifest does not tell
+    command = ["--workload", str(WORKLOAD), "--case", GATED, "--logs-root", str(tmp_path), "--data_type=real", *QUICK]
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnbench", "case", *command],
+        env=clean_environment(CNNBENCH_CACHE=str(cache)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    run = load_run(tmp_path / f"logs-{GATED}" / "itr-1" / "worker-0")
+    assert run.reason.startswith(f"{bad}: cannot be decoded: ")
+    assert f"#INVALID RESULT: {bad}: cannot be decoded: " in done.stdout

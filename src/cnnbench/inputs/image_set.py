@@ -34,6 +34,11 @@ REMEDY = "remove the set's directory and stage it again"
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def explain_undecodable(file: str, why: str) -> str:
+    """Say which file of an image set is no image, and what to do."""
+    return f"{file}: cannot be decoded: {why}; needed a whole JPEG file: {REMEDY}"
+
+
 class ImageSetManifest(BaseModel):
     """What `manifest.json` holds. `sha256` stands for every byte of the set, labels included.
 

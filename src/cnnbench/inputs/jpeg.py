@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.inputs.image_set import explain_undecodable
 from cnnbench.inputs.networks import IMAGENET_MEAN, IMAGENET_STD, ImageForm
 
 PREFETCHED_BATCHES = 2
@@ -18,9 +20,12 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 
 def read_image(file: str, form: ImageForm) -> np.ndarray:
-    """Return one image (size x size x 3) in the form that a network takes."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
+    """Return one image (size x size x 3) in the form that a network takes; raise CnnbenchError naming a bad file."""
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # all that Pillow's decoders raise
+        raise CnnbenchError(explain_undecodable(file, str(error))) from error
     scale = int(form.size / form.crop_share) / min(image.size)
     image = image.resize([round(side * scale) for side in image.size], _RESAMPLING[form.interpolation])
     left, top = ((side - form.size) // 2 for side in image.size)

@@ -24,6 +24,7 @@ from cnnbench.launch.instances import Plan
 from cnnbench.results.record import KILLED
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock, State
+from cnnbench.worker.spec import FAILURE
 
 SHARED_PREFIX = ".cnnbench-run-"
 STALE_S = 60.0
@@ -160,7 +161,11 @@ class WorkerProcess:
         return f"{how}; last in {self.launch.log}: {lines[-1] if lines else '(nothing)'}"
 
     def explain_end(self) -> InvalidMeasurementError:
-        """Return what makes a run invalid in which it has ended so."""
+        """Return what makes a run invalid in which it has ended so: what an instance says itself, where it does."""
+        logs = self.launch.log.parents[1]
+        for path in (logs / f"instance-{index}" / FAILURE for index in self.launch.instances):
+            if path.is_file():
+                return InvalidMeasurementError(path.read_text(encoding="utf-8"))
         return KilledError(f"process {self.pid} was {self.describe_end()}")
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.signals import end_with_parent
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import STEP_MARK, TRACE_DIRECTORY, write_layers
@@ -28,7 +29,7 @@ from cnnbench.engines.registry import import_part
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.loop import measure_steps, warm_up_until_start
-from cnnbench.worker.spec import InstanceSpec, WorkerSpec
+from cnnbench.worker.spec import FAILURE, InstanceSpec, WorkerSpec
 
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""
@@ -109,6 +110,10 @@ class Instance:
         try:
             os.sched_setaffinity(0, self._plan.cpus)
             self._measure()
+        except CnnbenchError as error:
+            print(error, flush=True)
+            (self._logs / FAILURE).write_text(str(error), encoding="utf-8")
+            os._exit(1)
         except BaseException:  # noqa: BLE001 - reported here, and the controller takes the exit code for a crash
             traceback.print_exc()
             os._exit(1)  # the other threads would go on at the barrier for ever

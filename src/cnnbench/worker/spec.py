@@ -7,6 +7,9 @@ from typing import Any
 
 from cnnbench.inputs.networks import ImageForm
 
+FAILURE = "failure"
+"""The file of an instance's logs that says why it could not go on, where it knows."""
+
 
 @dataclass(frozen=True)
 class InstanceSpec:

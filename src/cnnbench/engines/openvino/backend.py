@@ -18,6 +18,9 @@ COMPUTING = ("Convolution", "FullyConnected", "MatMul")
 RESCALED = "/DequantizationMultiply"
 """What follows in the name of a quantised layer that its scale was fused into."""
 
+PART_OF_GEMM = "/WithoutBiases"
+"""What follows in the name of the product that a Gemm was read as, before its bias is fused back."""
+
 _TYPES = {"FP32": "f32", "BF16": "bf16", "I8": "s8", "U8": "u8"}
 _AVX512 = {"bf16": "avx512_core_bf16", "s8": "avx512_core_vnni", "f32": "avx512_core"}
 """oneDNN's names for what the plug-in calls avx512, by the data type; the CPU is known to have these instructions."""
@@ -71,7 +74,9 @@ class OpenVinoBackend(Backend):
         """Return the computing layers of the compiled model of the largest batch, which it describes itself."""
         size = max(self._models)
         macs = {
-            op.get_friendly_name(): count for op in self._reshaped(size).get_ordered_ops() if (count := _count_macs(op))
+            op.get_friendly_name().removesuffix(PART_OF_GEMM): count
+            for op in self._reshaped(size).get_ordered_ops()
+            if (count := _count_macs(op))
         }
         found, vnni = [], "avx_vnni" in read_cpuinfo().flags
         for node in self._models[size].get_runtime_model().get_ordered_ops():

@@ -4,12 +4,15 @@ Resize the shorter side to 256 (bilinear), crop the centre 224 x 224, subtract t
 of the model's own evaluation script.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.engines.tensorflow.graph import IMAGE_SIZE
+from cnnbench.inputs.image_set import explain_undecodable
 from cnnbench.inputs.networks import ImageForm
 
 SHORTER_SIDE = 256
@@ -35,7 +38,8 @@ def read_batches(
     """Yield preprocessed batches (float32, N x 224 x 224 x 3) in the files' order; see `backends.Reader`.
 
     Decoding runs ahead in `threads` threads, which inherit the caller's pinning. `repeat`: go on from the first file
-    for ever, every batch full. `form`: None, as these graphs take images in this form only.
+    for ever, every batch full. `form`: None, as these graphs take images in this form only. Raises CnnbenchError naming
+    a file that cannot be decoded.
     """
     assert form is None
     import tensorflow as tf
@@ -49,4 +53,27 @@ def read_batches(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
-    return dataset.with_options(options).as_numpy_iterator()
+    read = dataset.with_options(options).as_numpy_iterator()
+    for number in itertools.count():
+        try:
+            batch = next(read, None)
+        except tf.errors.OpError as error:
+            begin = number * batch_size
+            raise CnnbenchError(
+                _explain(itertools.islice(itertools.cycle(files), begin, begin + batch_size))
+            ) from error
+        if batch is None:
+            return
+        yield batch
+
+
+def _explain(files: Iterable[str]) -> str:
+    """Say which of the files cannot be decoded, by decoding them one by one: tf.data's error does not tell."""
+    import tensorflow as tf
+
+    for file in files:
+        try:
+            _decode(tf.constant(file))
+        except tf.errors.OpError as error:
+            return explain_undecodable(file, (error.message or type(error).__name__).splitlines()[0])
+    return "a batch of images could not be read, and now all of its files can: were they being changed?"
