@@ -7,7 +7,8 @@ import pytest
 from checkout import WORKLOAD
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.case import TestCase, parse_arguments
-from cnnbench.cases.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, load_sections, load_workload
+from cnnbench.cases.variables import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE
+from cnnbench.cases.workload import Sources, load_sections, load_workload
 
 GOOD = """
 name: Tiny

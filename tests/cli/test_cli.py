@@ -1,14 +1,43 @@
 """The commands of `cnnbench` other than `run`, as a user types them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from cnnbench.cases.platforms import load_platforms
+from cnnbench.cli.commands import GROUPS, INTERNAL
 from cnnbench.cli.main import main
-from null_workload import ROOT, NullWorkload, step_of
+from cnnbench.cli.quickstart import _tool
+from null_workload import ROOT, NullWorkload, clean_environment, step_of
 
 CODES = [platform.code for platform in load_platforms()]
+COMMANDS = {name: command for group in (*GROUPS.values(), INTERNAL) for name, command in group.items()}
+SLOW = {"pandas", "scipy", "numpy", "pydantic", "yaml", "PIL"}
+"""Packages that take longer to import than a help text, or ctest, may take to come."""
+
+IMPORTED = """
+import contextlib, io, json, sys
+from cnnbench.cli.main import main
+found = []
+for words in json.loads(sys.argv[1]):
+    before, output = set(sys.modules), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+    found.append([code, output.getvalue(), sorted(set(sys.modules) - before if found else sys.modules)])
+print(f"FOUND{json.dumps(found)}")
+"""
+"""Run command lines in one process; print each one's exit code, its output and the modules that it was to import."""
+
+
+def run_noting_imports(*lines):
+    command = [sys.executable, "-c", IMPORTED, json.dumps(lines)]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.rpartition("FOUND")[2])
 
 
 @pytest.fixture
@@ -34,6 +63,52 @@ def logs(tmp_path_factory):
     return workload.logs()
 
 
+def test_help_groups_the_commands_for_people_and_shows_no_others(cnnbench):
+    code, output, _ = cnnbench("--help")
+    assert code == 0
+    assert max(map(len, output.splitlines())) <= 80
+    told = {line.split()[0]: line for line in output.splitlines() if line.startswith("  ")}
+    for title, group in GROUPS.items():
+        assert f"\n\n{title}:\n  {next(iter(group))} " in output
+        assert all(told[name].endswith(command.summary) for name, command in group.items())
+    assert not set(told) & set(INTERNAL)
+
+
+def test_the_help_of_a_command_imports_no_other_command():
+    modules = {command.module for command in COMMANDS.values()}
+    found = run_noting_imports(*([name, "--help"] for name in COMMANDS))
+    for (name, command), (code, output, imported) in zip(COMMANDS.items(), found, strict=True):
+        assert code == 0, output
+        assert ("run.sh [OPTION]" if name == "quickstart" else f"usage: cnnbench {name}") in output
+        assert modules & set(imported) == {command.module}, name
+
+
+def test_what_needs_no_workload_imports_nothing_slow(tmp_path):
+    (tmp_path / "CTestTestfile.cmake").write_text('add_test(one "/bin/true")')
+    ctest = ["ctest", "--build-dir", str(tmp_path), "--ctest", _tool("ctest"), "--workload", "/no/such", "--"]
+    for line, needed in (
+        (["--help"], "measure:"),
+        ([], "a COMMAND is required"),
+        (["measure"], "no such command"),
+        ([*ctest, "-N"], ""),
+        ([*ctest, "--show-only=json-v1"], ""),
+        ([*ctest, "-R", "on", "--continue"], ""),
+        ([*ctest, "-R", "onn"], "selects none of the 1 cases; did you mean one?"),
+        ([*ctest, "--help"], "ctest.sh [OPTION]"),
+    ):
+        ((_, output, imported),) = run_noting_imports(line)
+        assert needed in output
+        assert not {name.partition(".")[0] for name in imported} & SLOW, line
+
+
+def test_a_table_of_one_run_imports_neither_pandas_nor_scipy(logs):
+    for line in (["list-kpi", str(logs)], ["list-kpi", "--all", "--params", str(logs)]):
+        ((code, output, imported),) = run_noting_imports(line)
+        assert code == 0, output
+        assert "Throughput" in output
+        assert not {"pandas", "scipy"} & set(imported)
+
+
 def test_platform_prints_the_code_of_this_machine(cnnbench):
     code, output, _ = cnnbench("platform")
     assert code == 0
@@ -56,7 +131,9 @@ def test_an_unknown_platform_lists_the_known_ones(cnnbench):
     ("words", "needed"),
     [
         ([], "required"),
-        (["measure"], "invalid choice: 'measure'"),
+        (["measure"], "measure: no such command; there are run, launch, benchmark, sweep, list-kpi, "),
+        (["list-kpis"], "list-kpis: no such command; did you mean list-kpi?"),
+        (["--fast"], "--fast: no such command"),
         (["platform", "--fast"], "unrecognized arguments: --fast"),
         (["platform", "SPR", "GNR"], "unrecognized arguments: GNR"),
         (["stage", "--fast"], "unrecognized arguments: --fast"),
@@ -96,6 +173,9 @@ def test_stage_lists_what_can_be_staged(cnnbench, tmp_path):
         (["resnet50v1_5", "--from", "a.pb"], "--from a.pb: resnet50v1_5 is made on this machine"),
         (["imagenet2012-val", "--from", "/no/such.tar"], "/no/such.tar: not a file that can be read"),
         (["imagenet2021"], "imagenet2021"),
+        (["imagenet2012-val", "--verify", "--from", "a.tar"], "--verify reads what is staged and stages nothing"),
+        (["--verify", "--engine", "tensorflow"], "leave --from and --engine out"),
+        (["--verify", "imagenet2021"], "imagenet2021"),
     ],
 )
 def test_a_bad_staging_stages_nothing(cnnbench, tmp_path, words, needed):
@@ -104,6 +184,17 @@ def test_a_bad_staging_stages_nothing(cnnbench, tmp_path, words, needed):
     assert needed in errors
     assert not output
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("name", [None, "procedural", "resnet50v1_5", "imagenet", "imagenet2012-val", "resnet50_v1"])
+def test_verify_stages_nothing(cnnbench, tmp_path, name):
+    code, output, errors = cnnbench("stage", "--verify", *([name] if name else []))
+    assert code == 1
+    assert not output
+    missing = name or "procedural"
+    assert errors.startswith(f"cnnbench: {missing}: not staged, there is no {tmp_path / 'cache'}/")
+    assert f"run `cnnbench stage {missing}`" in errors
+    assert not (tmp_path / "cache").exists()
 
 
 def test_list_kpi_tabulates_a_run(cnnbench, logs):

@@ -13,7 +13,7 @@ import pytest
 from cmake_build import NAME, PREFIX, ROOT, run_cmake, write_stub
 from cnnbench.cases.parameters import FIELDS, parameters_of
 from cnnbench.cases.workload import load_workload
-from cnnbench.cli.ctest import describe_parameters
+from cnnbench.cli.parameters import describe_parameters
 from null_workload import SLUG, clean_environment, write_checkout
 
 ONE = ("-R", "latency_avx_int8")  # one case, which may share weights

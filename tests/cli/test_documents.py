@@ -6,7 +6,7 @@ import pytest
 
 from checkout import ROOT
 from cnnbench.cases.workload import load_workload
-from cnnbench.cli.ctest import describe_parameters
+from cnnbench.cli.parameters import describe_parameters
 from cnnbench.results.record import KILLED
 
 WORKLOADS = sorted(path.parent for path in ROOT.glob("workload/*/workload.yaml"))

@@ -40,11 +40,10 @@ from null_workload import (
 PROGRAM = """
 import sys
 from pathlib import Path
-from cnnbench.cli.main import main
-from cnnbench.cli import main as cli
 from cnnbench.cli import quickstart
-root = Path(sys.argv[1])
-cli.quickstart = lambda cache, arguments: quickstart.quickstart(cache, arguments, root, "Harness")
+from cnnbench.cli.main import main
+root, on_any = Path(sys.argv[1]), quickstart.quickstart
+quickstart.quickstart = lambda cache, arguments: on_any(cache, arguments, root, "Harness")
 sys.exit(main(["quickstart", *sys.argv[2:]]))
 """
 """`cnnbench quickstart`, but on the workload of a checkout of the null engine."""

@@ -202,3 +202,13 @@ def test_verify_reads_the_images_again(cache, capsys, name, root):
     assert main(["stage", name]) == 0
     assert main(["stage", "--verify", name]) == 1
     assert f"{cache / root}: SHA-256 is " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("python")
+def test_verify_reads_the_embedded_model_again(cache, capsys):
+    path = stage_embedded_model(ENGINE, BUILD, cache)
+    assert main(["stage", "--verify", "resnet50v1_5"]) == 0
+    assert capsys.readouterr().out == f"resnet50v1_5: {path}\n"
+    path.write_bytes(b"a modem")
+    assert main(["stage", "--verify", "resnet50v1_5"]) == 1
+    assert f"{path}: SHA-256 is " in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.artefacts import Artefact
 from cnnbench.staging.download import Retry
-from cnnbench.staging.stage import stage_artefact, staged_path
+from cnnbench.staging.stage import stage_artefact, staged_path, verify_artefact
 
 CONTENTS = bytes(range(256)) * 2000
 AT_ONCE = Retry(attempts=3, pause_s=0)
@@ -127,7 +127,7 @@ def test_a_download_is_staged_once(site, tmp_path):
     assert path == tmp_path / "artefacts" / "model" / "model.pb"
     assert path.read_bytes() == CONTENTS
     assert stage_artefact(artefact(site.url), tmp_path) == path
-    assert stage_artefact(artefact(site.url), tmp_path, verify=True) == path
+    assert verify_artefact(artefact(site.url), tmp_path) == path
     assert site.ranges == [None]
     assert sorted(files(tmp_path)) == ["model.pb", "model.pb.verified.json"]
 
@@ -293,7 +293,16 @@ def test_verify_sees_a_change_that_kept_size_and_time(site, tmp_path):
     path.write_bytes(CONTENTS[:-1] + b"x")
     os.utime(path, ns=(time_ns, time_ns))
     with pytest.raises(CnnbenchError, match=r"delete .*model\.pb and stage it again"):
-        stage_artefact(artefact(site.url), tmp_path, verify=True)
+        verify_artefact(artefact(site.url), tmp_path)
+
+
+def test_what_is_not_staged_is_not_brought_by_verifying_it(site, tmp_path):
+    needed = r"model: not staged, there is no .*model\.pb: run `cnnbench stage model`"
+    for wanted in (artefact(site.url), artefact(site.url, md5=None, sha256=None)):
+        with pytest.raises(CnnbenchError, match=needed):
+            verify_artefact(wanted, tmp_path)
+    assert site.ranges == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lost_or_damaged_record_only_costs_a_reading(site, tmp_path):

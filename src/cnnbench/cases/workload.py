@@ -22,13 +22,8 @@ from cnnbench.cases.parameters import (
     precisions_of,
     told,
 )
+from cnnbench.cases.variables import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE
 from cnnbench.engines.registry import engines_that_take, find_engine
-
-DEFAULTS_VARIABLE = "CNNBENCH_DEFAULTS"
-"""Environment variable: a settings file that is weaker than `--config`; run.sh's is the workload's quick.yaml."""
-
-DIRECTORY_VARIABLE = "CNNBENCH_DIRECTORY"
-"""Environment variable: where the user is, which ctest changes; relative paths in parameters start there."""
 
 Sections = dict[str, dict[str, str]]
 ImageName = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-]+[a-z0-9]+)*$")]

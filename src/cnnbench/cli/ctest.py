@@ -1,42 +1,27 @@
-"""Run a workload's cases through ctest, once for each combination of a sweep.
+"""`cnnbench ctest`: what ctest.sh does besides calling ctest; every argument that is not its own goes there as it is.
 
-What this adds to ctest is checked in full before ctest runs a case; every other argument goes to ctest as it is.
+Listing the cases, or running them as they are declared, needs no more than ctest and is done without the modules that
+know parameters and workloads: those take longer to import than ctest to answer.
 """
 
-import contextlib
-import fnmatch
-import itertools
+import argparse
 import json
 import os
-import shlex
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TextIO
 
 from cnnbench.base.errors import UsageError
-from cnnbench.base.progress import STREAM_VARIABLE
-from cnnbench.base.signals import end_with_parent
-from cnnbench.cases.case import FIXED_BY_NAME, Settings, parse_arguments
-from cnnbench.cases.parameters import FIELDS, accepted, default_text
-from cnnbench.cases.sets import Combination, read_sweep
-from cnnbench.cases.workload import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE, Sources, Workload, load_workload
+from cnnbench.cases.variables import (
+    CONFIG_VARIABLE,
+    DEFAULTS_VARIABLE,
+    DIRECTORY_VARIABLE,
+    DRY_RUN_VARIABLE,
+    OPTIONS_VARIABLE,
+)
+from cnnbench.cli.ctest_process import run_ctest
+from cnnbench.cli.options import split_words
 from cnnbench.cli.selection import check_case, list_cases, runs_cases, select_cases
-from cnnbench.launch.container import stop_containers
-
-CONFIG_VARIABLE = "CNNBENCH_CONFIG"
-OPTIONS_VARIABLE = "CNNBENCH_OPTIONS"
-DRY_RUN_VARIABLE = "CNNBENCH_DRY_RUN"
-SKIPS_VARIABLE = "CNNBENCH_SKIPS"
-"""Environment variable: the file that skipped cases write their reasons to, of which ctest shows nothing."""
 
 HELP = """\
 ctest.sh [OPTION]... [CTEST ARGUMENT]...
@@ -58,8 +43,6 @@ Everything else goes to ctest unchanged, such as -N (list), -R REGEX (choose by 
 precision, case type or platform) and -V (show what the cases print); see ctest --help. To choose no case at all is an
 error, unless --no-tests=ignore says that it may be so.
 """
-
-_GRACE_S = 15.0
 
 
 @dataclass
@@ -84,15 +67,22 @@ class _Options:
         return not (self.sets or self.values or self.flags - {"--continue"})
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One call of ctest: its environment on top of ours, and the line that announces it."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; those of ctest.sh come after --."""
+    parser.add_argument("--build-dir", type=Path, required=True, help="the workload's build directory")
+    parser.add_argument("--ctest", required=True, metavar="PROGRAM", help="which ctest")
+    parser.add_argument("--workload", type=Path, required=True, help="the workload's directory")
+    parser.add_argument("--container-cli", default="", help="the engine's, where cases run in containers")
+    parser.epilog = "What follows -- is for ctest.sh: cnnbench ctest ... -- --help has its options."
 
-    settings: Mapping[str, str]
-    announcement: str
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what ctest.sh is called for."""
+    cli = split_words("--container-cli", arguments.container_cli)
+    return run_script(arguments.build_dir, arguments.ctest, arguments.workload, arguments.rest, container_cli=cli)
 
 
-def main(
+def run_script(
     build_dir: Path,
     ctest: str,
     workload_dir: Path,
@@ -112,20 +102,18 @@ def main(
         return 0
     if "--stop" in options.flags:
         return _stop(container_cli, build_dir)
-    workload = load_workload(workload_dir)
     if "--describe-params" in options.flags:
-        print(describe_parameters(workload))
-        return 0
-    combinations = read_sweep(options.sets)
+        return _describe_parameters(workload_dir)
     common = _common_settings(options, defaults)
     command = _make_command(build_dir, ctest, options)
-    cases = select_cases(build_dir, command) if runs_cases(options.rest) else []
-    if options.is_plain or not runs_cases(options.rest):  # a sweep would only repeat what it lists
-        return _run_ctest(command, build_dir, {**os.environ, **common})
-    _check_settings(workload, build_dir, command[0], cases, combinations, common)
-    if DRY_RUN_VARIABLE in common:
-        command.insert(1, "-V")
-    return _run_all(command, build_dir, _plan_runs(combinations, options.loop, common), "--continue" in options.flags)
+    if options.is_plain:
+        if runs_cases(options.rest):
+            select_cases(build_dir, command)
+        return run_ctest(command, build_dir, {**os.environ, **common})
+    from cnnbench.cli.ctest_sets import run_sets
+
+    go_on = "--continue" in options.flags
+    return run_sets(workload_dir, build_dir, command, options.sets, options.loop, common, go_on)
 
 
 def check_choice(build_dir: Path, ctest: str, arguments: Sequence[str]) -> None:
@@ -148,8 +136,18 @@ def _make_command(build_dir: Path, ctest: str, options: _Options) -> list[str]:
 def _stop(container_cli: Sequence[str], build_dir: Path) -> int:
     if not container_cli:
         raise UsageError("--stop: removes containers, and BACKEND=native has none; a Ctrl-C ends a case")
+    from cnnbench.launch.container import stop_containers
+
     for name in stop_containers(container_cli, build_dir):
         print(f"removed {name}")
+    return 0
+
+
+def _describe_parameters(workload_dir: Path) -> int:
+    from cnnbench.cases.workload import load_workload
+    from cnnbench.cli.parameters import describe_parameters
+
+    print(describe_parameters(load_workload(workload_dir)))
     return 0
 
 
@@ -171,12 +169,23 @@ def _parse(arguments: Sequence[str]) -> _Options:
                 raise UsageError(f"{name}: given twice; give it once")
             else:
                 options.values[name] = text
-        elif name.startswith("--") and name[2:].upper().replace("-", "_") in FIELDS and word != "--verbose":  # ctest's
-            parameter = name[2:].upper().replace("-", "_")
-            raise UsageError(f'{word}: ctest would ignore it; give it as --set "{parameter}=..." or --options "{word}"')
         else:
             options.rest.append(word)
+    _refuse_parameters(options.rest)
     return options
+
+
+def _refuse_parameters(words: Sequence[str]) -> None:
+    """Raise UsageError for an option that is a parameter of the cases."""
+    names = {word: word.partition("=")[0][2:].upper().replace("-", "_") for word in words if word.startswith("--")}
+    suspects = {word: name for word, name in names.items() if word != "--verbose" and runs_cases([word])}
+    if not suspects:
+        return
+    from cnnbench.cases.parameters import FIELDS
+
+    for word, name in suspects.items():
+        if name in FIELDS:
+            raise UsageError(f'{word}: ctest would ignore it; give it as --set "{name}=..." or --options "{word}"')
 
 
 def _common_settings(options: _Options, defaults: Path | None) -> dict[str, str]:
@@ -187,194 +196,7 @@ def _common_settings(options: _Options, defaults: Path | None) -> dict[str, str]
     if config := options.values.get("--config"):
         settings[CONFIG_VARIABLE] = str(Path(config).absolute())
     if text := options.values.get("--options"):
-        try:
-            words = shlex.split(text)
-        except ValueError as error:
-            raise UsageError(f"--options {text}: {error}; quote it as for a shell") from error
-        settings[OPTIONS_VARIABLE] = json.dumps(words)
+        settings[OPTIONS_VARIABLE] = json.dumps(split_words("--options", text))
     if "--dry-run" in options.flags:
         settings[DRY_RUN_VARIABLE] = "1"
     return settings
-
-
-def _check_settings(
-    workload: Workload,
-    build_dir: Path,
-    ctest: str,
-    selected: Sequence[str],
-    combinations: Sequence[Combination],
-    common: Settings,
-) -> None:
-    """Resolve every selected case with every combination, as each run will, so that a bad value stops them all."""
-    cases = [workload.parse_case(name) for name in selected]
-    config = common.get(CONFIG_VARIABLE)
-    sources = Sources.read(workload, {**os.environ, **common}, Path(config) if config else None)
-    every_case = list_cases(build_dir, [ctest]) if config else []
-    for glob in itertools.chain(*sources.config.values()):
-        if not any(fnmatch.fnmatchcase(name, glob) for name in every_case):
-            raise UsageError(f"{config}, section {glob}: matches no case of {workload.name} here; -N lists them")
-    options = parse_arguments(json.loads(common.get(OPTIONS_VARIABLE, "[]")))
-    for case, combination in itertools.product(cases, combinations):
-        sources.resolve(case, {"--set": combination, "--options": options})
-
-
-def _plan_runs(combinations: Sequence[Combination], loop: int, common: Settings) -> list[_Run]:
-    count = loop * len(combinations)
-    is_sweep = count > 1 or any(combinations)
-    return [
-        _Run({**common, **combination}, f"run {number} of {count}: {_describe(combination)}" if is_sweep else "")
-        for number, combination in enumerate(list(combinations) * loop, start=1)
-    ]
-
-
-def _describe(combination: Combination) -> str:
-    return " ".join(f"{name}={shlex.quote(value)}" for name, value in combination.items()) or "as declared"
-
-
-def _run_all(command: Sequence[str], build_dir: Path, runs: Sequence[_Run], go_on: bool) -> int:
-    """Run them in order; stop at the first failure unless told to go on. Return the first exit code that is not 0."""
-    first_failure = 0
-    for run in runs:
-        if run.announcement:
-            print(run.announcement, flush=True)
-        code = _run_ctest(command, build_dir, {**os.environ, **run.settings})
-        first_failure = first_failure or code
-        if code >= 128 or (code and not go_on):
-            break
-    return first_failure
-
-
-def _run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run ctest, then print why cases were skipped; return its exit code, or 128 + N when signal N has ended it."""
-    with tempfile.NamedTemporaryFile("r", prefix="cnnbench-skips-") as skips, _lead_progress_around(command) as led:
-        weaker = {"CTEST_OUTPUT_ON_FAILURE": "1", **led}
-        code = _run_to_the_end(command, build_dir, {**weaker, **environment, SKIPS_VARIABLE: skips.name})
-        for line in skips:
-            print(f"skipped: {line}", end="", flush=True)
-    return code
-
-
-def record_skip(case: str, reason: str, environ: Mapping[str, str]) -> None:
-    """Leave a skipped case's reason to the ctest.sh that it runs under, if any."""
-    if path := environ.get(SKIPS_VARIABLE):
-        with Path(path).open("a") as file:
-            file.write(f"{case}: {reason.removeprefix(f'{case}: ')}\n")
-
-
-def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run ctest and leave no process of it; return its exit code, or 128 + N when signal N has ended it.
-
-    ctest neither hands a signal on to its cases nor waits for them. So it gets a session of its own, all of which is
-    signalled and waited for here. Where we are killed ourselves, the kernel kills ctest, and its cases end with it.
-    """
-    received: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        if process:
-            _signal_session(process.pid, number)
-
-    with _handle_signals(forward):
-        bound = partial(end_with_parent, os.getpid(), signal.SIGKILL)
-        process = subprocess.Popen(command, cwd=build_dir, env=environment, start_new_session=True, preexec_fn=bound)
-        if received:  # before there was a process to forward it to
-            _signal_session(process.pid, received[0])
-        code = process.wait()
-        if code < 0 and not received:
-            _signal_session(process.pid, signal.SIGTERM)
-        if code < 0 or received:
-            _end_session(process.pid)
-    return 128 + received[0] if received else 128 - code if code < 0 else code
-
-
-def _copy_lines(lines: TextIO, stream: TextIO) -> None:
-    for line in lines:
-        print(line, end="", file=stream, flush=True)
-
-
-@contextlib.contextmanager
-def _lead_progress_around(command: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield what leads a case's progress around ctest to our standard error, unless ctest shows all it prints.
-
-    A terminal is written to directly, for the bars. Anything else gets the lines through a pipe of ours: a file that
-    two processes have opened each for itself would be overwritten by turns.
-    """
-    if {"-V", "-VV", "--verbose", "--extra-verbose"}.intersection(command):
-        yield {}
-    elif sys.stderr.isatty():
-        yield {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/2"}
-    else:
-        reading, writing = os.pipe()
-        with open(reading) as lines, open(writing, "w") as end:  # noqa: PTH123 - descriptors, not paths
-            copier = threading.Thread(target=_copy_lines, args=(lines, sys.stderr))
-            copier.start()
-            try:
-                yield {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/{end.fileno()}"}
-            finally:
-                end.close()
-                copier.join()
-
-
-@contextlib.contextmanager
-def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have this handler called for the signals that ask to stop, except those that we were started to ignore."""
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-
-
-def _signal_session(session: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(session, number)  # ctest and its cases share the group that the session began with
-
-
-def _end_session(session: int) -> None:
-    """Wait for the cases to put things in order, and kill what is left when their time is up."""
-    deadline_s = time.monotonic() + _GRACE_S
-    while _is_session_alive(session) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    _signal_session(session, signal.SIGKILL)
-
-
-def _is_session_alive(session: int) -> bool:
-    """Say whether a process of this session still runs; a zombie, which only waits to be reaped, does not."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended while we looked
-            state, _parent, _group, its_session, *_ = stat.read_text().rpartition(")")[2].split()
-            if int(its_session) == session and state != "Z":
-                return True
-    return False
-
-
-def describe_parameters(workload: Workload) -> str:
-    """Return the table of parameters as aligned markdown, with the workload's own defaults where it has any."""
-    rows: list[tuple[str, ...]] = [("parameter", "default", "accepted", "meaning")]
-    rows += [
-        (name, _describe_default(name, workload), _describe_accepted(name, workload), FIELDS[name].description or "")
-        for name in workload.parameters
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows
-    )
-
-
-def _describe_accepted(name: str, workload: Workload) -> str:
-    own = {"TOPOLOGY": workload.networks, "PRECISION": workload.precisions}
-    return ", ".join(own[name]) if name in own else accepted(name)
-
-
-def _describe_default(name: str, workload: Workload) -> str:
-    if name in FIXED_BY_NAME and (name != "TOPOLOGY" or workload.topologies):
-        return "by the case's name"
-    default = workload.engine if name == "ENGINE" else default_text(name)
-    own = {glob: settings[name] for glob, settings in workload.defaults.items() if name in settings}
-    if all(value == default for value in own.values()):
-        return default
-    return "; ".join([default, *(f"`{glob}` {value}" for glob, value in own.items())])

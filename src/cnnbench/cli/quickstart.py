@@ -1,5 +1,6 @@
-"""Go from nothing to a table of KPIs: stage, configure, run the cases that characterise this machine."""
+"""`cnnbench quickstart`, what run.sh runs: from nothing to a table of the KPIs that characterise this machine."""
 
+import argparse
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.cases.case import TestCase
@@ -30,8 +32,25 @@ DEFAULTS = "quick.yaml"
 """A workload's settings file of how the quick start differs from the cases' own defaults."""
 
 CHOOSING = ("-R", "--tests-regex", "-E", "--exclude-regex", "-L", "--label-regex", "-LE", "--label-exclude", "-I",
-            "--tests-information", "--rerun-failed", "--testcase", "-N", "--show-only", "-h", "--help",
+            "--tests-information", "--rerun-failed", "--testcase", "-N", "--show-only",
             "--describe-params")  # fmt: skip
+
+
+HELP = """\
+run.sh [OPTION]... [CTEST ARGUMENT]...
+
+Stage, configure and build what is not there yet, run the cases that characterise this machine, and tabulate their KPIs.
+With arguments that choose cases, such as -R REGEX, those are run in their place. All arguments are those of ctest.sh:
+
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what run.sh is called for."""
+    if {"-h", "--help"} & set(arguments.rest):
+        print(HELP + ctest.HELP, end="")
+        return 0
+    return quickstart(cache_root(os.environ), arguments.rest)
 
 
 def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, name: str = WORKLOAD) -> int:
@@ -48,8 +67,8 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, n
     stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
     before = _runs(directory)
 
-    def run(choice: Sequence[str]) -> int:
-        return ctest.main(directory, tool, source, [*choice, *arguments], source / DEFAULTS)
+    def run_choice(choice: Sequence[str]) -> int:
+        return ctest.run_script(directory, tool, source, [*choice, *arguments], source / DEFAULTS)
 
     def new_runs() -> dict[Path, RunResult]:
         logs = sorted(_runs(directory) - before, key=lambda path: (path / RUN_FILE).stat().st_mtime)
@@ -58,14 +77,14 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, n
     precisions: list[PrecisionName] = []
     lacking: list[str] = []
     if is_choice:
-        code = run([])
+        code = run_choice([])
     else:
         declared = [workload.parse_case(case) for case in list_cases(directory, [tool])]
         precisions, lacking = _split_precisions(declared, cpu, find_engine(workload.engine))
-        code = run(_choose(_first_cases(workload.slug, precisions)))
+        code = run_choice(_choose(_first_cases(workload.slug, precisions)))
         if code < 128:  # else it was interrupted
             fastest = TestCase(workload.slug, "latency", _fastest(precisions, new_runs().values()))
-            code = run(_choose([fastest])) or code
+            code = run_choice(_choose([fastest])) or code
     if runs := new_runs():
         results = list(runs.values())
         repeated = len(results) > len({result.case for result in results})  # by --set or --loop

@@ -184,9 +184,9 @@ def _choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
 def _summarise(rows: Sequence[_Row]) -> list[_Summary]:
     """Return mean, sample standard deviation and median of each KPI over two or more repeated runs."""
     measured = [(row, kpi) for row in rows if (kpi := row.kpi)]
-    if not measured:
+    if len({row.logs for row, _ in measured}) < 2:
         return []
-    import pandas  # here, as it takes half a second that only few commands need
+    import pandas  # here, as it takes half a second that a table of one run does not need
 
     frame = pandas.DataFrame(
         {

@@ -22,7 +22,7 @@ from cnnbench.inputs.networks import EMBEDDED, ImageForm
 from cnnbench.launch.local import split_environment
 from cnnbench.staging.environments import lock_path, steps_python
 from cnnbench.staging.imagenet import stage_imagenet
-from cnnbench.staging.stage import stage_artefact
+from cnnbench.staging.stage import require_staged, stage_artefact
 
 IMAGENET_ARTEFACTS = ("imagenet2012-val", "imagenet2012-devkit")
 
@@ -51,19 +51,30 @@ class PreparedModel:
     label_offset: int = 0
 
 
-def stage_procedural(part: str, cache: Path, *, verify: bool = False) -> ImageSet:
-    """Return one part of the drawn data set, drawing it when it is not there yet; `verify` digests its images again."""
-    return load_image_set(_draw_part(part, cache), verify=verify)
+def stage_procedural(part: str, cache: Path) -> ImageSet:
+    """Return one part of the drawn data set, drawing it when it is not there yet."""
+    return load_image_set(_draw_part(part, cache))
+
+
+def verify_procedural(part: str, cache: Path) -> ImageSet:
+    """Return one part of the drawn set, all its images digested again; raise CnnbenchError when it is not there."""
+    path = _part_path(part, cache)
+    require_staged(path, "procedural")
+    return load_image_set(path, verify=True)
+
+
+def _part_path(part: str, cache: Path) -> Path:
+    return cache / "datasets" / f"{procedural.SEED}-{part}"
 
 
 def _draw_part(part: str, cache: Path) -> Path:
-    name = f"{procedural.SEED}-{part}"
+    path = _part_path(part, cache)
 
     def build(directory: Path) -> None:
         rows = procedural.draw_part(part, directory, len(os.sched_getaffinity(0)))
-        write_image_set(directory, rows, name, part)
+        write_image_set(directory, rows, path.name, part)
 
-    return install_directory(build, cache / "datasets" / name)
+    return install_directory(build, path)
 
 
 def find_check_set(cache: Path) -> Path:
@@ -91,11 +102,10 @@ def find_image_set(dataset: str, cache: Path) -> ImageSet:
     return load_image_set(imagenet_path(cache))
 
 
-def stage_imagenet_set(cache: Path, source: Path | None, variant: str, *, verify: bool = False) -> ImageSet:
+def stage_imagenet_set(cache: Path, source: Path | None, variant: str) -> ImageSet:
     """Return the ImageNet set, making it from the staged tar and devkit, or from those or TFRecord shards in `source`.
 
-    `variant`: the build of the engine that reads shards. `verify` digests the set's images again; what a set that is
-    there was made from may be gone by then.
+    `variant`: the build of the engine that reads shards. What a set that is there was made from may be gone by then.
     """
     destination = imagenet_path(cache)
     if not (destination / MANIFEST).is_file():
@@ -108,7 +118,13 @@ def stage_imagenet_set(cache: Path, source: Path | None, variant: str, *, verify
                 stage_artefact(artefact, cache, archive) for artefact, archive in zip(artefacts, archives, strict=True)
             )
             stage_imagenet(tar, devkit, destination)
-    return load_image_set(destination, verify=verify)
+    return load_image_set(destination)
+
+
+def verify_imagenet_set(cache: Path) -> ImageSet:
+    """Return the ImageNet set, all its images digested again; raise CnnbenchError when it is not there."""
+    require_staged(imagenet_path(cache), "imagenet")
+    return load_image_set(imagenet_path(cache), verify=True)
 
 
 def embedded_model_path(engine: Engine, cache: Path) -> Path:
@@ -128,6 +144,17 @@ def stage_embedded_model(engine: Engine, variant: str, cache: Path) -> Path:
         run_steps(engine, variant, "embeds", cache, "embedded", calibration, training, directory)
 
     install_directory(build, path.parent)
+    return _check_embedded_model(path)
+
+
+def verify_embedded_model(engine: Engine, cache: Path) -> Path:
+    """Return the embedded model's frozen graph, digested again; raise CnnbenchError when it is not there."""
+    path = embedded_model_path(engine, cache)
+    require_staged(path, EMBEDDED)
+    return _check_embedded_model(path)
+
+
+def _check_embedded_model(path: Path) -> Path:
     needed = json.loads((path.parent / "model.json").read_bytes())["sha256"]
     if (found := digest_file(path)) != needed:
         raise CnnbenchError(

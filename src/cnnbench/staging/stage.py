@@ -41,31 +41,57 @@ def stage_artefact(
     source: Path | None = None,
     expected_sha256: str | None = None,
     *,
-    verify: bool = False,
     progress: Callable[..., Progress] = Progress,
     retry: Retry = DEFAULT_RETRY,
 ) -> Path:
     """Bring the artefact into the cache, from `source` (a local file) or else its URL; return its path there.
 
     Nothing appears under that path before size and digests are right. A file staged earlier is used again if its size
-    and time are those recorded when it was verified; `verify` reads and digests it once more. `expected_sha256` adds a
-    digest to those of the manifest. Raises CnnbenchError, with the cache as it was (but for the part of a download that
-    can be resumed).
+    and time are those recorded when it was verified. `expected_sha256` adds a digest to those of the manifest. Raises
+    CnnbenchError, with the cache as it was (but for the part of a download that can be resumed).
     """
     artefact = _with_expected_digest(artefact, expected_sha256)
     path = staged_path(artefact, cache_root)
-    if not verify and _is_verified(path, artefact):
+    if _is_verified(path, artefact):
         return path
     with explain_disk_errors(path), locked(path):
-        if not verify and _is_verified(path, artefact):
+        if _is_verified(path, artefact):
             return path
         if path.exists():
-            _write_record(path, _check(path, artefact, progress, f"delete {path} and stage it again"))
+            _read_again(path, artefact, progress)
         elif source is not None:
             _install_copy(source, path, artefact, progress)
         else:
             _install_download(path, artefact, progress, retry)
     return path
+
+
+def verify_artefact(
+    artefact: Artefact,
+    cache_root: Path,
+    expected_sha256: str | None = None,
+    *,
+    progress: Callable[..., Progress] = Progress,
+) -> Path:
+    """Read and digest a staged artefact once more; return its path. Raises CnnbenchError when it is not there."""
+    path = staged_path(artefact, cache_root)
+    require_staged(path, artefact.name)
+    artefact = _with_expected_digest(artefact, expected_sha256)
+    with explain_disk_errors(path), locked(path):
+        _read_again(path, artefact, progress)
+    return path
+
+
+def require_staged(path: Path, name: str) -> None:
+    """Raise CnnbenchError where what is staged by this name is not there."""
+    if not path.exists():
+        raise CnnbenchError(
+            f"{name}: not staged, there is no {path}: run `cnnbench stage {name}`; doc/staging.md says what that needs"
+        )
+
+
+def _read_again(path: Path, artefact: Artefact, progress: Callable[..., Progress]) -> None:
+    _write_record(path, _check(path, artefact, progress, f"delete {path} and stage it again"))
 
 
 def _with_expected_digest(artefact: Artefact, expected_sha256: str | None) -> Artefact:

@@ -1,0 +1,14 @@
+"""`cnnbench launch`: several instances of `cnnbench run`; the options are read by harness/line.py."""
+
+import argparse
+
+from cnnbench.base.signals import end_by_exceptions
+from cnnbench.harness.line import read_launch_line
+from cnnbench.harness.runs import run_request
+from cnnbench.machine.host import read_cpuinfo
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run all that the words ask for."""
+    end_by_exceptions()
+    return run_request(read_launch_line(arguments.rest, read_cpuinfo().flags))
