@@ -66,6 +66,7 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
         on_gpu=precision.on_gpu,
         replicas=parameters.replicas,
         threads=min(instance.threads for instance in plan.instances),
+        network=parameters.topology,
     )
     return notes + engine.check(options_of(parameters, engine), conditions)
 

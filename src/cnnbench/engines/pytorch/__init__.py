@@ -8,6 +8,7 @@ from pydantic import Field
 
 from cnnbench.base.errors import UsageError
 from cnnbench.engines.interface import EngineOptions
+from cnnbench.engines.pytorch.layer_names import check_splits
 from cnnbench.engines.registry import Build, Conditions, Engine, PythonVersion, Setting, Steps
 from cnnbench.machine.host import CpuInfo
 
@@ -66,6 +67,7 @@ def check(options: PyTorchOptions, conditions: Conditions) -> list[str]:
             f"{splits}: stages work on cores of their own, and {conditions.precision} runs on one GPU; leave it out"
         )
     if options.pipeline_splits:
+        check_splits(conditions.network, options.pipeline_splits.split())
         _check_stages(splits, options, conditions)
     return [_note_half_partial(conditions)] if options.half_partial else []
 
