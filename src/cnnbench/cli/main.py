@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.base.places import check_directory
 from cnnbench.base.signals import INTERRUPTED, check_timeout, end_by_exceptions, end_with_parent
 from cnnbench.cases.artefacts import find_artefact, load_artefacts
 from cnnbench.cases.case import parse_arguments
@@ -23,7 +24,7 @@ from cnnbench.cli.quickstart import quickstart
 from cnnbench.engines.builds import choose_build
 from cnnbench.engines.registry import AUTO, Engine, find_part
 from cnnbench.harness.line import read_launch_line, read_request
-from cnnbench.harness.runs import run_request, run_spec
+from cnnbench.harness.runs import describe_variants, run_request, run_spec
 from cnnbench.harness.spec import choose_variants, read_spec
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
@@ -90,8 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_limits(arguments: argparse.Namespace) -> None:
-    if arguments.hang_after is not None and not arguments.hang_after > 0:
-        raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
+    check_timeout("--hang-after", arguments.hang_after)
     check_timeout("--timeout", arguments.timeout)
 
 
@@ -175,6 +175,7 @@ def _run(arguments: argparse.Namespace) -> int:
     dry_run = arguments.dry_run or os.environ.get(ctest.DRY_RUN_VARIABLE) == "1"
     _check_limits(arguments)
     check_timeout("--pull-timeout", arguments.pull_timeout)
+    check_directory(f"--logs-root {arguments.logs_root}", arguments.logs_root)
     try:
         planned = plan_case(
             arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None
@@ -208,8 +209,10 @@ def _launch(arguments: argparse.Namespace) -> int:
 def _benchmark(arguments: argparse.Namespace) -> int:
     end_by_exceptions()
     variants = choose_variants(read_spec(arguments.spec), arguments.benchmark, arguments.gated)
+    check_timeout("--timeout", arguments.timeout)
+    check_directory(f"--output {arguments.output}", arguments.output)
     if arguments.dry_run:
-        print("\n".join(f"{variant.key}: {variant.line}" for variant in variants))
+        print("\n".join(describe_variants(variants)))
         return 0
     return run_spec(variants, arguments.output.absolute(), arguments.timeout)
 
@@ -251,7 +254,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
         arguments.platform or os.environ.get(PLATFORM_VARIABLE) or detect_platform(read_cpuinfo())
     )
     output = arguments.output or arguments.state / f"bkm-{platform.lower()}.yaml"
-    if output.exists() and not arguments.overwrite and not arguments.dry_run:
+    check_directory(f"--state {arguments.state}", arguments.state)
+    if output.exists() and not arguments.overwrite:
         raise UsageError(f"{output}: is there already; --overwrite does so, --output names another")
     if arguments.output and not output.parent.is_dir():
         raise UsageError(f"--output {output}: there is no directory {output.parent}")
