@@ -145,6 +145,8 @@ def plan_case(
     precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
     if of_networks:
         notes += check_network_case(case, parameters)
+    elif engine.has_model and Path(parameters.model).is_absolute():  # else, it is an artefact's name, or empty
+        check_graph(Path(parameters.model))
     if parameters.mode == "accuracy" and not engine.has_model:
         raise UsageError(f"{case.name}: the engine {engine.name} has no model whose accuracy could be measured")
     if parameters.dataset != FIELDS["DATASET"].default and parameters.data_type != "real":
@@ -423,7 +425,7 @@ def _find_model(job: Job, cache: Path) -> Path:
 
 
 def _given_model(model: str, cache: Path) -> Path | None:
-    """Return the frozen graph that MODEL names, None for the embedded one; raise UsageError for one that is none."""
+    """Return the frozen graph that MODEL names, None for the embedded one; raise UsageError for one not staged."""
     if not model:
         return None
     artefact, path = load_artefacts().get(model), Path(model)
@@ -431,5 +433,4 @@ def _given_model(model: str, cache: Path) -> Path | None:
         path = staged_path(artefact, cache)
         if not path.is_file():
             raise UsageError(f"MODEL={model}: not staged; run `cnnbench stage {model}`")
-    check_graph(path)
     return path
