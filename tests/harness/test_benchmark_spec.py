@@ -105,6 +105,28 @@ def test_a_dry_run_lists_the_runs(capsys):
     assert lines[0].startswith("gated-model=resnet18-engine=pytorch: cnnbench run --model resnet18 ")
 
 
+def test_a_dry_run_names_every_line_that_makes_no_sense_and_what_is_skipped(write, tmp_path, capsys):
+    line = "cnnbench run --model resnet18 --precision 32.32"
+    path = write(
+        f"a: {{cmd: {line}}}\nb: {{cmd: {line} --weights none.pth}}\nc: {{cmd: {line} --norm-num-groups 7}}\n"
+        f"d: {{cmd: {line} --engine openvino --profile}}\n"
+        "e: {cmd: cnnbench run --model resnet18 --engine pytorch --precision 8.8}\n"
+    )
+    options = ["benchmark", "--spec", str(path), "--dry-run"]
+    assert main(options) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    for error, beginning in zip(
+        errors, ("cnnbench: b: WEIGHTS=", "c: NORM_NUM_GROUPS=7", "d: PROFILE=True"), strict=True
+    ):
+        assert error.startswith(beginning)
+    assert main([*options, "--benchmark", "a", "--benchmark", "e"]) == 0
+    assert [text.split(":")[0] for text in capsys.readouterr().out.splitlines()] == ["a", "e", "  skipped"]
+    for more in (["--output", str(path / "out")], ["--timeout", "0"]):
+        assert main([*options, "--benchmark", "a", *more]) == 2
+        assert capsys.readouterr().err.startswith(f"cnnbench: {' '.join(more)}: ")
+
+
 @pytest.mark.engine
 @pytest.mark.usefixtures("pytorch_python")
 def test_a_spec_goes_on_after_a_failing_run_and_does_not_repeat_what_is_done(write, tmp_path, engine_cache):

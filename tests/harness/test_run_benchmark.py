@@ -1,7 +1,10 @@
 """The reference harness's command line: what each option becomes, and what is refused."""
 
+import os
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ from cnnbench.harness.line import (
 )
 from cnnbench.inputs.networks import ARCHITECTURES
 from gpu_driver import FOUND, NO_DEVICE, write_gpu_driver
+from model_files import write_checkpoint
 from null_workload import clean_environment
 
 AVX2 = frozenset({"avx2", "fma"})
@@ -240,6 +244,70 @@ def test_a_line_that_makes_no_sense_is_refused(words, reason):
 def test_options_that_contradict_each_other_end_with_2(words, capsys):
     assert main(["run", "--model", "resnet18", "--precision", "32.32", "--dry-run", *words]) == 2
     assert capsys.readouterr().err.startswith("cnnbench: ")
+
+
+def test_a_value_that_no_run_could_have_is_refused_in_a_dry_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CNNBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "hosts").write_text("node1 slots=many\n")
+    for name in ("cut.safetensors", "text.pth", "empty.pt", "pointer.safetensors"):
+        (tmp_path / name).write_bytes(b"" if name == "empty.pt" else b"version https://git-lfs.github.com/spec/v1\n")
+    write_checkpoint(tmp_path / "cut.safetensors")
+    os.truncate(tmp_path / "cut.safetensors", (tmp_path / "cut.safetensors").stat().st_size - 1)
+    refused = {
+        "--norm-type group --norm-num-groups 7": "does not divide the channels of every norm of resnet50; use 1, 2, 4,",
+        "--model efficientnet-b0 --norm-type group": "NORM_NUM_GROUPS=32: does not divide .*; use 1, 2, 4 or 8$",
+        "--pipeline-splits layer9": "PIPELINE_SPLITS=layer9: no such layer of resnet50; it has conv1, .*, fc$",
+        "--pipeline-splits layer3 layer2": "layer2 does not start after layer3",
+        "--engine auto --pipeline-splits layer9": "ENGINE=auto: no engine can: .*PIPELINE_SPLITS=layer9: no such",
+        "--weights none.pth": "WEIGHTS=.*none.pth: no such file; give a .safetensors, .pth or .pt file",
+        "--weights file": "WEIGHTS=.*file: its format is not known by its name; give a .safetensors",
+        "--weights cut.safetensors": r"not a whole safetensors file \(it has \d+ bytes, and its header tells of \d+\)",
+        "--weights pointer.safetensors": r"not a whole safetensors file \(its header is cut off\); fetch it again",
+        "--weights text.pth": "not a file of tensors alone that PyTorch wrote .*; save the network's",
+        "--weights empty.pt": "not a file of tensors alone that PyTorch wrote .*; save the network's",
+        "--num-mpi 1 --hostfile none": "HOSTFILE=.*none: no such file",
+        "--num-mpi 1 --hostfile hosts": "HOSTFILE=.*hosts: 'node1 slots=many'; needed are lines such as",
+        "--data real --dataset imagenet": "DATASET=imagenet: not staged; run `cnnbench stage imagenet`",
+        "--engine inductor --model-cache-path file": "MODEL_CACHE_PATH=.*file: cannot be written to",
+        "--engine inductor --model-cache-path /proc/none": "MODEL_CACHE_PATH=/proc/none: cannot be written to",
+        "--logs-root file/logs": "--logs-root file/logs: cannot be written to",
+        "--logs-root /proc/logs": "--logs-root /proc/logs: cannot be written to",
+        "--timeout 0": "--timeout 0: must be more than 0",
+        "--timeout nan": "--timeout nan: must be more than 0",
+        "--engine tensorflow --data real --dataset imagenet": "DATASET=imagenet: not staged",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for words, reason in refused.items():
+        code = main(["run", "--model", "resnet50", "--precision", "32.32", "--dry-run", *words.split()])
+        errors = capsys.readouterr().err
+        assert (words, code) == (words, 2), errors
+        assert re.search(reason, errors.strip()), f"{words}: {errors}"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_values_that_a_run_can_have_pass_in_a_dry_run_and_leave_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "whole.safetensors")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    (tmp_path / "old.pt").write_bytes(b"\x80\x02")
+    before = sorted(tmp_path.rglob("*"))
+    for words in (
+        "--weights whole.safetensors",
+        "--weights zip.pth",
+        "--weights old.pt",
+        "--logs-root to/be/made",
+        "--norm-type group",
+        "--model efficientnet-b4 --norm-type group --norm-num-groups 8 --efficientnet-expand-ratio 4.3",
+        "--dataset imagenet",
+    ):
+        code = main(["run", "--model", "resnet50", "--precision", "32.32", "--dry-run", *words.split()])
+        output = capsys.readouterr()
+        assert (words, code) == (words, 0), output.err
+    assert "note: DATASET=imagenet has no effect with DATA_TYPE=dummy" in output.out
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_launch_shares_replicas_out_over_processes():

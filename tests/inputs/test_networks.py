@@ -29,6 +29,11 @@ def test_efficientnet_is_accepted_as_graphcore_has_it():
         (Network("resnet51"), r"MODEL=resnet51: no such network; use one of resnet18, .*resnext101$"),
         (Network("resnet50", norm_type="layer"), r"NORM_TYPE=layer: must be one of batch, group, none$"),
         (Network("resnet50", norm_type="group", norm_num_groups=0), r"NORM_NUM_GROUPS=0: must be 1 or more$"),
+        (
+            Network("resnet50", "group", 7),
+            r"NORM_NUM_GROUPS=7: does not divide the channels of every norm of resnet50; use 1, 2, 4, 8, 16, 32 or 64$",
+        ),
+        (Network("efficientnet_b0", "group"), r"NORM_NUM_GROUPS=32: does not divide .*; use 1, 2, 4 or 8$"),
         (Network("resnet50", norm_num_groups=4), r"NORM_NUM_GROUPS=4: needs NORM_TYPE=group, .* NORM_TYPE=batch; .*"),
         (Network("resnet50", "none", fast_groupnorm=True), r"ENABLE_FAST_GROUPNORM=true: needs NORM_TYPE=group, .*"),
         (

@@ -59,6 +59,10 @@ def test_a_hostfile_without_hosts_or_that_is_not_there(tmp_path):
     path.write_text("# none yet\n")
     with pytest.raises(UsageError, match="hosts: no host in it"):
         read_hostfile(path)
+    for line in ("node1 slots=many", "node1 slots=", "node1 slots=-1", "\x7fELF"):
+        path.write_text(f"node0\n{line}\n")
+        with pytest.raises(UsageError, match=r"hosts: '.*'; needed are lines such as `node1 slots=2`$"):
+            read_hostfile(path)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from checkout import WORKLOAD
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.machine.topology import read_topology
 from cnnbench.run.job import plan_case, prepare_job
+from model_files import write_graph
 from null_workload import THROUGHPUT, NullWorkload
 
 ACCURACY = "test_resnet50v1_5_tensorflow_xeon_public_inference_accuracy_avx_fp32"
@@ -83,11 +84,12 @@ def test_an_enclave_gets_the_engines_environment_and_nothing_of_the_callers():
 INT8 = ACCURACY.replace("avx_fp32", "avx_int8")
 
 
-def test_int8_is_skipped_with_a_python_that_cannot_quantise(cpu_flags, unsupported_python):
+def test_int8_is_skipped_with_a_python_that_cannot_quantise(cpu_flags, unsupported_python, tmp_path):
     cpu_flags("avx2 fma avx_vnni")
     with pytest.raises(SkippedError, match=r"^avx_int8: quantising a model to int8 needs TensorFlow 2\.15"):
         prepare_job(plan_case(WORKLOAD, INT8, {}, {}), {})
-    prepare_job(plan_case(WORKLOAD, INT8, {"MODEL": __file__}, {}), {})  # it may be int8 already
+    write_graph(graph := tmp_path / "graph.pb")
+    prepare_job(plan_case(WORKLOAD, INT8, {"MODEL": str(graph)}, {}), {})  # it may be int8 already
     prepare_job(plan_case(WORKLOAD, ACCURACY, {}, {}), {})
 
 

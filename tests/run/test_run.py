@@ -237,7 +237,8 @@ def test_weight_sharing_holds_the_instances_of_a_socket_in_one_process(workload)
         ("--batchsize=1", "BATCHSIZE: no such parameter; known are"),
         ("batch_size=1", "batch_size=1: not understood"),
         ("--config=/no/such.yaml", "/no/such.yaml: no such settings file"),
-        ("--hang-after=0", "--hang-after 0: must be more than 0 seconds"),
+        ("--hang-after=0", "--hang-after 0: must be more than 0 and at most 1e+09 seconds"),
+        ("--hang-after=inf", "--hang-after inf: must be more than 0 and at most 1e+09 seconds"),
         ("--timeout=0", "--timeout 0: must be more than 0 and at most 1e+09 seconds"),
         ("--timeout=-1", "--timeout -1: must be more than 0"),
         ("--timeout=nan", "--timeout nan: must be more than 0"),
@@ -356,11 +357,11 @@ def test_instances_measure_in_one_common_window(good):
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_logs_that_cannot_be_written_are_a_clear_error(workload, below):
     workload.logs_root = workload.directory / "workload.yaml" / below
-    done = workload.run("--steps=1")
-    assert done.returncode == 1
-    assert f"cnnbench: {workload.logs_root}: " in done.stderr
-    assert "the logs need a directory that you may write to" in done.stderr
-    assert "Traceback" not in done.stderr
+    for options in (["--steps=1"], ["--dry-run"]):
+        done = workload.run(*options)
+        assert done.returncode == 2
+        assert f"cnnbench: --logs-root {workload.logs_root}: cannot be written to (Not a directory); " in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_cache_that_cannot_be_written_is_a_clear_error(workload, tmp_path):

@@ -416,6 +416,8 @@ def test_a_dry_run_prints_the_settings_and_measures_nothing(sweep, cnnbench):
         (["--platform", "SPR"], "PLATFORM=SPR: Harness is not available on it; it is on GENERIC"),
         (["--config", "none.yaml"], "none.yaml: no such settings file"),
         (["--output", __file__], "test_tuning.py: is there already"),
+        (["--output", __file__, "--dry-run"], "test_tuning.py: is there already"),
+        (["--state", "/proc/none", "--dry-run"], "--state /proc/none: cannot be written to"),
         (["--hang-after", "0"], "--hang-after 0: must be more than 0"),
         (["--timeout", "-1"], "--timeout -1: must be more than 0"),
         (["--workload", "none"], "none: no workload.yaml there"),

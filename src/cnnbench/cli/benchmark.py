@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from cnnbench.base.signals import end_by_exceptions
-from cnnbench.harness.runs import run_spec
+from cnnbench.base.places import check_directory
+from cnnbench.base.signals import check_timeout, end_by_exceptions
+from cnnbench.harness.runs import describe_variants, run_spec
 from cnnbench.harness.spec import choose_variants, read_spec
 
 
@@ -26,7 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run them in turn, and tabulate them."""
     end_by_exceptions()
     variants = choose_variants(read_spec(arguments.spec), arguments.benchmark, arguments.gated)
+    check_timeout("--timeout", arguments.timeout)
+    check_directory(f"--output {arguments.output}", arguments.output)
     if arguments.dry_run:
-        print("\n".join(f"{variant.key}: {variant.line}" for variant in variants))
+        print("\n".join(describe_variants(variants)))
         return 0
     return run_spec(variants, arguments.output.absolute(), arguments.timeout)

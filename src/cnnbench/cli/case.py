@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import SkippedError
+from cnnbench.base.places import check_directory
 from cnnbench.base.signals import check_timeout, end_by_exceptions, end_with_parent
 from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.variables import CONFIG_VARIABLE, DRY_RUN_VARIABLE, OPTIONS_VARIABLE
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     dry_run = arguments.dry_run or os.environ.get(DRY_RUN_VARIABLE) == "1"
     check_limits(arguments)
     check_timeout("--pull-timeout", arguments.pull_timeout)
+    check_directory(f"--logs-root {arguments.logs_root}", arguments.logs_root)
     try:
         planned = plan_case(
             arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None

@@ -2,7 +2,6 @@
 
 import argparse
 
-from cnnbench.base.errors import UsageError
 from cnnbench.base.signals import check_timeout
 from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S
 
@@ -22,6 +21,5 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 def check_limits(arguments: argparse.Namespace) -> None:
     """Raise UsageError for a limit that is none."""
-    if arguments.hang_after is not None and not arguments.hang_after > 0:
-        raise UsageError(f"--hang-after {arguments.hang_after:g}: must be more than 0 seconds")
+    check_timeout("--hang-after", arguments.hang_after)
     check_timeout("--timeout", arguments.timeout)

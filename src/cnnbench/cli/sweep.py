@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import InvalidMeasurementError, UsageError
+from cnnbench.base.places import check_directory
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.platforms import check_platform, detect_platform
 from cnnbench.cases.workload import declared_cases
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.platform or os.environ.get(PLATFORM_VARIABLE) or detect_platform(read_cpuinfo())
     )
     output = arguments.output or arguments.state / f"bkm-{platform.lower()}.yaml"
-    if output.exists() and not arguments.overwrite and not arguments.dry_run:
+    check_directory(f"--state {arguments.state}", arguments.state)
+    if output.exists() and not arguments.overwrite:
         raise UsageError(f"{output}: is there already; --overwrite does so, --output names another")
     if arguments.output and not output.parent.is_dir():
         raise UsageError(f"--output {output}: there is no directory {output.parent}")

@@ -70,7 +70,7 @@ class Conditions:
     """What an engine is told of a case when its options are checked.
 
     `precision`: its name. `number_type`, `on_gpu`: what the name says. `replicas`: copies of the network in a process.
-    `threads`: those of the smallest instance.
+    `threads`: those of the smallest instance. `network`: its name.
     """
 
     precision: str
@@ -78,6 +78,7 @@ class Conditions:
     on_gpu: bool
     replicas: int
     threads: int
+    network: str
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
-from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.base.places import check_directory
 from cnnbench.base.signals import check_timeout, end_by_exceptions
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.harness.line import Request
@@ -33,6 +34,7 @@ RESULTS = "results.csv"
 def run_request(request: Request) -> int:
     """Run all that a line asks for; of several runs, end with a table. Return the worst run's exit code."""
     check_timeout("--timeout", request.timeout_s)
+    check_directory(f"--logs-root {request.logs_root}", request.logs_root)
     codes, logs = [], []
     for job in _jobs(request):
         if request.dry_run:
@@ -75,6 +77,25 @@ class Entry:
     result: RunResult | None
     reason: str
     failed: bool
+
+
+def describe_variants(variants: Sequence[Variant]) -> list[str]:
+    """Return the variants as lines of text, with the reason of those that are skipped here: what `--dry-run` prints.
+
+    Raises UsageError naming all whose lines make no sense.
+    """
+    flags, lines, refused = read_cpuinfo().flags, [], []
+    for variant in variants:
+        lines.append(f"{variant.key}: {variant.line}")
+        try:
+            _jobs(variant.read(flags), variant.benchmark.env)
+        except SkippedError as error:
+            lines.append(f"  skipped: {error}")
+        except UsageError as error:
+            refused.append(f"{variant.key}: {error}")
+    if refused:
+        raise UsageError("\n".join(refused))
+    return lines
 
 
 def run_spec(variants: Sequence[Variant], output: Path, timeout_s: float | None) -> int:

@@ -27,6 +27,7 @@ class Architecture:
 
     `timm_name` is timm's name of it. `parameters` and `gmacs` (1e9 multiply-accumulates of one image) are those that
     torchvision publishes, `num_params` and `_ops` of its IMAGENET1K_V1 weights; the papers round theirs.
+    `common_channels`: the largest number that divides the channels of every norm, whatever the expand ratio.
     `image_size` is the input's side in pixels; `crop_share` is that side over the shorter side of the image before the
     centre crop, which is resized by `interpolation`.
     """
@@ -35,25 +36,30 @@ class Architecture:
     family: Literal["resnet", "mobilenet", "efficientnet", "resnext"]
     parameters: int
     gmacs: float
+    common_channels: int
     image_size: int = 224
     crop_share: float = 0.875
     interpolation: Interpolation = "bilinear"
 
 
 ARCHITECTURES = {
-    "resnet18": Architecture("resnet18", "resnet", 11_689_512, 1.814),
-    "resnet34": Architecture("resnet34", "resnet", 21_797_672, 3.664),
-    "resnet50": Architecture("resnet50", "resnet", 25_557_032, 4.089),
-    "resnet101": Architecture("resnet101", "resnet", 44_549_160, 7.801),
-    "resnet152": Architecture("resnet152", "resnet", 60_192_808, 11.514),
-    "mobilenet_v3_small": Architecture("mobilenetv3_small_100", "mobilenet", 2_542_856, 0.057, interpolation="bicubic"),
-    "mobilenet_v3_large": Architecture("mobilenetv3_large_100", "mobilenet", 5_483_032, 0.217, interpolation="bicubic"),
-    "efficientnet_b0": Architecture("efficientnet_b0", "efficientnet", 5_288_548, 0.386, interpolation="bicubic"),
-    "efficientnet_b4": Architecture(  # the authors' evaluation resizes to 32 pixels more than the crop
-        "efficientnet_b4", "efficientnet", 19_341_616, 4.394, 380, 380 / 412, "bicubic"
+    "resnet18": Architecture("resnet18", "resnet", 11_689_512, 1.814, 64),
+    "resnet34": Architecture("resnet34", "resnet", 21_797_672, 3.664, 64),
+    "resnet50": Architecture("resnet50", "resnet", 25_557_032, 4.089, 64),
+    "resnet101": Architecture("resnet101", "resnet", 44_549_160, 7.801, 64),
+    "resnet152": Architecture("resnet152", "resnet", 60_192_808, 11.514, 64),
+    "mobilenet_v3_small": Architecture(
+        "mobilenetv3_small_100", "mobilenet", 2_542_856, 0.057, 8, interpolation="bicubic"
     ),
-    "resnext50": Architecture("resnext50_32x4d", "resnext", 25_028_904, 4.23),
-    "resnext101": Architecture("resnext101_32x8d", "resnext", 88_791_336, 16.414),
+    "mobilenet_v3_large": Architecture(
+        "mobilenetv3_large_100", "mobilenet", 5_483_032, 0.217, 8, interpolation="bicubic"
+    ),
+    "efficientnet_b0": Architecture("efficientnet_b0", "efficientnet", 5_288_548, 0.386, 8, interpolation="bicubic"),
+    "efficientnet_b4": Architecture(  # the authors' evaluation resizes to 32 pixels more than the crop
+        "efficientnet_b4", "efficientnet", 19_341_616, 4.394, 8, 380, 380 / 412, "bicubic"
+    ),
+    "resnext50": Architecture("resnext50_32x4d", "resnext", 25_028_904, 4.23, 64),
+    "resnext101": Architecture("resnext101_32x8d", "resnext", 88_791_336, 16.414, 64),
 }
 
 
@@ -103,7 +109,8 @@ class Network:
 def check_network(network: Network) -> None:
     """Raise UsageError where the fields name no network or contradict each other.
 
-    Whether the group count divides every layer's channels is found when the network is built.
+    A group count must divide the channels of every norm: a smaller one for some layers would be another network than
+    was asked for.
     """
     if network.name not in ARCHITECTURES:
         raise UsageError(f"MODEL={network.name}: no such network; use one of {', '.join(ARCHITECTURES)}")
@@ -117,6 +124,12 @@ def check_network(network: Network) -> None:
             raise UsageError(f"NORM_NUM_GROUPS={network.norm_num_groups}: {instead}")
         if network.fast_groupnorm:
             raise UsageError(f"ENABLE_FAST_GROUPNORM=true: {instead}")
+    elif (common := network.architecture.common_channels) % network.norm_num_groups:
+        *usable, most = [str(count) for count in range(1, common + 1) if common % count == 0]
+        raise UsageError(
+            f"NORM_NUM_GROUPS={network.norm_num_groups}: does not divide the channels of every norm of {network.name}; "
+            f"use {', '.join(usable)} or {most}"
+        )
     _check_efficientnet(network)
 
 

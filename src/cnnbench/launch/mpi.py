@@ -73,7 +73,7 @@ class RankJob:
 def read_hostfile(path: Path) -> dict[str, int | None]:
     """Return the hosts of a file such as mpirun reads, in order, with their slots; None where it does not say.
 
-    Raises UsageError when there is no such file or no host in it.
+    Raises UsageError when there is no such file, no host in it, or a line that is none.
     """
     if not path.is_file():
         raise UsageError(f"HOSTFILE={path}: no such file; needed are lines such as `node1 slots=2`")
@@ -81,7 +81,9 @@ def read_hostfile(path: Path) -> dict[str, int | None]:
     for line in path.read_text(errors="replace").splitlines():
         words = line.partition("#")[0].split()
         if words:
-            found = re.search(r"(?<![\w-])slots\s*=\s*(\d+)", " ".join(words))
+            found = re.search(r"(?<![\w-])slots\s*=\s*(\S*)", " ".join(words))
+            if not re.fullmatch(r"[\w.:%@+-]+", words[0]) or (found and not found[1].isdecimal()):
+                raise UsageError(f"HOSTFILE={path}: {line.strip()[:80]!r}; needed are lines such as `node1 slots=2`")
             more = int(found[1]) if found else None
             hosts[words[0]] = more if (before := hosts.get(words[0])) is None or more is None else before + more
     if not hosts:

@@ -1,10 +1,13 @@
 """Say which parameters of a network's case go together with its engine, its device and its plan, and which do not."""
 
+from pathlib import Path
+
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, Parameters, options_of, parameters_of, told
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.engines.registry import AUTO, Conditions, Engine, engines
+from cnnbench.inputs.model_file import check_checkpoint
 from cnnbench.launch.instances import Plan
 from cnnbench.staging.networks import chosen_network
 
@@ -15,6 +18,8 @@ STEADY_IN_INT8 = ("resnet18", "resnet34", "resnet50")
 def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
     """Raise UsageError for a network that cannot be had, SkippedError for one that knows nothing; return notes."""
     chosen_network(parameters)
+    if parameters.weights:
+        check_checkpoint(Path(parameters.weights))
     accuracy, notes = parameters.mode == "accuracy", []
     if accuracy and not parameters.weights and parameters.dataset != "procedural":
         raise SkippedError(
@@ -66,6 +71,7 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
         on_gpu=precision.on_gpu,
         replicas=parameters.replicas,
         threads=min(instance.threads for instance in plan.instances),
+        network=parameters.topology,
     )
     return notes + engine.check(options_of(parameters, engine), conditions)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
-from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import TestCase, settle
 from cnnbench.cases.parameters import FIELDS, Parameters, options_of
@@ -21,6 +21,7 @@ from cnnbench.engines.builds import choose_build, network_builder
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import AUTO, Engine, Setting, find_engine, find_part
 from cnnbench.inputs.image_set import ImageSet
+from cnnbench.inputs.model_file import check_graph
 from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
@@ -46,6 +47,7 @@ from cnnbench.staging.inputs import (
     predict_images,
     prepare_model,
     quantize_model,
+    require_image_set,
     stage_embedded_model,
 )
 from cnnbench.staging.networks import (
@@ -143,8 +145,12 @@ def plan_case(
     precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
     if of_networks:
         notes += check_network_case(case, parameters)
+    elif engine.has_model and Path(parameters.model).is_absolute():  # else, it is an artefact's name, or empty
+        check_graph(Path(parameters.model))
     if parameters.mode == "accuracy" and not engine.has_model:
         raise UsageError(f"{case.name}: the engine {engine.name} has no model whose accuracy could be measured")
+    if parameters.dataset != FIELDS["DATASET"].default and parameters.data_type != "real":
+        notes.append(f"DATASET={parameters.dataset} has no effect with DATA_TYPE={parameters.data_type}")
     topology = read_topology()
     plan = plan_instances(
         topology,
@@ -194,6 +200,10 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         raise SkippedError(f"{planned.case.name}: SGX cases run in a Gramine container, which BACKEND=native has not")
     int8 = planned.precision.is_int8
     engine, on_gpu = planned.engine, planned.precision.on_gpu
+    if engine.has_model and p.data_type == "real":
+        require_image_set(p.dataset, cache_root(os.environ))
+    if engine.has_model and engine.takes == "graph":
+        _given_model(p.model, cache_root(os.environ))
     if int8 and not p.model and (obstacle := graph_quantizer_obstacle(engine)):
         # A MODEL may be int8 already, which staging finds out.
         raise SkippedError(f"{planned.precision.name}: {obstacle}")
@@ -244,7 +254,9 @@ def graph_quantizer_obstacle(engine: Engine) -> str:
 
 def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
     """Return the job of the first engine that can run a case, with those of all that can; raise where none can."""
-    rivals, obstacles = [], []
+    rivals: list[Job] = []
+    obstacles: list[str] = []
+    misused = True
     for name in planned.workload.engines:
         engine, parameters = find_engine(name), planned.parameters.model_copy(update={"engine": name})
         try:
@@ -253,8 +265,10 @@ def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
             rivals.append(prepare_job(one, environ))
         except (UsageError, SkippedError) as error:
             obstacles.append(f"{name}: {error}")
+            misused = misused and isinstance(error, UsageError)
     if not rivals:
-        raise SkippedError(f"ENGINE={AUTO}: no engine can: {'; '.join(obstacles)}")
+        told = f"ENGINE={AUTO}: no engine can: {'; '.join(obstacles)}"
+        raise UsageError(told) if misused else SkippedError(told)
     notes = (*rivals[0].notes, *(f"ENGINE={AUTO}: not tried: {obstacle}" for obstacle in obstacles))
     return dataclasses.replace(rivals[0], notes=notes, rivals=tuple(rivals))
 
@@ -406,14 +420,17 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> 
 
 
 def _find_model(job: Job, cache: Path) -> Path:
-    if not job.parameters.model:
-        return stage_embedded_model(job.engine, job.variant, cache)
-    artefacts = load_artefacts()
-    if job.parameters.model in artefacts:
-        path = staged_path(artefacts[job.parameters.model], cache)
+    given = _given_model(job.parameters.model, cache)
+    return given or stage_embedded_model(job.engine, job.variant, cache)
+
+
+def _given_model(model: str, cache: Path) -> Path | None:
+    """Return the frozen graph that MODEL names, None for the embedded one; raise UsageError for one not staged."""
+    if not model:
+        return None
+    artefact, path = load_artefacts().get(model), Path(model)
+    if artefact:
+        path = staged_path(artefact, cache)
         if not path.is_file():
-            raise CnnbenchError(
-                f"MODEL={job.parameters.model}: not staged; run `cnnbench stage {job.parameters.model}`"
-            )
-        return path
-    return Path(job.parameters.model)
+            raise UsageError(f"MODEL={model}: not staged; run `cnnbench stage {model}`")
+    return path

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.base.checkout import PACKAGE, SOURCES
-from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.engines.registry import Engine, Steps, find_part
 from cnnbench.inputs import procedural
@@ -94,12 +94,17 @@ def find_image_set(dataset: str, cache: Path) -> ImageSet:
     """Return the images that DATASET names: drawn on first use, or ImageNet's as `cnnbench stage` left them."""
     if dataset == "procedural":
         return stage_procedural("validation", cache)
-    if not imagenet_path(cache).is_dir():
-        raise CnnbenchError(
-            f"DATASET={dataset}: not staged; run `cnnbench stage imagenet`, which needs the validation tar and the "
-            "devkit (see doc/staging.md)"
-        )
+    require_image_set(dataset, cache)
     return load_image_set(imagenet_path(cache))
+
+
+def require_image_set(dataset: str, cache: Path) -> None:
+    """Raise UsageError where DATASET names images that are neither staged nor drawn on first use."""
+    if dataset != "procedural" and not imagenet_path(cache).is_dir():
+        raise UsageError(
+            f"DATASET={dataset}: not staged; run `cnnbench stage imagenet`, which needs the validation tar and the "
+            "devkit (see doc/staging.md), or choose procedural"
+        )
 
 
 def stage_imagenet_set(cache: Path, source: Path | None, variant: str) -> ImageSet:
@@ -168,8 +173,6 @@ def prepare_model(model: Path, images: Path, engine: Engine, variant: str, cache
 
     `images`: the directory of the image set to take the fixed batch from.
     """
-    if not model.is_file():
-        raise CnnbenchError(f"MODEL={model}: no such file; needed a frozen graph (.pb)")
     sha256 = digest_file(model)
     made_by = digest_sources(_steps(engine, "prepares_graphs"))
     destination = cache / "prepared" / f"{sha256[:16]}-{load_manifest(images).sha256[:16]}-{made_by}"

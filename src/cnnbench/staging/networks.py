@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
-from cnnbench.base.errors import CnnbenchError
 from cnnbench.cases.parameters import Parameters
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import Engine, find_part
@@ -54,8 +53,6 @@ def prepare_network(
     """
     form, built = image_form(parameters), _describe(parameters)
     weights = Path(parameters.weights) if parameters.weights else None
-    if weights and not weights.is_file():
-        raise CnnbenchError(f"WEIGHTS={weights}: no such file; needed a checkpoint, .safetensors or .pth")
     if not weights and parameters.mode == "accuracy":
         weights = _fit_weights(built, variant, cache)
     request = built | {"weights": str(weights or ""), "export": engine.reads_onnx, "splits": []}

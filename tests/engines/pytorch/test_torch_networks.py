@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import pytest
 
@@ -8,7 +9,8 @@ from torch import nn  # noqa: E402
 
 from cnnbench.base.errors import CnnbenchError, UsageError  # noqa: E402
 from cnnbench.engines.pytorch.group_norm import FastGroupNorm, GroupNormAct  # noqa: E402
-from cnnbench.engines.pytorch.networks import build, count_macs, split  # noqa: E402
+from cnnbench.engines.pytorch.layer_names import first_operations  # noqa: E402
+from cnnbench.engines.pytorch.networks import build, count_macs, first_nodes, split  # noqa: E402
 from cnnbench.engines.pytorch.weights import load_weights, seed_weights  # noqa: E402
 from cnnbench.inputs.networks import ARCHITECTURES, Network  # noqa: E402
 
@@ -94,11 +96,13 @@ class TestBuild:
         assert fast == shapes(shapes_only(Network("mobilenet_v3_small", "group", 8)))
         assert set(fast) == {key for key in batch if not key.endswith("num_batches_tracked")}
 
-    def test_a_group_count_that_does_not_divide_is_told_with_those_that_do(self):
-        with pytest.raises(UsageError, match=r"^NORM_NUM_GROUPS=32: blocks\.0\.0\.bn2 of efficientnet_b0 has 16 chann"):
-            shapes_only(Network("efficientnet_b0", "group"))
-        with pytest.raises(UsageError, match=r"use 1, 2, 4 or 8$"):
-            shapes_only(Network("efficientnet_b0", "group"))
+    def test_the_channels_of_all_norms_have_the_common_divisor_that_group_counts_are_checked_by(self):
+        for name, architecture in ARCHITECTURES.items():
+            ratios = (None, 1, 1.01, 4.3, 7.77, 16) if architecture.family == "efficientnet" else (None,)
+            for ratio in ratios:
+                norms = of_type(shapes_only(Network(name, expand_ratio=ratio)), nn.BatchNorm2d)
+                found = math.gcd(*(norm.num_features for norm in norms))
+                assert (name, ratio, found) == (name, ratio, architecture.common_channels)
 
     def test_group_dim_changes_only_the_depthwise_convolutions(self):
         plain, grouped = (shapes(shapes_only(Network("efficientnet_b0", group_dim=dim))) for dim in (None, 16))
@@ -278,6 +282,18 @@ class TestSplit:
         assert {name.split(".")[0] for name in shapes(first)} == {"conv1", "bn1", "layer1", "layer2"}
         assert {name.split(".")[0] for name in shapes(second)} == {"layer3", "layer4", "fc"}
         assert second.fc.weight is resnet18.fc.weight
+
+    def test_the_layers_that_splits_are_checked_by_are_those_that_run(self):
+        variants = [
+            Network(name, norm_type, groups, **extra)
+            for name, architecture in ARCHITECTURES.items()
+            for norm_type, groups in NORMS.items()
+            for extra in ({}, {"expand_ratio": 1, "group_dim": 16})[: 1 + (architecture.family == "efficientnet")]
+        ]
+        for network in variants:
+            told, ran = first_operations(network.name), first_nodes(shapes_only(network))
+            order = {index: number for number, index in enumerate(sorted(set(ran.values())))}
+            assert {name: order[index] for name, index in ran.items()} == told, network
 
     @pytest.mark.parametrize("norm_type", ["group", "none"])
     def test_other_norms_are_split_alike(self, norm_type):

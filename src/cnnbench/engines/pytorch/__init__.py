@@ -3,11 +3,14 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic import Field
 
 from cnnbench.base.errors import UsageError
+from cnnbench.base.places import check_directory
 from cnnbench.engines.interface import EngineOptions
+from cnnbench.engines.pytorch.layer_names import check_splits
 from cnnbench.engines.registry import Build, Conditions, Engine, PythonVersion, Setting, Steps
 from cnnbench.machine.host import CpuInfo
 
@@ -66,8 +69,16 @@ def check(options: PyTorchOptions, conditions: Conditions) -> list[str]:
             f"{splits}: stages work on cores of their own, and {conditions.precision} runs on one GPU; leave it out"
         )
     if options.pipeline_splits:
+        check_splits(conditions.network, options.pipeline_splits.split())
         _check_stages(splits, options, conditions)
     return [_note_half_partial(conditions)] if options.half_partial else []
+
+
+def check_compiled(options: InductorOptions, conditions: Conditions) -> list[str]:
+    """Do the same for options of Inductor's."""
+    if options.model_cache_path:
+        check_directory(f"MODEL_CACHE_PATH={options.model_cache_path}", Path(options.model_cache_path))
+    return check(options, conditions)
 
 
 def _check_stages(splits: str, options: PyTorchOptions, conditions: Conditions) -> None:
@@ -148,6 +159,7 @@ ENGINES = (
         summary="torch.compile with frozen weights",
         options=InductorOptions,
         heeds=frozenset({"ENABLE_FAST_GROUPNORM"}),
+        check=check_compiled,
         environment=_compiled_into,
         obstacle=_compiler_obstacle,
         builds_networks=None,

@@ -1,7 +1,6 @@
 """Build the networks in PyTorch out of timm's, count their multiply-accumulates, and cut them into stages."""
 
 import importlib.util
-import math
 import operator
 from collections.abc import Sequence
 from functools import cache, partial
@@ -13,8 +12,8 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnbench.base.errors import UsageError
 from cnnbench.engines.pytorch.group_norm import FastGroupNorm, GroupNormAct
+from cnnbench.engines.pytorch.layer_names import check_splits
 from cnnbench.inputs.networks import CLASSES, Network, check_network
 
 EFFICIENTNET_SCALES = {"efficientnet_b0": (1.0, 1.0), "efficientnet_b4": (1.4, 1.8)}
@@ -26,9 +25,8 @@ PUBLISHED_EXPAND_RATIO, PUBLISHED_GROUP_DIM = 6, 1
 def build(network: Network) -> nn.Module:
     """Return the network, in eval mode, float32, with timm's random weights: N x 3 x S x S to logits N x 1000.
 
-    Norms of type "group" take the place, the epsilon, the activation and the keys of timm's batch norms. A group count
-    that does not divide the channels of every norm is a UsageError that names those that do: a smaller one for some
-    layers would be another network than was asked for. Without norms, each convolution gets a bias in their stead.
+    Norms of type "group" take the place, the epsilon, the activation and the keys of timm's batch norms. Without norms,
+    each convolution gets a bias in their stead.
     """
     check_network(network)
     _define_operators()
@@ -61,11 +59,13 @@ def split(module: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
     before it returns: a tensor, or a tuple of those that are still needed where a cut crosses a shortcut. UsageError
     where a name is unknown, repeated or out of order.
     """
+    check_splits(module.name, layers)
     graph = _Tracer().trace(module)
-    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    nodes = _operations(graph)
     (images,) = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
-    starts = _find_starts(module, nodes, layers)
+    first = _first_nodes(nodes)
+    starts = [first[layer] for layer in layers]
     position = {node: index for index, node in enumerate(nodes)} | {images: -1}
     stages: list[nn.Module] = []
     for start, end in pairwise([0, *starts, len(nodes)]):
@@ -73,6 +73,11 @@ def split(module: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
         given = _crossing(position, output, end)
         stages.append(fx.GraphModule(module, _stage_graph(taken, nodes[start:end], given)))
     return stages
+
+
+def first_nodes(module: nn.Module) -> dict[str, int]:
+    """Return the number of the first operation of each layer, as the network runs."""
+    return _first_nodes(_operations(_Tracer().trace(module)))
 
 
 @cache
@@ -158,18 +163,10 @@ def _activation(norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def _group_norms(module: nn.Module, network: Network) -> None:
-    norms, groups = _batch_norms(module), network.norm_num_groups
-    for name, norm in norms.items():
-        if norm.num_features % groups:
-            common = math.gcd(*(norm.num_features for norm in norms.values()))
-            usable = [str(count) for count in range(1, common + 1) if common % count == 0]
-            raise UsageError(
-                f"NORM_NUM_GROUPS={groups}: {name} of {network.name} has {norm.num_features} channels, which {groups}"
-                f" does not divide; use {', '.join(usable[:-1])} or {usable[-1]}"
-            )
     norm_type = FastGroupNorm if network.fast_groupnorm else GroupNormAct
-    for name, norm in norms.items():
-        module.set_submodule(name, norm_type(groups, norm.num_features, norm.eps, _activation(norm)))
+    for name, norm in _batch_norms(module).items():
+        grouped = norm_type(network.norm_num_groups, norm.num_features, norm.eps, _activation(norm))
+        module.set_submodule(name, grouped)
 
 
 def _drop_norms(module: nn.Module) -> None:
@@ -187,25 +184,17 @@ class _Tracer(fx.Tracer):
         return isinstance(m, (nn.BatchNorm2d, nn.GroupNorm)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _find_starts(module: nn.Module, nodes: Sequence[fx.Node], layers: Sequence[str]) -> list[int]:
-    """Return the index of each named layer's first node; UsageError where they do not rise from above 0."""
+def _operations(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+
+
+def _first_nodes(nodes: Sequence[fx.Node]) -> dict[str, int]:
+    """Return the index of each layer's first node."""
     first: dict[str, int] = {}
     for index, node in enumerate(nodes):
         for path, _ in node.meta.get("nn_module_stack", {}).values():
             first.setdefault(path, index)
-    starts: list[int] = []
-    for layer in layers:
-        if layer not in first:
-            known = [name for name, _ in module.named_modules() if name.count(".") < 2 and name in first]
-            raise UsageError(f"PIPELINE_SPLITS={layer}: no such layer of {module.name}; it has {', '.join(known)}")
-        if first[layer] <= (starts[-1] if starts else 0):
-            before = f"after {layers[len(starts) - 1]}" if starts else "after the first layer"
-            raise UsageError(
-                f"PIPELINE_SPLITS={','.join(layers)}: {layer} does not start {before}, so that the stage before it"
-                " would be empty; give each layer once, in the network's order"
-            )
-        starts.append(first[layer])
-    return starts
+    return first
 
 
 def _crossing(position: dict[fx.Node, int], output: fx.Node, cut: int) -> list[fx.Node]:

@@ -125,18 +125,27 @@ def _answer(
 
 
 def export(classifier: Classifier, images: torch.Tensor, path: Path) -> None:
-    """Write the network with its input's handling and softmax as ONNX, for any number of images."""
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # the newer exporter needs a package more
-    torch.onnx.export(
+    """Write the network with its input's handling and softmax as ONNX, for any number of images, in one file.
+
+    The example lies in memory with the colours first: of images as they are handed over, what pools a channels-last
+    map would be exported as a gather of its elements.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)  # PyTorch's, of its own deprecated names
+    example = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    program = torch.onnx.export(
         classifier,
-        (images,),
-        path,
+        (example,),
         input_names=["images"],
         output_names=["probabilities"],
-        dynamic_axes={"images": {0: "batch"}, "probabilities": {0: "batch"}},
-        opset_version=17,
-        dynamo=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=18,
+        dynamo=True,
+        verbose=False,
     )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where it was made, which would be part of the digest
+    program.save(path, external_data=False)
 
 
 def main(arguments: list[str]) -> int:

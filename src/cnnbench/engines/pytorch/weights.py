@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.inputs.model_file import check_checkpoint
 
 WRAPPERS = ("state_dict_ema", "state_dict", "model")
 """Keys under which training programs keep the weights, the averaged ones first: they are the ones to evaluate."""
@@ -98,20 +99,12 @@ def _first(keys: Sequence[str]) -> str:
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint by their keys, without what training wrapped around them."""
-    if not path.is_file():
-        raise CnnbenchError(f"WEIGHTS={path}: no such file; give a .safetensors, .pth or .pt file")
-    if path.suffix == ".safetensors":
-        weights: Mapping[str, torch.Tensor] = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        weights = _read_pickle(path)
-    else:
-        raise CnnbenchError(
-            f"WEIGHTS={path}: its format is not known by its name; give a .safetensors, .pth or .pt file"
-        )
+    check_checkpoint(path)
+    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     return {key.removeprefix(PARALLEL_PREFIX): value for key, value in weights.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
