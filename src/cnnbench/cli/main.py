@@ -13,6 +13,7 @@ from pathlib import Path
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.base.signals import INTERRUPTED, check_timeout, end_by_exceptions, end_with_parent
+from cnnbench.base.variables import check_spelling
 from cnnbench.cases.artefacts import find_artefact, load_artefacts
 from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.platforms import check_platform, detect_platform
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     parsed.rest = rest or unknown
     try:
+        check_spelling(os.environ)
         return _COMMANDS[parsed.command](parsed)
     except CnnbenchError as error:
         print(f"cnnbench: {error}", file=sys.stderr)

@@ -16,9 +16,9 @@ from types import TracebackType
 
 import numpy as np
 
-from cnnbench.base.checkout import SOURCES
 from cnnbench.base.errors import InvalidMeasurementError
 from cnnbench.base.progress import Progress
+from cnnbench.base.start import START
 from cnnbench.cases.precisions import Precision
 from cnnbench.launch.plan import Plan
 from cnnbench.results.record import KILLED
@@ -87,14 +87,13 @@ def engine_environment(
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
         **of_engine,
         "PYTHONNOUSERSITE": "1",
-        "PYTHONPATH": str(SOURCES),
         **customer_env,
     }
 
 
 def worker_command(python: Path, spec: Path) -> list[str]:
     """Return the command that starts a worker."""
-    return [str(python), "-m", "cnnbench.worker", str(spec)]
+    return [str(python), START, "cnnbench.worker", str(spec)]
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def make_environment(lock: Path, cache: Path, index: str = "", lean: bool = Fals
         base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
         interpreter = str(base if base.exists() else sys.executable)
         options = read_pip_options()
-        venv = [interpreter, "-m", "venv", "--without-pip", str(directory)]
+        venv = [interpreter, "-I", "-m", "venv", "--without-pip", str(directory)]
         _run(venv, lock, uv_environment(options, os.environ))
         install(directory, lock, cache, index, lean)
 
