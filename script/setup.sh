@@ -32,6 +32,23 @@ names=(installer controller)
 has_system_cmake || names+=(cmake)
 names+=("$@")
 
+is_complete() {
+    [[ -x $venv/bin/python ]] && is_supported "$venv/bin/python" || return
+    for name in "${names[@]}"; do
+        cmp --silent "$root/requirements/$name.lock" "$venv/installed-$name.lock" || return
+    done
+    cmp --silent "$root/pyproject.toml" "$venv/installed-pyproject.toml"
+}
+
+# A checkout that is complete may be read-only.
+if is_complete; then
+    exit
+fi
+if ! { : >>"$root/.setup.lock"; } 2>/dev/null || [[ ! -w $root ]]; then
+    echo "setup.sh: $root: cannot be written to, and .venv is made there; copy it to a disk that you may write to" >&2
+    exit 1
+fi
+
 # Two set-ups at once would install over each other.
 exec 9>"$root/.setup.lock"
 flock 9

@@ -13,13 +13,13 @@ OWN = (
 )
 
 _LIKENESS = 0.87
-"""How like one of ours a name is at the least that is taken for a slip: CNNBENCH_CACHE_DIR is, CNNBENCH_HOME is not."""
+"""How like one of ours a name is at the least that is taken for a slip: CACHE_DIR for CACHE is, HOME is not."""
 
 
 def check_spelling(environ: Mapping[str, str]) -> None:
     """Raise UsageError for a variable that nearly is one of ours; one that is like none of ours is somebody else's.
 
-    A note would come too late: with CNNBENCH_CAHCE, gigabytes would be on their way to another disk already.
+    A note would come too late: with CAHCE for CACHE, gigabytes would be on their way to another disk already.
     """
     slips = [
         f"{name}: no variable of cnnbench; did you mean {near[0]}?"

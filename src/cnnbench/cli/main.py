@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
+from cnnbench.base.disk import describe_refusal, explain_refusals, require_writable
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.base.signals import INTERRUPTED, check_timeout, end_by_exceptions, end_with_parent
 from cnnbench.base.variables import check_spelling
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cnnbench: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # the disk, a permission, a file that went away: whatever was under way has failed
-        print(f"cnnbench: {error}", file=sys.stderr)
+        print(f"cnnbench: {describe_refusal(error)}", file=sys.stderr)
         return CnnbenchError.exit_code
     except KeyboardInterrupt:
         print("cnnbench: interrupted", file=sys.stderr)
@@ -272,6 +273,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print("\n".join(describe_spaces(spaces)))
         return 0
 
+    another = "make room, or name another file with --output"
+    if arguments.output:  # before hours of measuring; what is in --state comes later
+        require_writable(output.absolute(), another)
+
     def measure(job: Job) -> tuple[RunResult, Path]:
         end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored
         return measure_job(job, cache, state, arguments.hang_after, arguments.timeout)
@@ -285,7 +290,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if not found:
         raise InvalidMeasurementError("no setting of any case has a valid result; the reasons are above")
     text = settings_file(found, declared_cases(arguments.workload, platform), platform, request.command)
-    with output.open("w" if arguments.overwrite else "x", encoding="utf-8") as file:
+    opened = "w" if arguments.overwrite else "x"
+    with explain_refusals(output, another), output.open(opened, encoding="utf-8") as file:
         file.write(text)
     print(f"{summary_table(found, platform)}\n\nwrote {output}")
     return 0 if len(found) == len(outcomes) else InvalidMeasurementError.exit_code

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
+from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.base.signals import check_timeout, end_by_exceptions
 from cnnbench.cases.parameters import FIELDS
@@ -84,13 +85,15 @@ def run_spec(variants: Sequence[Variant], output: Path, timeout_s: float | None)
     check_timeout("--timeout", timeout_s)
     flags = read_cpuinfo().flags
     requests = [variant.read(flags) for variant in variants]  # before the first is run, as a line may make no sense
+    another = "make room, or give another --output"
+    make_directory(output, another)
     entries = []
     for number, (variant, request) in enumerate(zip(variants, requests, strict=True), start=1):
         print(f"{number} of {len(variants)}: {variant.key}: {variant.line}", file=sys.stderr, flush=True)
         entries.append(_run_variant(variant, request, output / variant.key, timeout_s))
     header, rows = _tabulate(entries)
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / RESULTS).open("w", newline="", encoding="utf-8") as file:
+    results = output / RESULTS
+    with explain_refusals(results, another), results.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     print(f"{align(header, rows)}\n\nwrote {output / RESULTS}")
     return CnnbenchError.exit_code if any(entry.failed for entry in entries) else 0
