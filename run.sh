@@ -3,4 +3,4 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 "$root/script/setup.sh"
-exec "$root/.venv/bin/cnnbench" quickstart "$@"
+exec "$root/.venv/bin/python" -I -m cnnbench quickstart "$@"

@@ -3,6 +3,7 @@
 # container engine answers, the images and cases in containers of them. Arguments go to pytest. CNNBENCH_BASE_IMAGE is
 # what the images are made from, CONTAINER_CLI the engine's command line.
 set -euo pipefail
+unset PYTHONHOME PYTHONPATH PYTHONUSERBASE # the checks see .venv alone; the tests set what they need
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
 script/setup.sh test

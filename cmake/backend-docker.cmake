@@ -21,7 +21,7 @@ set(BACKEND_CTEST_OPTIONS ${engine_options})
 
 # Add what `make` builds for a workload: an image each, after those that it is made of; `make push` and `make bom`.
 function(add_backend_target workload)
-  set(image "${CNNBENCH_PYTHON}" -m cnnbench image)
+  set(image "${CNNBENCH_PYTHON}" -I -m cnnbench image)
   set(options --workload "${CMAKE_CURRENT_SOURCE_DIR}" ${build_options} "--build-options=${BUILD_OPTIONS}")
   run_cnnbench(lines image list ${options})
   string(REPLACE "\n" ";" lines "${lines}")

@@ -17,9 +17,17 @@ if("${source}" IS_NEWER_THAN "${program}")
       ERROR_VARIABLE complaint)
   endif()
 endif()
+set(runs 0)
 if(EXISTS "${program}")
+  execute_process(COMMAND "${program}" --help RESULT_VARIABLE runs OUTPUT_QUIET ERROR_QUIET) # 2, as it has no such option
+endif()
+if(runs EQUAL 2)
   set(CNNBENCH_PEAK "${program}")
   message(STATUS "Utilization: measured with ${program}")
+elseif(EXISTS "${program}")
+  set(CNNBENCH_PEAK)
+  message(STATUS "Utilization: left out, as ${program} cannot be run (${runs}); where its file system is mounted noexec, "
+                 "configure in a directory from which programs may run (cmake -B)")
 else()
   set(CNNBENCH_PEAK)
   message(STATUS "Utilization: left out, as native/peak.c could not be compiled; install gcc 11 or clang 12 or later "

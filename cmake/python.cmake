@@ -22,7 +22,7 @@ endif()
 # Run `cnnbench <arguments>`; set `result` to what it prints, or stop the configuration with what it complains of.
 function(run_cnnbench result)
   execute_process(
-    COMMAND "${CNNBENCH_PYTHON}" -m cnnbench ${ARGN}
+    COMMAND "${CNNBENCH_PYTHON}" -I -m cnnbench ${ARGN}
     RESULT_VARIABLE status
     OUTPUT_VARIABLE output
     ERROR_VARIABLE complaint

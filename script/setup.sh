@@ -2,6 +2,8 @@
 # Make .venv for the controller from the lock files; safe to repeat and quick when nothing has changed.
 # Arguments: more lock files to install, such as "test". PYTHON chooses the interpreter (3.10 to 3.13).
 set -euo pipefail
+unset PYTHONHOME PYTHONPATH PYTHONUSERBASE PIP_PREFIX PIP_ROOT PIP_TARGET PIP_USER # .venv is to hold what the locks say
+export PYTHONNOUSERSITE=1
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 
@@ -30,6 +32,23 @@ names=(installer controller)
 has_system_cmake || names+=(cmake)
 names+=("$@")
 
+is_complete() {
+    [[ -x $venv/bin/python ]] && is_supported "$venv/bin/python" || return
+    for name in "${names[@]}"; do
+        cmp --silent "$root/requirements/$name.lock" "$venv/installed-$name.lock" || return
+    done
+    cmp --silent "$root/pyproject.toml" "$venv/installed-pyproject.toml"
+}
+
+# A checkout that is complete may be read-only.
+if is_complete; then
+    exit
+fi
+if ! { : >>"$root/.setup.lock"; } 2>/dev/null || [[ ! -w $root ]]; then
+    echo "setup.sh: $root: cannot be written to, and .venv is made there; copy it to a disk that you may write to" >&2
+    exit 1
+fi
+
 # Two set-ups at once would install over each other.
 exec 9>"$root/.setup.lock"
 flock 9
@@ -38,7 +57,7 @@ if [[ ! -x $venv/bin/python ]] || ! is_supported "$venv/bin/python"; then
     python=$(find_python)
     echo "setup: making .venv with $python"
     rm -rf "$venv"
-    if ! "$python" -m venv "$venv"; then
+    if ! "$python" -I -m venv "$venv"; then
         rm -rf "$venv"
         echo "setup.sh: $python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
         exit 1
@@ -48,10 +67,10 @@ fi
 # pip installs uv, and uv the rest: by pip's configuration, as cnnbench.staging.installer reads it.
 install() {
     if [[ $1 == installer ]]; then
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+        "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
             --only-binary :all: --requirement "$root/requirements/$1.lock"
     else
-        PYTHONPATH=$root/src "$venv/bin/python" -m cnnbench.staging.installer --here "$1"
+        "$venv/bin/python" -I "$root/src/cnnbench/base/start.py" cnnbench.staging.installer --here "$1"
     fi
 }
 
@@ -66,7 +85,7 @@ for name in "${names[@]}"; do
 done
 
 if ! cmp --silent "$root/pyproject.toml" "$venv/installed-pyproject.toml"; then
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+    "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
         --editable "$root"
     cp "$root/pyproject.toml" "$venv/installed-pyproject.toml"
 fi

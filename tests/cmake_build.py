@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cnnbench
 from checkout import ROOT
 
 NAME = "ResNet50-TensorFlow-Xeon-Public"
@@ -16,13 +15,12 @@ PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
 _STUB = """\
 #!{python}
 import json, os, signal, sys, time
-if sys.argv[1:4] not in (["-m", "cnnbench", "case"], ["-m", "cnnbench", "sweep"]):
-    os.environ["PYTHONPATH"] = {sources!r}
+if sys.argv[1:5] not in (["-I", "-m", "cnnbench", "case"], ["-I", "-m", "cnnbench", "sweep"]):
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def interrupt(number, frame):
     record["signal"] = number
     raise KeyboardInterrupt
-record = {{"arguments": sys.argv[4:], "environment": dict(os.environ), "directory": os.getcwd(), "pid": os.getpid()}}
+record = {{"arguments": sys.argv[5:], "environment": dict(os.environ), "directory": os.getcwd(), "pid": os.getpid()}}
 signal.signal(signal.SIGINT, interrupt)
 signal.signal(signal.SIGTERM, interrupt)
 try:
@@ -34,7 +32,7 @@ except KeyboardInterrupt:
 finally:
     with open(os.environ["STUB_LOG"], "a") as log:
         print(json.dumps(record), file=log)
-print("plan of", sys.argv[4:])
+print("plan of", sys.argv[5:])
 sys.exit(int(os.environ.get("STUB_EXIT", "0")) if os.environ.get("BATCH_SIZE") == os.environ.get("STUB_FAILS") else 0)
 """
 
@@ -47,12 +45,11 @@ def find_tool(name: str) -> str:
 
 
 def write_stub(path: Path) -> Path:
-    """Write an executable that records `-m cnnbench case` and `sweep` to $STUB_LOG and leaves the rest to this Python.
+    """Write an executable that records `-I -m cnnbench case` and `sweep` to $STUB_LOG; this Python does the rest.
 
     With $STUB_READY the case makes that file and sleeps. It exits with $STUB_EXIT when BATCH_SIZE is $STUB_FAILS.
     """
-    sources = str(Path(cnnbench.__file__).parents[1])
-    path.write_text(_STUB.format(python=sys.executable, sources=sources))
+    path.write_text(_STUB.format(python=sys.executable))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 

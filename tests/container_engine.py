@@ -77,8 +77,10 @@ def write_container_checkout(directory: Path) -> Path:
     with (workload / "workload.yaml").open("a") as settings:
         settings.write(_IMAGES)
     (workload / "Dockerfile").write_text(_DOCKERFILE)
-    python = directory / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(directory / "src"))} exec {sys.executable} "$@"\n')
+    python, start = directory / "python", str(directory / "src" / "cnnbench" / "base" / "start.py")
+    python.write_text(
+        f'#!/bin/sh\nshift 3 # -I -m cnnbench\nexec {sys.executable} -I {shlex.quote(start)} cnnbench "$@"\n'
+    )
     python.chmod(0o755)
     git = ["git", "-C", str(directory), "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Add a checkout"]):

@@ -29,7 +29,7 @@ def step_of(milliseconds: float) -> str:
 def clean_environment(**more: str) -> dict[str, str]:
     """Return this environment without what would set parameters, and with some more."""
     kept = {name: value for name, value in os.environ.items() if name not in FIELDS and not name.startswith("CNNBENCH")}
-    return kept | {"PYTHONPATH": str(ROOT / "src")} | more
+    return kept | more
 
 
 def wait_until(reached: Callable[[], object], what: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from cnnbench.base.checkout import SOURCES
 from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.base.start import START
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.launch.gramine import (
     Enclave,
@@ -106,7 +107,7 @@ def render(worker, enclave=None, template=TEMPLATES[0]):
 def test_the_manifest_starts_this_worker_and_no_other(worker, tmp_path, template):
     manifest = tomllib.loads(render(worker, Enclave(8 * GIB, 23), template))
     assert manifest["libos"]["entrypoint"] == str(tmp_path / "env/bin/python")
-    assert manifest["loader"]["argv"] == [str(worker.python), "-m", "cnnbench.worker", str(worker.spec_file)]
+    assert manifest["loader"]["argv"] == [str(worker.python), START, "cnnbench.worker", str(worker.spec_file)]
     assert manifest["loader"]["entrypoint"]["uri"].startswith("file:/")
     environment = manifest["loader"]["env"]
     assert environment["OMP_NUM_THREADS"] == "2"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.base.start import START
 from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
 from cnnbench.launch.plan import PlanRequest, plan_instances
 from cnnbench.launch.rank import MOST_OUTPUT_BYTES, Mirror, read_output
@@ -13,7 +14,7 @@ from cnnbench.worker.control import ControlBlock
 from sysfs import make_sysfs_tree
 
 HERE = Ranks(4, "ppr:2:socket", 8, None)
-TAIL = ["/env/bin/python", "-m", "cnnbench.launch.rank", "/dev/shm/run/job.json", "/logs"]
+TAIL = ["/env/bin/python", "-I", START, "cnnbench.launch.rank", "/dev/shm/run/job.json", "/logs"]
 
 
 def command_of(ranks, root):
@@ -25,8 +26,8 @@ def test_the_command_maps_and_binds_as_mpi_does():
     assert command[:3] == ["/bin/mpirun", "-n", "4"]
     words = " ".join(command)
     assert "--map-by ppr:2:socket:pe=8 --bind-to core" in words
-    assert "-x PYTHONPATH" in words  # other hosts get no variable of itself
-    assert command[-5:] == TAIL
+    assert "-x OPENBLAS_NUM_THREADS" in words  # other hosts get no variable of itself
+    assert command[-6:] == TAIL
     assert "--allow-run-as-root" not in words
     assert "--hostfile" not in words
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnbench.base.start import START
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.cli.main import main
 from cnnbench.machine.topology import parse_cpu_list
@@ -313,7 +314,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(workload):
     assert done.returncode == 0, done.stderr
     for index in range(INSTANCES):
         assert re.search(rf"^  {index}: process {index}, 1 threads, CPUs \d+, .*NUMA nodes \d+", done.stdout, re.M)
-        assert f"-m cnnbench.worker LOGS/process-{index}/spec.json" in done.stdout
+        assert f"{START} cnnbench.worker LOGS/process-{index}/spec.json" in done.stdout
     for line in ("CORES_PER_INSTANCE=1", f"INSTANCES={INSTANCES}", "OMP_NUM_THREADS=1", "A=two words", "OMP_X=1"):
         assert f"\n  {line}\n" in done.stdout
     assert not workload.logs_root.exists()

@@ -163,7 +163,9 @@ def write_lock(tmp_path, monkeypatch):
 
 
 def test_an_environment_is_made_once_from_its_lock(tmp_path, wheel, write_lock, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    for name in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("PIP_USER", "1")
     write_lock(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
     python = engine_python(TINY, "wheel", tmp_path / "cache")
     assert python == environment_path("tiny-wheel", tmp_path / "cache") / "bin" / "python"

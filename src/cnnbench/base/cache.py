@@ -5,36 +5,36 @@ Standard library only: the engines' environments import this too.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from cnnbench.base.errors import CnnbenchError
+from cnnbench.base.disk import explain_refusals, make_directory
+from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.progress import bytes_text
 
 _log = logging.getLogger(__name__)
 
-_DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file-size limit (ulimit -f) is reached",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "not permitted",
-    errno.ENOTDIR: "a file is where a directory is needed",
-}
+MOVE = "set CNNBENCH_CACHE to a directory with room that you may write to"
+"""What to do where the cache cannot be written to."""
+
+SCANT_BYTES = 16_000_000
+"""What is left of a disk, at the most, on which a step failed because it was full: less than its next file needs."""
 
 
 def cache_root(environ: Mapping[str, str]) -> Path:
     """Return the cache directory: `CNNBENCH_CACHE`, or `~/.cache/cnnbench`."""
     chosen = environ.get("CNNBENCH_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "cnnbench"
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else Path.home().absolute() / ".cache" / "cnnbench"
+    except RuntimeError as error:
+        found = f"CNNBENCH_CACHE={chosen}" if chosen else f"CNNBENCH_CACHE and HOME are not set, user {os.getuid()}"
+        raise UsageError(f"{found}: there is no such home directory; {MOVE}") from error
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def locked(path: Path) -> Iterator[None]:
     just opened would let two of them in. The kernel drops the lock when its holder dies.
     """
     lock_path = path.with_name(f".{path.name}.lock")
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(lock_path.parent, MOVE)
     # Read-only is enough for flock, and lets several users share one cache.
     descriptor = os.open(lock_path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -78,8 +78,11 @@ def install_directory(build: Callable[[Path], object], destination: Path) -> Pat
             building.mkdir()
             build(building)
             building.replace(destination)
-        except BaseException:
+        except BaseException as error:
+            full = building.exists() and shutil.disk_usage(building).free < SCANT_BYTES
             shutil.rmtree(building, ignore_errors=True)
+            if full and type(error) is CnnbenchError:  # a program's that was run, which has said why
+                raise CnnbenchError(f"{error}\n{building}: the disk is full: make room, or {MOVE}") from error
             raise
     return destination
 
@@ -111,16 +114,6 @@ def require_free_space(directory: Path, needed_bytes: int) -> None:
         )
 
 
-@contextmanager
-def explain_disk_errors(path: Path, discard: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Raise a clear error, after `discard()`, when the disk refuses to take `path`: full, over quota, not writable."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        discard()
-        raise CnnbenchError(
-            f"{error.filename or path}: {_DISK_ERRORS[error.errno]}; what was written of it is removed: "
-            "make room, or set CNNBENCH_CACHE to a directory with room that you may write to"
-        ) from error
+def explain_disk_errors(path: Path, discard: Callable[[], object] = lambda: None) -> AbstractContextManager[None]:
+    """Raise a clear error, after `discard()`, when the disk refuses to take `path`, a part of the cache."""
+    return explain_refusals(path, f"what was written of it is removed; make room, or {MOVE}", discard)

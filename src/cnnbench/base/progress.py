@@ -118,7 +118,15 @@ class Progress:
             count = f"{self._done:.15g}{total} {self._unit}"
             rate = "" if self._unit == SECONDS else f"{rate_per_s:.3g}/s"
         parts = [count, rate if rate_per_s else "", ending]
-        print(f"{self._label}: {', '.join(part for part in parts if part)}", file=self._stream, flush=True)
+        line = f"{self._label}: {', '.join(part for part in parts if part)}"
+        try:
+            print(line, file=self._stream, flush=True)
+        except OSError as error:
+            if self._stream is sys.stderr or not (path := os.environ.get(STREAM_VARIABLE)):
+                raise
+            print(f"{STREAM_VARIABLE}={path}: {error.strerror}; reporting here", file=sys.stderr)
+            self._stream = sys.stderr
+            print(line, file=self._stream, flush=True)
 
 
 def progress_stream() -> TextIO:
@@ -127,8 +135,8 @@ def progress_stream() -> TextIO:
     if path and not sys.stderr.isatty():
         try:
             return open(path, "a")  # noqa: PTH123 - as long-lived as standard error, and no file to create
-        except OSError:
-            print(f"{STREAM_VARIABLE}={path}: cannot be written; reporting here", file=sys.stderr)
+        except OSError as error:
+            print(f"{STREAM_VARIABLE}={path}: cannot be written ({error.strerror}); reporting here", file=sys.stderr)
     return sys.stderr
 
 

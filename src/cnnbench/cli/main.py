@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from cnnbench.base.disk import describe_refusal
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.signals import INTERRUPTED
+from cnnbench.base.variables import check_spelling
 from cnnbench.cli.commands import Command, find_command, help_text
 
 
@@ -15,12 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; see errors.py for what the codes mean."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        check_spelling(os.environ)
         return _call(words)
     except CnnbenchError as error:
         print(f"cnnbench: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # the disk, a permission, a file that went away: whatever was under way has failed
-        print(f"cnnbench: {error}", file=sys.stderr)
+        print(f"cnnbench: {describe_refusal(error)}", file=sys.stderr)
         return CnnbenchError.exit_code
     except KeyboardInterrupt:
         print("cnnbench: interrupted", file=sys.stderr)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
+from cnnbench.base.disk import explain_refusals, require_writable
 from cnnbench.base.errors import InvalidMeasurementError, UsageError
 from cnnbench.base.places import check_directory
 from cnnbench.base.signals import end_by_exceptions
@@ -83,6 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(describe_spaces(spaces)))
         return 0
 
+    another = "make room, or name another file with --output"
+    if arguments.output:  # before hours of measuring; what is in --state comes later
+        require_writable(output.absolute(), another)
+
     def measure(job: Job) -> tuple[RunResult, Path]:
         end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored
         return measure_job(job, cache, state, arguments.hang_after, arguments.timeout)
@@ -96,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         raise InvalidMeasurementError("no setting of any case has a valid result; the reasons are above")
     text = settings_file(found, declared_cases(arguments.workload, platform), platform, request.command)
-    with output.open("w" if arguments.overwrite else "x", encoding="utf-8") as file:
+    opened = "w" if arguments.overwrite else "x"
+    with explain_refusals(output, another), output.open(opened, encoding="utf-8") as file:
         file.write(text)
     print(f"{summary_table(found, platform)}\n\nwrote {output}")
     return 0 if len(found) == len(outcomes) else InvalidMeasurementError.exit_code

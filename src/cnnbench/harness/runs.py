@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
+from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.base.places import check_directory
 from cnnbench.base.signals import check_timeout, end_by_exceptions
@@ -106,15 +107,16 @@ def run_spec(variants: Sequence[Variant], output: Path, timeout_s: float | None)
     check_timeout("--timeout", timeout_s)
     flags = read_cpuinfo().flags
     requests = [variant.read(flags) for variant in variants]  # before the first is run, as a line may make no sense
+    another = "make room, or give another --output"
+    make_directory(output, another)
     entries = []
     for number, (variant, request) in enumerate(zip(variants, requests, strict=True), start=1):
         print(f"{number} of {len(variants)}: {variant.key}: {variant.line}", file=sys.stderr, flush=True)
         entries.append(_run_variant(variant, request, output / variant.key, timeout_s))
     header, rows = _tabulate(entries)
-    notes = Footnotes()
+    notes, results = Footnotes(), output / RESULTS
     shown = [[*row[:-2], notes.cite(row[-2], row[-1])] for row in rows]
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / RESULTS).open("w", newline="", encoding="utf-8") as file:
+    with explain_refusals(results, another), results.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     print(f"{notes.below(align(header[:-1], shown))}\n\nwrote {output / RESULTS}")
     return CnnbenchError.exit_code if any(entry.failed for entry in entries) else 0

@@ -16,9 +16,10 @@ from types import TracebackType
 
 import numpy as np
 
-from cnnbench.base.checkout import SOURCES
-from cnnbench.base.errors import InvalidMeasurementError
-from cnnbench.base.progress import Progress
+from cnnbench.base.disk import temporary_root
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
+from cnnbench.base.progress import Progress, bytes_text
+from cnnbench.base.start import START
 from cnnbench.cases.precisions import Precision
 from cnnbench.launch.instances import Plan
 from cnnbench.results.record import KILLED
@@ -27,6 +28,8 @@ from cnnbench.worker.control import ControlBlock, State
 from cnnbench.worker.spec import FAILURE
 
 SHARED_PREFIX = ".cnnbench-run-"
+SHARED_BYTES = 4_000_000
+"""How much room its shared files need at the least; an instance that finds none for its times is killed (SIGBUS)."""
 STALE_S = 60.0
 """Age from which a directory of shared files that nobody holds is a killed run's, and not one just being made."""
 
@@ -88,14 +91,13 @@ def engine_environment(
         "ONEDNN_VERBOSE": "1" if onednn_verbose else "0",
         **of_engine,
         "PYTHONNOUSERSITE": "1",
-        "PYTHONPATH": str(SOURCES),
         **customer_env,
     }
 
 
 def worker_command(python: Path, spec: Path) -> list[str]:
     """Return the command that starts a worker."""
-    return [str(python), "-m", "cnnbench.worker", str(spec)]
+    return [str(python), START, "cnnbench.worker", str(spec)]
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ class WorkerProcess:
             if code is not None and code < 0
             else f"ended with exit code {code}"
         )
+        if code == -signal.SIGBUS:
+            how += " (no room was left for its step times: make room in /dev/shm, or else set TMPDIR)"
         lines = self.launch.log.read_text(errors="replace").strip().splitlines()
         return f"{how}; last in {self.launch.log}: {lines[-1] if lines else '(nothing)'}"
 
@@ -327,9 +331,7 @@ def shared_directory(root: Path | None = None) -> Iterator[Path]:
     living run holds a lock on its own.
     """
     if root is None:
-        root = Path("/dev/shm")  # noqa: S108 - the directory below it has a name nobody can guess
-        if not os.access(root, os.W_OK):
-            root = Path(tempfile.gettempdir())
+        root = _shared_root()
     for candidate in root.glob(f"{SHARED_PREFIX}*"):
         _remove_if_stale(candidate)
     directory = Path(tempfile.mkdtemp(prefix=SHARED_PREFIX, dir=root))
@@ -338,6 +340,17 @@ def shared_directory(root: Path | None = None) -> Iterator[Path]:
             yield directory
     finally:
         shutil.rmtree(directory)
+
+
+def _shared_root() -> Path:
+    """Return where the directory is made: in memory if it can be, else where temporary files go."""
+    for root in (memory := Path("/dev/shm"), temporary_root()):  # noqa: S108 - below it, a name nobody can guess
+        if os.access(root, os.W_OK | os.X_OK) and shutil.disk_usage(root).free >= SHARED_BYTES:
+            return root
+    raise CnnbenchError(
+        f"{memory} and {root}: neither can be written to and has {bytes_text(SHARED_BYTES)} free, which the files that "
+        'instances share need: make room, or set TMPDIR (in a container: DOCKER_OPTIONS="--tmpfs /tmp:size=...")'
+    )
 
 
 def _remove_if_stale(directory: Path) -> None:

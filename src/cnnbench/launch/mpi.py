@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.base.start import START
 from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.launch.local import KilledError, WorkerLaunch, WorkerProcess
 from cnnbench.machine.contention import CpuSample
@@ -168,8 +169,8 @@ def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, logs: Pa
         *("-n", str(ranks.count), *(["--hostfile", str(ranks.hostfile)] if ranks.hostfile else [])),
         *("--map-by", f"{ranks.mapping}:pe={ranks.cores}", "--bind-to", "core"),
         *("--mca", "btl_vader_single_copy_mechanism", "none"),
-        *("-x", "PYTHONPATH", "-x", "PYTHONNOUSERSITE", "-x", "OPENBLAS_NUM_THREADS"),
-        *(str(python), "-m", "cnnbench.launch.rank", str(job), str(logs)),
+        *("-x", "OPENBLAS_NUM_THREADS"),
+        *(str(python), "-I", START, "cnnbench.launch.rank", str(job), str(logs)),
     ]
 
 

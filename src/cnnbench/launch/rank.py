@@ -1,6 +1,6 @@
 """Be one rank of MPI's: hold one worker on the cores that MPI bound this process to.
 
-Started by mpirun as `python -m cnnbench.launch.rank JOB.json LOGS`, where LOGS are the run's. The worker is the one of
+Started by mpirun as `python -I start.py cnnbench.launch.rank JOB.json LOGS`; LOGS are the run's. The worker is that of
 any run and knows nothing of MPI. Rank 0 shows the controller, in the run's shared files, how far the workers of all
 ranks are, and passes its start and its stop on; in the end it writes what all workers have left into the run's logs.
 While a worker measures, its rank sleeps but for a look each POLL_S: MPI's own waiting would take a core from it.

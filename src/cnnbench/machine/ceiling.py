@@ -1,5 +1,6 @@
 """Measure the most that this machine does with the program of native/peak.c, and hold a throughput against it."""
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,12 @@ def find_peak_program(environ: Mapping[str, str]) -> Path | None:
     program = Path(name).absolute()
     if not program.is_file():
         raise CnnbenchError(f"{PEAK_VARIABLE}={name}: no such file; {HOW_TO_GET}; leave the variable out to go without")
+    if not os.access(program, os.X_OK):
+        raise CnnbenchError(
+            f"{PEAK_VARIABLE}={name}: may not be executed: its file system is mounted noexec, or it is not marked as a "
+            "program; name a copy where programs may run (ctest.sh: configure a build directory there, cmake -B), or "
+            "leave the variable out to go without"
+        )
     return program
 
 

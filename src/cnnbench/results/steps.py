@@ -3,7 +3,10 @@
 All times are CLOCK_MONOTONIC in ns, which every process of the machine reads alike.
 """
 
+import bisect
 import mmap
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +38,22 @@ class StepTimes:
     @staticmethod
     def read(directory: Path, index: int) -> np.ndarray:
         """Return the rows of the steps that have ended so far (int64, steps x 3, columns as in COLUMNS)."""
-        rows = np.frombuffer(map_words(StepTimes.path(directory, index)), dtype=np.int64).reshape(-1, len(COLUMNS))
-        ends = rows[:, 2]
-        low, high = 0, len(ends)  # rows fill in order and a row's end comes last: search the first unfilled one
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if ends[middle] else (low, middle)
-        return np.array(rows[:low])
+        path = StepTimes.path(directory, index)
+        if not path.is_file():  # in an enclave it is a device, which can only be mapped
+            rows = np.frombuffer(map_words(path), dtype=np.int64).reshape(-1, len(COLUMNS))
+            return np.array(rows[: _count_filled(len(rows), lambda row: rows[row, 2])])
+        # Mapped, what was not written would take memory when it is looked at, and kill this process where that is full.
+        with path.open("rb", buffering=0) as file:
+
+            def end_ns(row: int) -> int:
+                return int.from_bytes(
+                    os.pread(file.fileno(), WORD_BYTES, (row * len(COLUMNS) + 2) * WORD_BYTES), "little"
+                )
+
+            filled = _count_filled(path.stat().st_size // (len(COLUMNS) * WORD_BYTES), end_ns)
+            return np.fromfile(file, dtype=np.int64, count=filled * len(COLUMNS)).reshape(-1, len(COLUMNS))
+
+
+def _count_filled(rows: int, end_ns: Callable[[int], int]) -> int:
+    """Return how many rows are filled: they fill in order, and a row's end comes last."""
+    return bisect.bisect_left(range(rows), True, key=lambda row: not end_ns(row))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import SkippedError, UsageError
+from cnnbench.base.start import PLACES
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import TestCase, settle
 from cnnbench.cases.parameters import FIELDS, Parameters, options_of
@@ -214,7 +215,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | _engine_environment(planned, variant)
     notes = list(planned.notes)
-    missed = [name for name in left_out if not name.startswith("PYTHON") and name not in FIELDS]
+    missed = [name for name in left_out if name in PLACES or (not name.startswith("PYTHON") and name not in FIELDS)]
     if missed:
         notes.append(f"not passed on from the caller's environment: {' '.join(missed)}; CUSTOMER_ENV would")
     if environment["ONEDNN_VERBOSE"] not in ("", "0", "none"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.base.progress import SECONDS, Progress
 from cnnbench.engines.layers import TRACE_DIRECTORY
@@ -40,6 +41,11 @@ ENCLAVE_HANG_S = 1200.0
 """The same in an enclave, where loading takes longer: its memory is made first, and every file it opens is hashed."""
 CEILING_RETRIES, CEILING_PAUSE_S = 5, 2.0
 """How often, and after what pause, the peak is measured again at the most when a run was faster than it."""
+LOGS = (
+    "the logs need a directory with room that you may write to: give another --logs-root, for ctest.sh configure "
+    "another build directory (cmake -B)"
+)
+"""What to do where a run's logs cannot be written."""
 TRACE_STEPS = 3
 """How many steps are traced, of whose times the median counts."""
 
@@ -47,8 +53,8 @@ TRACE_STEPS = 3
 def new_logs_directory(root: Path, case_name: str) -> Path:
     """Make `logs-<case>/itr-N/worker-0`; nothing is overwritten, and the highest N is always the last run."""
     directory = root / f"logs-{case_name}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory, LOGS)
+    with explain_refusals(directory, LOGS):
         number = max(find_iterations(directory), default=0) + 1
         while True:
             try:
@@ -59,8 +65,6 @@ def new_logs_directory(root: Path, case_name: str) -> Path:
                 worker = directory / f"itr-{number}" / WORKER
                 worker.mkdir()
                 return worker
-    except OSError as error:
-        raise CnnbenchError(f"{root}: {error.strerror}; the logs need a directory that you may write to") from error
 
 
 def _share_images(images: ImageSet | None, shares: int) -> list[list[str]]:

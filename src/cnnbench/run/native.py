@@ -4,13 +4,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from cnnbench.base.disk import explain_refusals
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.base.signals import time_limit
 from cnnbench.engines.registry import AUTO
 from cnnbench.results.kpi_text import write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult
 from cnnbench.run.job import NOTHING_STAGED, Inputs, Job, stage_inputs
-from cnnbench.run.measurement import DEFAULT_HANG_S, Measurement, new_logs_directory, out_of_time
+from cnnbench.run.measurement import DEFAULT_HANG_S, LOGS, Measurement, new_logs_directory, out_of_time
 
 TRIAL_S = 5.0
 """How long each engine is measured when the fastest is to be chosen."""
@@ -27,7 +28,8 @@ def measure_job(
             inputs = stage_inputs(job, cache)
             logs = new_logs_directory(root, job.case.name)
             try:
-                result = Measurement(job, inputs, logs, hang_s).run()
+                with explain_refusals(logs, LOGS):
+                    result = Measurement(job, inputs, logs, hang_s).run()
             except CnnbenchError:
                 if not any(logs.iterdir()):  # nothing was started, and an empty directory would tell of a cut run
                     logs.rmdir()
@@ -39,7 +41,8 @@ def measure_job(
     except NoEngineError as error:
         failure = Criterion(name="engine", passed=False, found=str(error), needed="")
         result, logs = _reject(job, failure, {}, root)
-    write_logs(result, logs, result.exit_code)
+    with explain_refusals(logs, LOGS):
+        write_logs(result, logs, result.exit_code)
     return result, logs
 
 

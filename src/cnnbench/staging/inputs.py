@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
-from cnnbench.base.checkout import PACKAGE, SOURCES
+from cnnbench.base.checkout import PACKAGE
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.base.start import START
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.engines.registry import Engine, Steps, find_part
 from cnnbench.inputs import procedural
@@ -255,9 +256,9 @@ def run_steps(engine: Engine, variant: str, part: str, cache: Path, *arguments: 
     """
     steps = _steps(engine, part)
     python = steps_python(engine, variant, steps, cache)
-    command = [str(python), "-m", steps.module, *map(str, arguments)]
+    command = [str(python), START, steps.module, *map(str, arguments)]
     environment, _ = split_environment(os.environ)
-    environment |= {"PYTHONPATH": str(SOURCES), "PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0"}
+    environment |= {"PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0"}
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise CnnbenchError(f"failed with exit code {done.returncode}: `{' '.join(command)}`; it says why above")

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cnnbench.base.cache import cache_root, explain_disk_errors, install_directory, locked
+from cnnbench.base.cache import MOVE, cache_root, explain_disk_errors, install_directory, locked
 from cnnbench.base.checkout import REPOSITORY
+from cnnbench.base.disk import require_loadable
 from cnnbench.base.errors import CnnbenchError, exit_code_of
 from cnnbench.staging.pip_settings import has_local_places, read_pip_options, uv_environment
 
@@ -45,6 +46,7 @@ def make_environment(lock: Path, cache: Path, index: str = "", lean: bool = Fals
         _discard_orphan(destination, python)
 
     def make(directory: Path) -> None:
+        require_loadable(directory, MOVE)
         print(
             f"making the environment of {lock.stem}: this downloads and unpacks a framework",
             file=sys.stderr,
@@ -53,7 +55,7 @@ def make_environment(lock: Path, cache: Path, index: str = "", lean: bool = Fals
         base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
         interpreter = str(base if base.exists() else sys.executable)
         options = read_pip_options()
-        venv = [interpreter, "-m", "venv", "--without-pip", str(directory)]
+        venv = [interpreter, "-I", "-m", "venv", "--without-pip", str(directory)]
         _run(venv, lock, uv_environment(options, os.environ))
         install(directory, lock, cache, index, lean)
 
@@ -161,6 +163,8 @@ def _run(command: list[str], lock: Path, environ: Mapping[str, str]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             raise
     if code != 0:
+        if any("No space left on device" in line for line in last):
+            last.append(f"what is downloaded and installed goes into the cache: make room, or {MOVE}")
         raise CnnbenchError(
             f"making the environment of {lock.name} failed at `{' '.join(command)}`:\n" + "\n".join(last)
         )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.base.start import PLACES
 
 _KEPT = ("UV_CACHE_DIR", "UV_NO_CACHE", "UV_LINK_MODE", "UV_CONCURRENT_")
 """How the variables of uv's own begin that are left as the caller has them: where it stores, and how much at once."""
@@ -29,7 +30,7 @@ def read_pip_options() -> dict[str, str]:
     """
     if importlib.util.find_spec("pip") is None:
         return {}
-    command = [sys.executable, "-m", "pip", "config", "list", "--disable-pip-version-check"]
+    command = [sys.executable, "-I", "-m", "pip", "config", "list", "--disable-pip-version-check"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CnnbenchError(f"`{' '.join(command)}` failed; mend pip's configuration:\n{done.stderr.strip()}")
@@ -52,7 +53,7 @@ def uv_environment(options: Mapping[str, str], environ: Mapping[str, str]) -> di
     kept = {
         name: value
         for name, value in environ.items()
-        if name not in ("PYTHONPATH", "PYTHONHOME") and (not name.startswith("UV_") or name.startswith(_KEPT))
+        if name not in PLACES and (not name.startswith("UV_") or name.startswith(_KEPT))
     }
     found = {
         "UV_DEFAULT_INDEX": options.get("index-url", ""),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
+from cnnbench.base.disk import make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.machine.facts import machine_facts
@@ -66,7 +67,7 @@ def _duration(seconds: float) -> str:
 @contextmanager
 def hold_state(state: Path) -> Iterator[None]:
     """Make the directory and keep other sweeps out of it."""
-    state.mkdir(parents=True, exist_ok=True)
+    make_directory(state, "give another --state with room that you may write to")
     descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:

@@ -1,4 +1,4 @@
-"""Let `python -m cnnbench.worker SPEC.json` be one worker process."""
+"""Let `python start.py cnnbench.worker SPEC.json` be one worker process."""
 
 import sys
 

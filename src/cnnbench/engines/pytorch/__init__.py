@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cnnbench.base.disk import require_loadable, require_writable
 from cnnbench.base.errors import UsageError
 from cnnbench.base.places import check_directory
 from cnnbench.engines.interface import EngineOptions
@@ -121,7 +122,11 @@ def _compiler_obstacle(environ: Mapping[str, str], on_gpu: bool) -> str:
 
 
 def _compiled_into(setting: Setting) -> dict[str, str]:
-    return {"TORCHINDUCTOR_CACHE_DIR": setting.options.model_cache_path or str(setting.cache)}
+    if path := setting.options.model_cache_path:
+        another = "name another directory with MODEL_CACHE_PATH, or leave it out"
+        require_writable(Path(path), another)
+        require_loadable(Path(path), another)
+    return {"TORCHINDUCTOR_CACHE_DIR": path or str(setting.cache)}
 
 
 _EAGER = Engine(

@@ -1,0 +1,90 @@
+"""Say what is wrong with a place that cannot be written to, and what moves it elsewhere.
+
+Standard library only: the engines' environments import this too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cnnbench.base.errors import CnnbenchError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file-size limit (ulimit -f) is reached",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.ENOTDIR: "a file is where a directory is needed",
+}
+
+
+def describe_refusal(error: OSError) -> str:
+    """Say what the system has refused, and what to do where no place of ours is known to be the reason."""
+    if error.errno in _REASONS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{_REASONS[error.errno]}: put that right, or choose another place"
+    if error.filename is None and "temporary directory" in (error.strerror or ""):
+        return f"{error.strerror}: set TMPDIR to a directory with room that you may write to"
+    return str(error)
+
+
+@contextmanager
+def explain_refusals(path: Path, remedy: str, discard: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Raise a clear error, after `discard()`, when the disk refuses to take `path`: full, over quota, not writable.
+
+    `remedy`: what to do, and which variable or option moves it elsewhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        discard()
+        raise CnnbenchError(f"{error.filename or path}: {_REASONS[error.errno]}: {remedy}") from error
+
+
+def make_directory(path: Path, remedy: str) -> None:
+    """Make a directory where there is none yet, with its parents; raise a clear error where it cannot be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise CnnbenchError(f"{path}: {_REASONS[errno.ENOTDIR]}: {remedy}") from error
+    except OSError as error:  # of /proc, "no such file"
+        reason = _REASONS.get(error.errno or 0, f"no directory can be made ({error.strerror})")
+        raise CnnbenchError(f"{error.filename or path}: {reason}: {remedy}") from error
+    require_writable(path, remedy)
+
+
+def require_writable(path: Path, remedy: str) -> None:
+    """Raise a clear error when neither `path` nor its nearest parent that is there can be written to."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    needed = os.W_OK | os.X_OK if existing.is_dir() else os.W_OK
+    reason = ""
+    if existing != path and not existing.is_dir():
+        reason = _REASONS[errno.ENOTDIR]
+    elif not os.access(existing, needed):
+        reason = _REASONS[errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES]
+    if reason:
+        raise CnnbenchError(f"{existing}: {reason}: {remedy}")
+
+
+def require_loadable(path: Path, remedy: str) -> None:
+    """Raise a clear error where the libraries that go below `path` could not be loaded, as it is mounted noexec."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if os.statvfs(existing).f_flag & os.ST_NOEXEC:
+        raise CnnbenchError(f"{existing}: the file system is mounted noexec, so no library loads from there: {remedy}")
+
+
+def temporary_root() -> Path:
+    """Return where temporary files go; raise a clear error where nothing can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise CnnbenchError(describe_refusal(error)) from error
