@@ -18,6 +18,7 @@ from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.platforms import check_platform, detect_platform
 from cnnbench.cases.workload import declared_cases, load_workload
 from cnnbench.cli import ctest
+from cnnbench.cli.judge import judge
 from cnnbench.cli.parser import make_parser
 from cnnbench.cli.quickstart import quickstart
 from cnnbench.engines.builds import choose_build
@@ -385,5 +386,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ctest": _ctest,
     "list-kpi": _list_kpi,
     "isa": _isa,
+    "judge": judge,
     "quickstart": lambda arguments: quickstart(cache_root(os.environ), arguments.rest),
 }

@@ -130,6 +130,11 @@ def make_parser() -> argparse.ArgumentParser:
         "directory", type=Path, metavar="DIR", help="a logs-<case> (its last run), itr-N or worker-0 directory"
     )
 
+    command = commands.add_parser(
+        "judge", help="judge runs again from what they left, and say what comes out differently"
+    )
+    command.add_argument("directory", type=Path, metavar="DIR", help="a logs-<case> (each run), itr-N or worker-0")
+
     commands.add_parser("quickstart", help="what run.sh runs: from nothing to a KPI table")
     return parser
 

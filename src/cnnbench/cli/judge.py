@@ -1,0 +1,44 @@
+"""Judge runs again from what they left, and say what comes out differently."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
+from cnnbench.results.differences import list_differences
+from cnnbench.results.kpi_text import kpi_lines
+from cnnbench.results.record import RUN_FILE, find_runs, load_run
+from cnnbench.run.judging import judge_run
+
+
+def judge(arguments: argparse.Namespace) -> int:
+    """Print what each run below a directory comes to, as `case` does, and how that differs from its run.json.
+
+    Return 0, 3 when a result is invalid, or 1 when a run cannot be judged.
+    """
+    runs = find_runs(arguments.directory)
+    if not runs:
+        raise CnnbenchError(f"{arguments.directory}: no itr-N there; no run of the case has begun")
+    codes = []
+    for directory in runs:
+        try:
+            codes.append(_judge_one(directory))
+        except CnnbenchError as error:
+            print(f"cnnbench: {error}", file=sys.stderr)
+            codes.append(CnnbenchError.exit_code)
+    known = (CnnbenchError.exit_code, InvalidMeasurementError.exit_code)
+    return next((code for code in known if code in codes), 0)
+
+
+def _judge_one(directory: Path) -> int:
+    result = judge_run(directory)
+    print("\n".join(kpi_lines(result)))
+    print(f"# logs: {directory}")
+    if not (directory / RUN_FILE).is_file():
+        print(f"# judged again: there is no {RUN_FILE} to compare with")
+        return result.exit_code
+    differences = list_differences(load_run(directory), result)
+    print(f"# judged again: {len(differences) or 'nothing'} differs from {RUN_FILE}")
+    for line in differences:
+        print(f"#   {line}")
+    return result.exit_code
