@@ -38,7 +38,8 @@ def _judge_one(directory: Path) -> int:
         print(f"# judged again: there is no {RUN_FILE} to compare with")
         return result.exit_code
     differences = list_differences(load_run(directory), result)
-    print(f"# judged again: {len(differences) or 'nothing'} differs from {RUN_FILE}")
+    found = "1 thing differs" if len(differences) == 1 else f"{len(differences)} things differ"
+    print(f"# judged again: {found if differences else 'nothing differs'} from {RUN_FILE}")
     for line in differences:
         print(f"#   {line}")
     return result.exit_code
