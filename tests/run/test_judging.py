@@ -106,13 +106,13 @@ def test_a_record_that_is_none_is_an_error_that_says_so(copy):
 
     seen = copy / "seen.jsonl"
     seen.write_text(seen.read_text() + '{"event": "party"}\n')
-    with pytest.raises(CnnbenchError, match=r"seen.jsonl line 4: .*party"):
+    with pytest.raises(CnnbenchError, match=r"seen\.jsonl line 4: .*party"):
         judge_run(copy)
     edit_json(copy / "record.json", unknown)
-    with pytest.raises(CnnbenchError, match="record.json: surprise: Extra inputs"):
+    with pytest.raises(CnnbenchError, match=r"record\.json: surprise: Extra inputs"):
         judge_run(copy)
     (copy / "record.json").unlink()
-    with pytest.raises(CnnbenchError, match="no record.json there to judge by"):
+    with pytest.raises(CnnbenchError, match=r"no record\.json there to judge by"):
         judge_run(copy)
 
 
