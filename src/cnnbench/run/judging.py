@@ -9,7 +9,7 @@ from typing import Any
 
 from cnnbench.base.errors import InvalidMeasurementError
 from cnnbench.engines.layers import TRACE_DIRECTORY
-from cnnbench.launch.plan import Plan
+from cnnbench.launch.instances import Plan
 from cnnbench.machine.topology import format_cpu_list
 from cnnbench.proof import verdict as validity
 from cnnbench.results import stats

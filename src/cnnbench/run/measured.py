@@ -14,8 +14,8 @@ import numpy as np
 from cnnbench.base.errors import InvalidMeasurementError
 from cnnbench.cases.precisions import PRECISIONS, Precision
 from cnnbench.engines.layers import TRACE_DIRECTORY
+from cnnbench.launch.instances import Plan
 from cnnbench.launch.mpi import REPORT, RankReport
-from cnnbench.launch.plan import Plan
 from cnnbench.machine.ceiling import Ceiling, Utilization, utilize
 from cnnbench.machine.contention import Contention, Throttling, compare_quotas, compare_samples
 from cnnbench.proof.precision import PrecisionProof, judge_trace

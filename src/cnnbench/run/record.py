@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.cases.parameters import Mode, PrecisionName
-from cnnbench.launch.plan import Plan
+from cnnbench.launch.instances import Plan
 from cnnbench.machine.ceiling import Ceiling
 from cnnbench.machine.cgroup import CpuQuota
 from cnnbench.machine.contention import CpuSample
