@@ -13,7 +13,7 @@ from cnnbench.cli.main import main
 from cnnbench.results.record import Criterion, load_run
 from cnnbench.run import kpis
 from cnnbench.run.judging import judge_run
-from cnnbench.run.record import Outside, write_outside
+from cnnbench.run.record import Outside, read_record, write_outside
 from cnnbench.worker.control import State
 from null_workload import CORES, LATENCY, NullWorkload, step_of
 
@@ -183,6 +183,8 @@ def test_what_the_host_of_a_container_knows_is_judged_along(copy):
     assert result.effective["MODEL"] == "/host/model.pb"
     write_outside(copy, Outside(facts=facts, failure=late))
     assert (judge_run(copy).criteria, judge_run(copy).kpis) == ([late], [])
+    write_outside(copy, Outside(record=read_record(copy)))  # as it is until the container has given its result
+    assert judge_run(copy).reason.startswith("the run was cut off")
 
 
 def test_a_kpi_of_the_table_appears_in_the_result(copy, monkeypatch):

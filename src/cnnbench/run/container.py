@@ -51,7 +51,7 @@ from cnnbench.run.images import (
 from cnnbench.run.job import NOTHING_STAGED, PLATFORM_VARIABLE, PlannedCase
 from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
-from cnnbench.run.record import Outside, describe_run, write_outside
+from cnnbench.run.record import Outside, Record, describe_run, write_outside
 from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
 from cnnbench.staging.archive import DamagedError, unpack
 
@@ -149,6 +149,7 @@ class ContainerRun:
             logs = self._make_logs()
             return self._record(self._reject(logs, None, f"pulling {self._spec.image}: {error}", {}), logs)
         logs = self._make_logs()
+        write_outside(logs, Outside(record=self._describe()))  # what is left if this process is killed
         try:
             with time_limit(timeout_s):
                 result = self._attend(logs)
@@ -249,6 +250,7 @@ class ContainerRun:
             status, message = int((logs / STATUS).read_text()), (logs / ERROR).read_text()
             if status in (INTERRUPTED, InvalidMeasurementError.exit_code):
                 return self._reject(logs, interrupt, message, facts)
+            self._reject(logs, interrupt, message, facts)  # whoever judges these logs again is told the same
             errors = {error.exit_code: error for error in (CnnbenchError, UsageError, SkippedError)}
             raise errors.get(status, CnnbenchError)(message)
         result = load_run(logs)
@@ -286,10 +288,12 @@ class ContainerRun:
         if isinstance(interrupt, TimeUpInterrupt):
             failure = Criterion(name=TIMEOUT, passed=False, found=str(interrupt), needed="")
             facts = facts | {SEEN: reason}
-        started = self._started.isoformat(timespec="seconds")
-        record = describe_run(self._planned, NOTHING_STAGED, self._run_id, started, {})
-        write_outside(logs, Outside(record=record, facts=facts, failure=failure))
+        write_outside(logs, Outside(record=self._describe(), facts=facts, failure=failure))
         return judge_run(logs)
+
+    def _describe(self) -> Record:
+        started = self._started.isoformat(timespec="seconds")
+        return describe_run(self._planned, NOTHING_STAGED, self._run_id, started, {})
 
 
 def missing_in_image(cli: Sequence[str], image: str) -> list[str]:

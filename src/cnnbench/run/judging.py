@@ -19,7 +19,12 @@ from cnnbench.run.kpis import compute_kpis
 from cnnbench.run.measured import Measured
 from cnnbench.run.record import Outside, Record, read_outside, read_record, read_seen
 
-CUT_OFF = "the run was cut off: its record does not say how it ended, so whatever ran it was killed with it"
+_CUT_OFF = Criterion(
+    name="record",
+    passed=False,
+    found="the run was cut off: nothing says how it ended, so what ran it was killed too, or the machine went down",
+    needed="",
+)
 
 
 def judge_run(directory: Path) -> RunResult:
@@ -32,8 +37,8 @@ def judge_run(directory: Path) -> RunResult:
         return _judge_inside(directory)
     if outside.record is None:
         return apply_outside(_judge_inside(directory), outside)
-    record = outside.record
-    return apply_outside(_compose(record, record.plan, [], [], [], {}, record.notes), outside)
+    record, failure = outside.record, outside.failure or _CUT_OFF
+    return apply_outside(_compose(record, record.plan, [], [], [failure], {}, record.notes), outside)
 
 
 def apply_outside(result: RunResult, outside: Outside) -> RunResult:
@@ -53,7 +58,7 @@ def _judge_inside(directory: Path) -> RunResult:
     """Judge a run by what it left itself."""
     record, seen = read_record(directory), read_seen(directory)
     if seen.end is None:
-        return _reject(directory, record, Criterion(name="record", passed=False, found=CUT_OFF, needed=""), "")
+        return _reject(directory, record, _CUT_OFF, "")
     if seen.end.failure is not None:
         return _reject(directory, record, seen.end.failure, seen.end.seen)
     run = Measured(directory, record, seen)

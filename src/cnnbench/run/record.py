@@ -103,8 +103,8 @@ _EVENT: TypeAdapter[CeilingSeen | Look | End] = TypeAdapter(Event)
 class Outside(_Model):
     """What the host of a container knows of the run in it, beyond what that judged by itself.
 
-    `record`: of a run whose container has given no result; what it has left is not judged then. `requested`,
-    `effective`: parameters that the container was given otherwise. `failure`: what makes the run invalid.
+    `record`: of a run whose container has given no result, or not yet; what it has left is not judged then.
+    `requested`, `effective`: parameters that the container was given otherwise. `failure`: what makes the run invalid.
     """
 
     schema_version: Literal[1] = 1
