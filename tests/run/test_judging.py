@@ -97,7 +97,6 @@ def test_every_case_of_an_edited_or_missing_file_changes_the_verdict(good, tmp_p
         change(logs)
         result = judge_run(logs)
         assert (result.verdict, reason in result.reason) == (verdict, True), (name, result.reason)
-        assert verdict == "unstable" or not any(kpi.primary for kpi in result.kpis) or "on 1000000" in result.reason
 
 
 def test_a_record_that_is_none_is_an_error_that_says_so(copy):
