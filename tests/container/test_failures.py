@@ -12,7 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from cnnbench.results.differences import list_differences
 from cnnbench.results.record import KILLED, load_run
+from cnnbench.run.judging import judge_run
 from cnnbench.worker.control import State
 from container_engine import CLI, ContainerWorkload, find_containers, is_running, tell
 from null_workload import PATIENCE_S, THROUGHPUT, clean_environment, run_kpi, step_of, wait_until
@@ -38,6 +40,7 @@ def assert_invalid(workload, code, output, reason, started=True):
     assert kpi.stdout.splitlines()[-1] == line
     assert not any(line.startswith("*") for line in kpi.stdout.splitlines())
     result = load_run(logs)
+    assert not list_differences(result, judge_run(logs))
     assert not result.kpis
     assert not started or {path.name for path in logs.iterdir()} >= {"container.log", "container.json"}
     assert not (logs / "export.tar").exists()

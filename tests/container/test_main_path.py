@@ -8,7 +8,9 @@ import subprocess
 
 import pytest
 
+from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
+from cnnbench.run.judging import judge_run
 from container_engine import CLI
 from null_workload import CORES, SLUG, THROUGHPUT, NullWorkload, clean_environment, run_kpi, step_of
 
@@ -65,6 +67,7 @@ def test_its_parameters_take_effect_as_on_this_machine(workload, tmp_path):
     assert inside.requested == outside.requested
     assert inside.plan == outside.plan
     assert inside.facts["container image"].startswith(f"{SLUG}-dummy:test-")
+    assert not list_differences(inside, judge_run(workload.logs()))
 
 
 def test_a_loop_runs_a_container_each_time(images, ctest):

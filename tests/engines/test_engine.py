@@ -14,7 +14,9 @@ from cnnbench.cases.parameters import parameters_of
 from cnnbench.cli.main import main
 from cnnbench.engines.registry import find_engine
 from cnnbench.machine.host import read_cpuinfo
+from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
+from cnnbench.run.judging import judge_run
 from cnnbench.staging.inputs import embedded_model_path, stage_procedural
 from null_workload import ROOT, clean_environment, run_kpi
 
@@ -151,6 +153,24 @@ def test_a_model_that_does_not_fit_is_refused(run_case, embedded, engine_cache, 
     assert not [path for path in left if path.is_dir()]
 
 
+def test_a_real_run_is_judged_again_from_its_files_alone(real, tmp_path):
+    def negate(logs):
+        path = logs / "instance-0" / "check.npy"
+        np.save(path, -np.load(path))
+
+    def forget(logs):
+        (logs / "trace" / "output.log").write_text("")
+
+    changes = {"nothing": None, "outputs": negate, "precision": forget}
+    for name, change in changes.items():
+        logs = shutil.copytree(real, tmp_path / name)
+        if change is None:
+            assert not list_differences(load_run(real), judge_run(logs))
+        else:
+            change(logs)
+            assert name in [failure.name for failure in judge_run(logs).failures if failure.severity == "invalid"]
+
+
 @pytest.mark.parametrize(("value", "needed"), [("/no/such.pb", "no such file"), ("resnet50_v1", "not staged; run")])
 def test_a_model_that_is_not_there_says_so(run_case, value, needed):
     done, logs = run_case(GATED, f"--model={value}")
@@ -172,6 +192,9 @@ def test_the_accuracy_case_answers_every_image(run_case):
     assert 75 <= found["Accuracy top-1"] <= 97
     assert found["Accuracy top-1 95 % low"] < found["Accuracy top-1"] < found["Accuracy top-1 95 % high"]
     assert found["Accuracy top-1"] < found["Accuracy top-5"] <= 100
+    assert not list_differences(run, judge_run(logs))
+    np.save(logs / "instance-0" / "predictions.npy", np.load(logs / "instance-0" / "predictions.npy")[:-1])
+    assert judge_run(logs).reason.startswith("coverage: 999 of 1000 images answered")
 
 
 def test_another_instruction_set_than_the_precisions_is_invalid(run_case):

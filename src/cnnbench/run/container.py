@@ -48,8 +48,10 @@ from cnnbench.run.images import (
     digest_package,
     inference_image,
 )
-from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase
+from cnnbench.run.job import NOTHING_STAGED, PLATFORM_VARIABLE, PlannedCase
+from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
+from cnnbench.run.record import Outside, Record, describe_run, write_outside
 from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
 from cnnbench.staging.archive import DamagedError, unpack
 
@@ -144,14 +146,16 @@ class ContainerRun:
                 self._require_sgx()
             self._provide_image()
         except TimeUpInterrupt as error:
-            return self._record(self._reject(None, f"pulling {self._spec.image}: {error}", {}), self._make_logs())
+            logs = self._make_logs()
+            return self._record(self._reject(logs, None, f"pulling {self._spec.image}: {error}", {}), logs)
         logs = self._make_logs()
+        write_outside(logs, Outside(record=self._describe()))  # what is left if this process is killed
         try:
             with time_limit(timeout_s):
                 result = self._attend(logs)
         except KeyboardInterrupt as error:  # while there was nothing to fetch
             (logs / ARCHIVE).unlink(missing_ok=True)
-            result = self._reject(error, "interrupted while the container was being started or removed", {})
+            result = self._reject(logs, error, "interrupted while the container was being started or removed", {})
         except (SkippedError, UsageError):
             shutil.rmtree(logs.parent)  # nothing has been run
             raise
@@ -208,7 +212,7 @@ class ContainerRun:
             broken = self._unpack(archive, logs, state, complaint, container)
         if broken:
             (logs / STATUS).unlink(missing_ok=True)
-            return self._reject(interrupt, broken, facts)
+            return self._reject(logs, interrupt, broken, facts)
         return self._read_result(logs, facts, state, interrupt)
 
     @staticmethod
@@ -245,11 +249,12 @@ class ContainerRun:
         if (logs / ERROR).is_file():
             status, message = int((logs / STATUS).read_text()), (logs / ERROR).read_text()
             if status in (INTERRUPTED, InvalidMeasurementError.exit_code):
-                return self._reject(interrupt, message, facts)
+                return self._reject(logs, interrupt, message, facts)
+            self._reject(logs, interrupt, message, facts)  # whoever judges these logs again is told the same
             errors = {error.exit_code: error for error in (CnnbenchError, UsageError, SkippedError)}
             raise errors.get(status, CnnbenchError)(message)
         result = load_run(logs)
-        notes = list(result.notes)
+        notes = []
         if not self._spec.sys_nice:
             notes.append("the engine refused the capability SYS_NICE, without which memory cannot be bound")
         if result.plan["instances"] != json.loads(json.dumps(self._planned.plan.to_dict()))["instances"]:
@@ -258,15 +263,13 @@ class ContainerRun:
             notes.append(f"the image was made from other sources than this program, commit {facts['image made from']}")
         if state.get("OOMKilled"):  # an engine that has gone has no account to give
             facts["container memory"] = f"ran out at the limit, {bytes_text(state['Memory'])}"
-        facts, requested = result.facts | facts, self._planned.requested
-        effective = result.effective | {
-            name: requested[name] for name in FILES if self._spec.environment.get(name) in self._spec.mounts
-        }
-        known = {"requested": requested, "effective": effective, "facts": facts, "notes": notes}
+        requested, failure = self._planned.requested, None
+        effective = {name: requested[name] for name in FILES if self._spec.environment.get(name) in self._spec.mounts}
         if isinstance(interrupt, TimeUpInterrupt):
-            late = Criterion(name=TIMEOUT, passed=False, found=str(interrupt), needed="")
-            return result.model_copy(update={**known, "criteria": [late], "kpis": []})
-        return result.model_copy(update=known)
+            failure = Criterion(name=TIMEOUT, passed=False, found=str(interrupt), needed="")
+        outside = Outside(requested=requested, effective=effective, facts=facts, notes=tuple(notes), failure=failure)
+        write_outside(logs, outside)
+        return apply_outside(result, outside)
 
     def _facts(self) -> dict[str, str]:
         cli, image = [*self._options.cli], self._spec.image
@@ -279,27 +282,18 @@ class ContainerRun:
             "container engine": f"{Path(cli[0]).name} {version}",
         }
 
-    def _reject(self, interrupt: KeyboardInterrupt | None, reason: str, facts: dict[str, str]) -> RunResult:
+    def _reject(self, logs: Path, interrupt: KeyboardInterrupt | None, reason: str, facts: dict[str, str]) -> RunResult:
         """Return the result of a run whose container gave none, of which the time limit may be the deeper reason."""
-        planned = self._planned
         failure = Criterion(name="container", passed=False, found=reason, needed="")
         if isinstance(interrupt, TimeUpInterrupt):
             failure = Criterion(name=TIMEOUT, passed=False, found=str(interrupt), needed="")
             facts = facts | {SEEN: reason}
-        return RunResult(
-            run_id=self._run_id,
-            started=self._started.isoformat(timespec="seconds"),
-            workload=planned.workload.name,
-            case=planned.case.name,
-            requested=planned.requested,
-            effective=planned.effective,
-            facts=facts,
-            plan=planned.plan.to_dict(),
-            instances=[],
-            kpis=[],
-            criteria=[failure],
-            notes=list(planned.notes),
-        )
+        write_outside(logs, Outside(record=self._describe(), facts=facts, failure=failure))
+        return judge_run(logs)
+
+    def _describe(self) -> Record:
+        started = self._started.isoformat(timespec="seconds")
+        return describe_run(self._planned, NOTHING_STAGED, self._run_id, started, {})
 
 
 def missing_in_image(cli: Sequence[str], image: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Gather what a result records beside its figures: the host, the software, and what a reader should know."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ def host_facts(job: Job, load_before: float) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def software_facts(results: list[dict[str, Any]], trace: Path, inputs: Inputs) -> dict[str, str]:
-    """Return the versions that the instances report, that of oneDNN in its trace, and the digests of the inputs."""
+def software_facts(results: list[dict[str, Any]], trace: Path) -> dict[str, str]:
+    """Return the versions that the instances report, and that of oneDNN in its trace."""
     facts: dict[str, str] = dict(results[0]["versions"]) if results else {}
     if trace.is_file():
         with trace.open(errors="replace") as lines:
             version = next((line.split(",")[-1] for line in lines if ",info,oneDNN v" in line), "")
         facts |= {"oneDNN": version.strip().removeprefix("oneDNN ")} if version else {}
+    return facts
+
+
+def input_facts(inputs: Inputs) -> dict[str, str]:
+    """Return the digests of what a run reads."""
+    facts: dict[str, str] = {}
     if inputs.model is not None:
         facts["model SHA-256"] = inputs.model.source_sha256
         if inputs.model.int8_sha256:
@@ -49,10 +56,10 @@ def instance_facts(plan: Plan, figures: list[dict[str, float | None]]) -> dict[s
     return lines
 
 
-def run_notes(job: Job, results: list[dict[str, Any]]) -> list[str]:
-    """Return the job's notes and what is to be noted of how its instances shared cores and had their memory bound."""
-    notes = list(job.notes)
-    if job.parameters.weight_sharing and job.plan.cores_per_instance > 1:
-        notes.append("the instances of a process share its intra-op threads, which are pinned to the cores of them all")
+def run_notes(notes: Sequence[str], results: list[dict[str, Any]], *, threads_shared: bool) -> list[str]:
+    """Return the notes of a job and what is to be noted of how its instances shared cores and had memory bound."""
+    found = list(notes)
+    if threads_shared:
+        found.append("the instances of a process share its intra-op threads, which are pinned to the cores of them all")
     unbound = sorted({str(result["memory"]) for result in results if not result["memory"].startswith("bound")})
-    return notes + [f"memory {text}" for text in unbound]
+    return found + [f"memory {text}" for text in unbound]

@@ -1,5 +1,6 @@
 """Run a job on this machine: stage what it reads, try engines where that is left open, measure, and keep the logs."""
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpI
 from cnnbench.base.signals import time_limit
 from cnnbench.engines.registry import AUTO
 from cnnbench.results.kpi_text import write_logs
-from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult
+from cnnbench.results.record import TIMEOUT, Criterion, RunResult
 from cnnbench.run.job import NOTHING_STAGED, Inputs, Job, stage_inputs
+from cnnbench.run.kpis import primary_kind
 from cnnbench.run.measurement import DEFAULT_HANG_S, LOGS, Measurement, new_logs_directory, out_of_time
 
 TRIAL_S = 5.0
@@ -31,27 +33,26 @@ def measure_job(
                 with explain_refusals(logs, LOGS):
                     result = Measurement(job, inputs, logs, hang_s).run()
             except CnnbenchError:
-                if not any(logs.iterdir()):  # nothing was started, and an empty directory would tell of a cut run
-                    logs.rmdir()
-                    logs.parent.rmdir()
+                if not any(logs.glob("process-*")):  # nothing was started, so there is no run to tell of
+                    shutil.rmtree(logs.parent)
                 raise
     except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself
         seen = "the time was up while staging" + (" or trying engines" if job.rivals else "")
-        result, logs = _reject(job, out_of_time(error), {SEEN: seen}, root)
+        result, logs = _reject(job, out_of_time(error), seen, root)
     except NoEngineError as error:
         failure = Criterion(name="engine", passed=False, found=str(error), needed="")
-        result, logs = _reject(job, failure, {}, root)
+        result, logs = _reject(job, failure, "", root)
     with explain_refusals(logs, LOGS):
         write_logs(result, logs, result.exit_code)
     return result, logs
 
 
-def _reject(job: Job, failure: Criterion, facts: dict[str, str], root: Path) -> tuple[RunResult, Path]:
+def _reject(job: Job, failure: Criterion, seen: str, root: Path) -> tuple[RunResult, Path]:
     """Return the result and the new logs directory of a job that has not begun."""
     if job.rivals:
         job = replace(job, parameters=job.parameters.model_copy(update={"engine": AUTO}))
     logs = new_logs_directory(root, job.case.name)
-    return Measurement(job, NOTHING_STAGED, logs, DEFAULT_HANG_S).reject(failure, facts), logs
+    return Measurement(job, NOTHING_STAGED, logs, DEFAULT_HANG_S).reject(failure, seen), logs
 
 
 class NoEngineError(InvalidMeasurementError):
@@ -66,7 +67,6 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
     """
     if not job.rivals:
         return job
-    lower_is_better = job.parameters.mode == "latency"
     found: dict[str, float] = {}
     told = []
     for rival in job.rivals:
@@ -87,7 +87,7 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
         told.append(f"{rival.engine.name} {primary.value:.4g} {primary.unit}")
     if not found:
         raise NoEngineError(f"ENGINE={AUTO}: no engine's trial was good: {'; '.join(told)}")
-    best = (min if lower_is_better else max)(found, key=found.__getitem__)
+    best = primary_kind(job.parameters.mode).best(found)
     chosen = next(rival for rival in job.rivals if rival.engine.name == best)
     note = f"ENGINE={AUTO}: {best} is the fastest in trials of {TRIAL_S:g} s: {', '.join(told)}"
     others = tuple(one for one in job.notes if one not in job.rivals[0].notes)

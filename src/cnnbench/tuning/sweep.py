@@ -22,6 +22,7 @@ from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
 from cnnbench.results.kpi_text import STATUS, format_number
 from cnnbench.results.record import SEEN, Kpi, RunResult, find_runs, load_run
 from cnnbench.run.job import Job
+from cnnbench.run.kpis import find_kind
 from cnnbench.tuning.decide import Drop, Speeds, count_due, find_fastest, find_slow, plan_round
 from cnnbench.tuning.space import TUNED, Space
 
@@ -224,7 +225,7 @@ def primary_kpi(run: RunResult) -> Kpi:
 def _speed(run: RunResult) -> float:
     """Return a figure of which more is better."""
     kpi = primary_kpi(run)
-    return 1 / kpi.value if kpi.key.startswith("Latency") else kpi.value
+    return 1 / kpi.value if find_kind(kpi.key).better == "lower" else kpi.value
 
 
 def _describe(run: RunResult) -> str:

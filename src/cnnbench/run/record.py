@@ -1,0 +1,270 @@
+"""Write down what a run is and all that is seen of it, as it is seen; read it again to judge the run.
+
+`record.json` says what is to be measured and on what, before anything is started. Each line of `seen.jsonl` is
+something seen since then, how the run ended among them: without that line the run was cut off. What the outputs are
+held against is copied beside them, into `reference/`. Where a run was in a container, `outside.json` says what only its
+host knows of it.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
+from cnnbench.cases.parameters import Mode, PrecisionName
+from cnnbench.launch.instances import Plan
+from cnnbench.machine.ceiling import Ceiling
+from cnnbench.machine.cgroup import CpuQuota
+from cnnbench.machine.contention import CpuSample
+from cnnbench.results.record import RUN_FILE, Criterion
+from cnnbench.run.facts import input_facts
+from cnnbench.run.job import Inputs, PlannedCase
+
+RECORD, SEEN_FILE, OUTSIDE = "record.json", "seen.jsonl", "outside.json"
+CHECK_REFERENCE, LABELS, EXPECTED = "reference/check.npy", "reference/labels.npy", "reference/predictions.npy"
+"""What the outputs of the check images, and the best class of every image, are held against."""
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Record(_Model):
+    """What a run was to be, written before anything of it was started.
+
+    `plan`: where MPI places the instances it is what was asked for; its ranks report what they got. `images_per_step`:
+    of each instance. `reads_images`: whether they are decoded while measuring. `max_time_s`: how long to measure at the
+    most where STEPS=auto leaves the number of steps open; None where it is given. `macs_per_image`: None without a
+    model. `predicts`: whether there are the float32 model's predictions to compare with. `host`, `inputs`: facts.
+    """
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    started: str
+    workload: str
+    case: str
+    mode: Mode
+    precision: PrecisionName
+    requested: dict[str, str]
+    effective: dict[str, str]
+    notes: tuple[str, ...]
+    plan: Plan
+    mpi: bool
+    weight_sharing: bool
+    images_per_step: int
+    reads_images: bool
+    max_time_s: float | None
+    macs_per_image: int | None
+    predicts: bool
+    host: dict[str, str]
+    inputs: dict[str, str]
+
+
+class CeilingSeen(_Model):
+    """The peak of the cores, measured once; or why that failed after the instances had measured."""
+
+    event: Literal["ceiling"] = "ceiling"
+    ceiling: Ceiling | None = None
+    failure: str = ""
+
+
+class Look(_Model):
+    """The conditions at one moment under load: monotonic time, the cores' time, quotas, and the clock if it is told."""
+
+    event: Literal["look"] = "look"
+    time_s: float
+    cpu_time: CpuSample
+    quotas: tuple[CpuQuota, ...]
+    frequency_mhz: float | None
+
+
+class End(_Model):
+    """How the run ended: with all that it was to measure, or by a failure; `seen`: what was seen of that."""
+
+    event: Literal["end"] = "end"
+    failure: Criterion | None = None
+    seen: str = ""
+
+
+Event = Annotated[CeilingSeen | Look | End, Field(discriminator="event")]
+_EVENT: TypeAdapter[CeilingSeen | Look | End] = TypeAdapter(Event)
+
+
+class Outside(_Model):
+    """What the host of a container knows of the run in it, beyond what that judged by itself.
+
+    `record`: of a run whose container has given no result, or not yet; what it has left is not judged then.
+    `requested`, `effective`: parameters that the container was given otherwise. `failure`: what makes the run invalid.
+    """
+
+    schema_version: Literal[1] = 1
+    record: Record | None = None
+    requested: dict[str, str] = {}
+    effective: dict[str, str] = {}
+    facts: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    failure: Criterion | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of a run, in order; `end` is None when it was cut off."""
+
+    ceilings: tuple[CeilingSeen, ...]
+    looks: tuple[Look, ...]
+    end: End | None
+
+
+def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str, host: dict[str, str]) -> Record:
+    """Return the record of a run that is about to begin."""
+    p, model = planned.parameters, inputs.model
+    return Record(
+        run_id=run_id,
+        started=started,
+        workload=planned.workload.name,
+        case=planned.case.name,
+        mode=p.mode,
+        precision=p.precision,
+        requested=planned.requested,
+        effective=planned.effective,
+        notes=planned.notes,
+        plan=planned.plan,
+        mpi=planned.ranks is not None,
+        weight_sharing=p.weight_sharing,
+        images_per_step=p.images_per_step,
+        reads_images=inputs.images is not None,
+        max_time_s=p.max_time if p.steps == "auto" else None,
+        macs_per_image=model.macs_per_image if model else None,
+        predicts=model is not None and model.predictions is not None,
+        host=host,
+        inputs=input_facts(inputs),
+    )
+
+
+class RunWriter:
+    """Writes a run's record into its logs, and then each thing seen, so that it is there whatever happens next."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @property
+    def begun(self) -> bool:
+        """Whether the record is written, whole."""
+        return (self._directory / RECORD).exists()
+
+    def begin(self, record: Record, inputs: Inputs) -> None:
+        """Write the record, and copy what the outputs will be held against."""
+        model, images = inputs.model, inputs.images
+        if model is not None:
+            (self._directory / CHECK_REFERENCE).parent.mkdir(exist_ok=True)
+            shutil.copyfile(model.reference, self._directory / CHECK_REFERENCE)
+        if model is not None and images is not None and record.mode == "accuracy":
+            np.save(self._directory / LABELS, images.labels + model.label_offset)
+            if model.predictions is not None:
+                shutil.copyfile(model.predictions, self._directory / EXPECTED)
+        _write_whole(self._directory / RECORD, record)
+
+    def add(self, event: CeilingSeen | Look | End) -> None:
+        """Append what was just seen."""
+        with (self._directory / SEEN_FILE).open("a", encoding="utf-8") as file:
+            file.write(event.model_dump_json() + "\n")
+
+
+def write_outside(directory: Path, outside: Outside) -> None:
+    """Write what the host of a container knows of its run."""
+    _write_whole(directory / OUTSIDE, outside)
+
+
+def _write_whole(path: Path, model: BaseModel) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(model.model_dump_json(indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_record(directory: Path) -> Record:
+    """Read what a run was to be; raise CnnbenchError for a directory that has no record, or another schema's."""
+    path = directory / RECORD
+    if not path.is_file():
+        raise CnnbenchError(
+            f"{directory}: no {RECORD} there to judge by: no run of this program's, or one from before runs left it, "
+            f"of which {RUN_FILE} and its KPI text are all there is"
+        )
+    return _parse(Record, path)
+
+
+def read_outside(directory: Path) -> Outside | None:
+    """Read what the host of a container knows of its run; None for a run in no container."""
+    path = directory / OUTSIDE
+    return _parse(Outside, path) if path.is_file() else None
+
+
+def _parse(model: type[_M], path: Path) -> _M:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CnnbenchError(f"{path}: {_explain(error)}; needed what schema 1 of a run's record has") from error
+
+
+def read_seen(directory: Path) -> Seen:
+    """Read what was seen of a run, leaving out a last line that is cut off; raise CnnbenchError for any other."""
+    path = directory / SEEN_FILE
+    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(_EVENT.validate_json(line))
+        except ValidationError as error:
+            raise CnnbenchError(f"{path} line {number}: {_explain(error)}; needed one event of schema 1") from error
+    return Seen(
+        ceilings=tuple(event for event in events if isinstance(event, CeilingSeen)),
+        looks=tuple(event for event in events if isinstance(event, Look)),
+        end=next((event for event in reversed(events) if isinstance(event, End)), None),
+    )
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged or missing file raises into InvalidMeasurementError that names it."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+        what = getattr(error, "strerror", None) or str(error) or "it is empty"
+        raise InvalidMeasurementError(f"{path.parent.name}/{path.name}: not what a run leaves there: {what}") from error
+
+
+def read_array(path: Path, columns: int | None = None) -> np.ndarray:
+    """Read an array, of so many columns if given; raise InvalidMeasurementError when it is not whole."""
+    with reading(path):
+        array: np.ndarray = np.load(path)
+        if columns is not None and (array.ndim != 2 or array.shape[1] != columns):
+            raise ValueError(f"shape {array.shape}, needed rows of {columns}")
+        return array
+
+
+def read_results(directory: Path, plan: Plan) -> list[dict[str, Any]]:
+    """Read what each instance that finished has reported, in their order."""
+    found = []
+    for one in plan.instances:
+        path = directory / f"instance-{one.index}" / "result.json"
+        if path.is_file():
+            with reading(path):
+                result = json.loads(path.read_bytes())
+                if missing := {"index", "pid", "affinities", "memory", "resident_bytes", "versions"} - set(result):
+                    raise ValueError(f"no {', '.join(sorted(missing))} in it")
+                found.append(result)
+    return found
