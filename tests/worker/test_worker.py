@@ -98,6 +98,22 @@ class TellingBackend(NullBackend):
         self.batches.append(path.name)
 
 
+@pytest.mark.parametrize(("mode", "size"), [("accuracy", 4), ("throughput", 300)])
+def test_the_output_check_of_accuracy_does_not_grow_with_the_batch(tmp_path, mode, size):
+    np.save(tmp_path / "check_images.npy", _noise(4, seed=0))
+    changes = {
+        "mode": mode,
+        "batch_size": 300,
+        "micro_batch_size": 300,
+        "check_images": str(tmp_path / "check_images.npy"),
+    }
+    backend = TellingBackend()
+    spec = replace(SPEC, **sizes, mode=mode, check_images=images, logs=str(tmp_path))
+    Instance(spec, InstanceSpec(0, [0], []), backend)._check_outputs()
+    assert backend.batches == [size]
+    assert len(np.load(tmp_path / "instance-0" / "check.npy")) == 4
+
+
 def measure_telling(monkeypatch, logs, on_gpu, index=0):
     """Measure steps of 4 images in parts of 2, and a last step of 1; return what the engine was handed."""
     changes = {"on_gpu": on_gpu, "mode": "accuracy", "batch_size": 4}

@@ -28,6 +28,9 @@ IMAGENET = "imagenet2012"
 IMAGENET_IMAGES = 50_000
 """The name of ImageNet 2012's validation set, and how many images it has."""
 
+CHECK_IMAGES = 32
+"""How many images of a set the outputs of a measured graph are compared on with the reference."""
+
 MAX_LABEL = 1000
 REMEDY = "remove the set's directory and stage it again"
 

@@ -166,7 +166,7 @@ class Measured:
         directory = self.directory / TRACE_DIRECTORY
         with reading(directory):
             step = read_trace(directory)
-        return judge_trace(self.precision, step, self.record.macs_per_image * self.record.images_per_step)
+        return judge_trace(self.precision, step, self.record.macs_per_image * self.record.traced_images)
 
     @cached_property
     def agreement(self) -> Agreement | None:

@@ -33,7 +33,7 @@ from cnnbench.run.facts import host_facts
 from cnnbench.run.job import Inputs, Job, ranks_command
 from cnnbench.run.judging import judge_run
 from cnnbench.run.measured import images_of_steps
-from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, describe_run
+from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, count_traced, describe_run
 from cnnbench.worker.process import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -128,8 +128,10 @@ def worker_environment(job: Job, spec: WorkerSpec) -> dict[str, str]:
 def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
     """Return what the tracing worker is told; an engine that parts steps itself gets one part, which has one order."""
     first = replace(spec.instances[0], files=[])
-    size = spec.batch_size if spec.whole_steps else spec.micro_batch_size
-    return replace(spec, trace_steps=TRACE_STEPS, instances=[first], micro_batch_size=size, logs=str(directory))
+    batch = count_traced(spec.mode, spec.batch_size, spec.on_gpu)
+    size = batch if spec.whole_steps else min(spec.micro_batch_size, batch)
+    traced = replace(spec, trace_steps=TRACE_STEPS, instances=[first], logs=str(directory))
+    return replace(traced, batch_size=batch, micro_batch_size=size)
 
 
 class Measurement:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.cases.parameters import Mode, PrecisionName
+from cnnbench.inputs.image_set import CHECK_IMAGES
 from cnnbench.launch.instances import Plan
 from cnnbench.machine.ceiling import Ceiling
 from cnnbench.machine.cgroup import CpuQuota
@@ -43,9 +44,10 @@ class Record(_Model):
     """What a run was to be, written before anything of it was started.
 
     `plan`: where MPI places the instances it is what was asked for; its ranks report what they got. `images_per_step`:
-    of each instance. `reads_images`: whether they are decoded while measuring. `max_time_s`: how long to measure at the
-    most where STEPS=auto leaves the number of steps open; None where it is given. `macs_per_image`: None without a
-    model. `predicts`: whether there are the float32 model's predictions to compare with. `host`, `inputs`: facts.
+    of each instance; `traced_images`: of a traced step. `reads_images`: whether they are decoded while measuring.
+    `max_time_s`: how long to measure at the most where STEPS=auto leaves the number of steps open; None where it is
+    given. `macs_per_image`: None without a model. `predicts`: whether there are the float32 model's predictions to
+    compare with. `host`, `inputs`: facts.
     """
 
     schema_version: Literal[1] = 1
@@ -62,6 +64,7 @@ class Record(_Model):
     mpi: bool
     weight_sharing: bool
     images_per_step: int
+    traced_images: int
     reads_images: bool
     max_time_s: float | None
     macs_per_image: int | None
@@ -125,9 +128,20 @@ class Seen:
     end: End | None
 
 
+def count_traced(mode: str, images_per_step: int, on_gpu: bool) -> int:
+    """Return the images of a traced step: as many as are measured, but for accuracy, which is timed in no batch."""
+    return min(images_per_step, CHECK_IMAGES) if mode == "accuracy" and not on_gpu else images_per_step
+
+
 def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str, host: dict[str, str]) -> Record:
     """Return the record of a run that is about to begin."""
-    p, model = planned.parameters, inputs.model
+    p, model, notes = planned.parameters, inputs.model, planned.notes
+    traced = count_traced(p.mode, p.images_per_step, planned.precision.on_gpu)
+    if model and traced < p.images_per_step:
+        notes += (
+            f"instructions and outputs were checked with {traced} images at a time, not {p.images_per_step}: where "
+            "accuracy is measured, no batch is timed",
+        )
     return Record(
         run_id=run_id,
         started=started,
@@ -137,11 +151,12 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
         precision=p.precision,
         requested=planned.requested,
         effective=planned.effective,
-        notes=planned.notes,
+        notes=notes,
         plan=planned.plan,
         mpi=planned.ranks is not None,
         weight_sharing=p.weight_sharing,
         images_per_step=p.images_per_step,
+        traced_images=traced,
         reads_images=inputs.images is not None,
         max_time_s=p.max_time if p.steps == "auto" else None,
         macs_per_image=model.macs_per_image if model else None,

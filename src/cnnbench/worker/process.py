@@ -148,10 +148,15 @@ class Instance:
         return np.concatenate([self._backend.infer(batch[at : at + size]) for at in range(0, len(batch), size)])
 
     def _check_outputs(self) -> None:
-        """Infer the check images in batches of the measured size and write the outputs."""
+        """Infer the check images in batches of the measured size and write the outputs.
+
+        Where accuracy is measured no size is, so that what is beyond the images would be inferred for nothing.
+        """
         if not self._spec.check_images:
             return
         images, size = self._images, self._spec.micro_batch_size
+        if self._spec.mode == "accuracy":
+            size = min(size, len(images))
         outputs = [self._backend.infer(_fill_batch(images[at:], size)) for at in range(0, len(images), size)]
         np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
 

@@ -28,11 +28,10 @@ from cnnbench.engines.pytorch.classifier import Classifier
 from cnnbench.engines.pytorch.networks import build, count_macs, split
 from cnnbench.engines.pytorch.weights import load_weights, seed_weights
 from cnnbench.inputs.head import fit_head
-from cnnbench.inputs.image_set import load_image_set
+from cnnbench.inputs.image_set import CHECK_IMAGES, load_image_set
 from cnnbench.inputs.jpeg import read_batches
 from cnnbench.inputs.networks import ImageForm, Network
 
-CHECK_IMAGES = 32
 BATCH = 25
 
 

@@ -27,10 +27,9 @@ from cnnbench.engines.tensorflow.fold import Folded, fold
 from cnnbench.engines.tensorflow.graph import INPUT, OUTPUT, count_macs, is_quantized, read_graph
 from cnnbench.engines.tensorflow.reader import read_batches
 from cnnbench.inputs.head import CLASSES, fit_head
-from cnnbench.inputs.image_set import ImageSet, load_image_set
+from cnnbench.inputs.image_set import CHECK_IMAGES, ImageSet, load_image_set
 
 CALIBRATION_IMAGES = 100
-CHECK_IMAGES = 32
 BATCH = 50
 THREADS = 4
 
