@@ -1,11 +1,15 @@
 """Where MPI is to start ranks, the command that starts them, and what is refused; nothing is started here."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.base.start import START
+from cnnbench.launch.local import shared_directory
 from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
 from cnnbench.launch.plan import PlanRequest, plan_instances
 from cnnbench.launch.rank import MOST_OUTPUT_BYTES, Mirror, read_output
@@ -186,3 +190,27 @@ def test_rank_0_does_not_wait_for_the_last_words_of_all_when_the_controller_is_d
     ControlBlock.create(tmp_path, 1)  # nobody holds its directory
     with pytest.raises(InvalidMeasurementError, match="the controller is gone"):
         Mirror(SilentRanks(), tmp_path).drain()
+
+
+WATCH = """
+import sys, time
+from types import SimpleNamespace
+from cnnbench.launch.rank import Rank
+rank = Rank.__new__(Rank)
+rank._comm, rank._job, rank._name = SimpleNamespace(rank=0), SimpleNamespace(shared=sys.argv[1]), "rank 0 on here"
+with rank._watching():
+    print("waiting", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_rank_0_ends_when_the_controller_dies_while_it_waits_for_the_last_files(tmp_path):
+    with shared_directory(tmp_path) as shared:
+        command = [sys.executable, "-c", WATCH, shared]
+        rank = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert rank.stdout.readline() == "waiting\n"
+        time.sleep(0.5)
+        assert rank.poll() is None  # the controller lives: it holds its directory
+    _, complaint = rank.communicate(timeout=30)
+    assert rank.returncode == 1
+    assert "rank 0 on here: the controller is gone" in complaint

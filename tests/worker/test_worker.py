@@ -101,12 +101,7 @@ class TellingBackend(NullBackend):
 @pytest.mark.parametrize(("mode", "size"), [("accuracy", 4), ("throughput", 300)])
 def test_the_output_check_of_accuracy_does_not_grow_with_the_batch(tmp_path, mode, size):
     np.save(tmp_path / "check_images.npy", _noise(4, seed=0))
-    changes = {
-        "mode": mode,
-        "batch_size": 300,
-        "micro_batch_size": 300,
-        "check_images": str(tmp_path / "check_images.npy"),
-    }
+    sizes, images = {"batch_size": 300, "micro_batch_size": 300}, str(tmp_path / "check_images.npy")
     backend = TellingBackend()
     spec = replace(SPEC, **sizes, mode=mode, check_images=images, logs=str(tmp_path))
     Instance(spec, InstanceSpec(0, [0], []), backend)._check_outputs()

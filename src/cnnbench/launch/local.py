@@ -365,9 +365,12 @@ def _remove_if_stale(directory: Path) -> None:
 
 
 def is_abandoned(directory: Path) -> bool:
-    """Say whether the run whose shared files these are has died."""
-    with _held(directory) as held:
-        return held
+    """Say whether the run whose shared files these are has died, or has ended and removed them."""
+    try:
+        with _held(directory) as held:
+            return held
+    except FileNotFoundError:
+        return True
 
 
 @contextmanager

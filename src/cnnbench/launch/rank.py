@@ -10,9 +10,12 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from io import BytesIO
@@ -173,9 +176,10 @@ class Rank:
             except BaseException:
                 self._keep_logs()
                 raise
-        skew = self._measure_skew()
-        looks = self._comm.gather(self._looks)
-        left = self._comm.gather(self._collect())
+        with self._watching():  # a gathering waits for the slowest rank, and looks at nothing else
+            skew = self._measure_skew()
+            looks = self._comm.gather(self._looks)
+            left = self._comm.gather(self._collect())
         if self._comm.rank == 0:
             for path, content in (item for files in left for item in files.items()):
                 (self._run_logs / path).parent.mkdir(exist_ok=True)
@@ -259,15 +263,33 @@ class Rank:
         self._sent.append(self._comm.isend(None, dest=0, tag=PROGRESS))
         if mirror:
             mirror.drain()
-        for request in self._sent:
-            request.wait()
-        self._relate_clocks()
+        with self._watching():
+            for request in self._sent:
+                request.wait()
+            self._relate_clocks()
 
     def _meet(self, run: Run) -> None:
         """Meet all ranks at MPI's barrier, and let the worker begin."""
         self._comm.Barrier()
         self._left_ns = time.monotonic_ns() + self._offset_ns
         run.open_barrier()
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """End this process, and so all ranks, when the controller dies within the block; on rank 0, which can tell."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(POLL_S):
+                if is_abandoned(Path(self._job.shared)):
+                    _end(f"{UNFIT}{self._name}: the controller is gone")
+
+        if self._comm.rank == 0:
+            threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def _measure_skew(self) -> int:
         left = self._comm.allgather(self._left_ns)
