@@ -132,6 +132,7 @@ def test_a_killed_controller_takes_its_container_along(workload, images, tmp_pat
         controller.wait()
         wait_until(lambda: not is_running(name), "the end of the container")
     assert run_kpi(workload.logs()).returncode == 3
+    assert judge_run(workload.logs()).reason.startswith("the run was cut off")
     assert workload.containers() == [name]
     other = ContainerWorkload(images, tmp_path / "other")
     assert other.run("--steps=5").returncode == 0
