@@ -153,7 +153,11 @@ def done(tmp_path_factory):
 
 
 def cells(output, row):
-    return [cell.strip() for line in output.splitlines() if row in line for cell in line.split("|")[1:-1]]
+    """Return the cells of the lines with a setting, the notes that they cite in place of their numbers."""
+    found = re.findall(r"^\[(\d+)\] (.+(?:\n {4,}.+)*)", output, re.MULTILINE)
+    notes = {number: " ".join(text.split()) for number, text in found}
+    row_cells = [cell.strip() for line in output.splitlines() if row in line for cell in line.split("|")[1:-1]]
+    return [re.sub(r" \[(\d+)\]$", lambda cited: f": {notes[cited[1]]}", cell) for cell in row_cells]
 
 
 def test_a_sweep_ends_in_the_summary_table(done):
