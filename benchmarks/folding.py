@@ -46,7 +46,7 @@ def main() -> None:
     from interleaved import compare, make_job, make_parser  # not in the engine's environment: what these import
 
     from cnnbench.base.cache import cache_root
-    from cnnbench.run.job import stage_inputs
+    from cnnbench.run.inputs import stage_inputs
 
     arguments = make_parser(__doc__).parse_args()
     job = make_job(arguments, INSTANCES="1")

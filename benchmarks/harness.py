@@ -56,7 +56,7 @@ def main() -> int:
     from cnnbench.base.progress import Progress
     from cnnbench.launch.local import Limits, Run
     from cnnbench.results import stats
-    from cnnbench.run.job import stage_inputs
+    from cnnbench.run.inputs import stage_inputs
 
     arguments = make_parser(__doc__).parse_args()
     job = make_job(arguments, INSTANCES="1")

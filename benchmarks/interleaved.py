@@ -10,7 +10,8 @@ from pathlib import Path
 from cnnbench.base.cache import cache_root
 from cnnbench.results.record import RunResult
 from cnnbench.results.stats import median_interval
-from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
+from cnnbench.run.inputs import stage_inputs
+from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import Measurement
 
 MIN_ROUNDS = 6

@@ -26,7 +26,8 @@ from cnnbench.harness.line import WIDTHS, read_request
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.text import align
 from cnnbench.results.record import RunResult
-from cnnbench.run.job import Job, plan_case, prepare_job, stage_inputs
+from cnnbench.run.inputs import stage_inputs
+from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S, Measurement
 
 NETWORK = "resnet50"

@@ -12,7 +12,7 @@ from cnnbench.engines.registry import find_engine
 from cnnbench.inputs import procedural
 from cnnbench.inputs.image_set import write_image_set
 from cnnbench.machine.host import CpuInfo
-from cnnbench.run.job import stage_engine
+from cnnbench.run.inputs import stage_engine
 from cnnbench.staging import inputs
 from cnnbench.staging.environments import environment_path
 from cnnbench.staging.inputs import (

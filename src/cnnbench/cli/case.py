@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
+from cnnbench.base.disk import check_directory
 from cnnbench.base.errors import SkippedError
-from cnnbench.base.places import check_directory
 from cnnbench.base.signals import check_timeout, end_by_exceptions, end_with_parent
 from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.variables import CONFIG_VARIABLE, DRY_RUN_VARIABLE, OPTIONS_VARIABLE

@@ -12,7 +12,8 @@ from cnnbench.cli.options import add_case
 from cnnbench.launch.gramine import find_gramine
 from cnnbench.launch.trusted import check_manifest, count_trusted
 from cnnbench.run.enclaves import TEMPLATE, render_first
-from cnnbench.run.job import plan_case, prepare_job, stage_inputs
+from cnnbench.run.inputs import stage_inputs
+from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.run.serve import overlay_cache
 
 

@@ -25,7 +25,8 @@ from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult, load_run
-from cnnbench.run.job import graph_quantizer_obstacle, stage_engine
+from cnnbench.run.inputs import stage_engine
+from cnnbench.run.job import graph_quantizer_obstacle
 
 WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
 

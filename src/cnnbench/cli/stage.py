@@ -12,7 +12,7 @@ from cnnbench.engines.registry import AUTO, Engine, find_part
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.run.job import stage_engine
+from cnnbench.run.inputs import stage_engine
 from cnnbench.staging.inputs import (
     stage_embedded_model,
     stage_imagenet_set,

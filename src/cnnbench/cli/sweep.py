@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
-from cnnbench.base.disk import explain_refusals, require_writable
+from cnnbench.base.disk import check_directory, explain_refusals, require_writable
 from cnnbench.base.errors import InvalidMeasurementError, UsageError
-from cnnbench.base.places import check_directory
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.platforms import check_platform, detect_platform
 from cnnbench.cases.workload import declared_cases

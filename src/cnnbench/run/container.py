@@ -48,7 +48,8 @@ from cnnbench.run.images import (
     digest_package,
     inference_image,
 )
-from cnnbench.run.job import NOTHING_STAGED, PLATFORM_VARIABLE, PlannedCase
+from cnnbench.run.inputs import NOTHING_STAGED
+from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase
 from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
 from cnnbench.run.record import Outside, Record, describe_run, write_outside

@@ -20,7 +20,8 @@ from cnnbench.launch.gramine import (
 )
 from cnnbench.launch.trusted import hash_files, library_files
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots, epc_notes, missing_for_enclaves, missing_tools, require_sgx
-from cnnbench.run.job import Inputs, Job
+from cnnbench.run.inputs import Inputs
+from cnnbench.run.job import Job
 from cnnbench.run.measurement import worker_environment, worker_specs
 
 TEMPLATE = "gramine.manifest.template"

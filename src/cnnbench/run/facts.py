@@ -7,7 +7,8 @@ from typing import Any
 from cnnbench.launch.instances import Plan
 from cnnbench.machine.facts import machine_facts
 from cnnbench.machine.topology import format_cpu_list
-from cnnbench.run.job import Inputs, Job
+from cnnbench.run.inputs import Inputs
+from cnnbench.run.job import Job
 
 
 def host_facts(job: Job, load_before: float) -> dict[str, str]:

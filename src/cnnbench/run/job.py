@@ -1,7 +1,6 @@
-"""Make a case ready to run: resolve its parameters, plan its instances, stage what it reads."""
+"""Make a case ready to run: resolve its parameters, plan its instances, and what runs it here."""
 
 import dataclasses
-import itertools
 import os
 import shlex
 import sys
@@ -18,10 +17,9 @@ from cnnbench.cases.parameters import FIELDS, Parameters, options_of
 from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
 from cnnbench.cases.precisions import PRECISIONS, Precision, fit_to_cpu, require
 from cnnbench.cases.workload import Sources, Workload, load_workload
-from cnnbench.engines.builds import choose_build, network_builder
+from cnnbench.engines.builds import choose_build
 from cnnbench.engines.interface import EngineOptions
-from cnnbench.engines.registry import AUTO, Engine, Setting, find_engine, find_part
-from cnnbench.inputs.image_set import ImageSet
+from cnnbench.engines.registry import AUTO, Engine, Setting, find_engine
 from cnnbench.inputs.model_file import check_graph
 from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.instances import InstancePlan, Plan
@@ -34,28 +32,11 @@ from cnnbench.machine.topology import format_cpu_list, read_topology
 from cnnbench.run.compatibility import check_engine, check_network_case
 from cnnbench.staging.environments import (
     RANKS,
-    engine_python,
     environment_path,
-    locked_python,
     own_python,
     planned_python,
 )
-from cnnbench.staging.inputs import (
-    PreparedModel,
-    find_check_set,
-    find_image_set,
-    imagenet_path,
-    predict_images,
-    prepare_model,
-    quantize_model,
-    require_image_set,
-    stage_embedded_model,
-)
-from cnnbench.staging.networks import (
-    predict_network,
-    prepare_network,
-    quantize_network,
-)
+from cnnbench.staging.inputs import require_image_set
 from cnnbench.staging.stage import staged_path
 
 PLATFORM_VARIABLE = "PLATFORM"
@@ -204,7 +185,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     if engine.has_model and p.data_type == "real":
         require_image_set(p.dataset, cache_root(os.environ))
     if engine.has_model and engine.takes == "graph":
-        _given_model(p.model, cache_root(os.environ))
+        given_model(p.model, cache_root(os.environ))
     if int8 and not p.model and (obstacle := graph_quantizer_obstacle(engine)):
         # A MODEL may be int8 already, which staging finds out.
         raise SkippedError(f"{planned.precision.name}: {obstacle}")
@@ -332,100 +313,7 @@ def describe_job(job: Job, cache: Path) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null.
-
-    `ranks_python`: what runs MPI's ranks; None without MPI.
-    """
-
-    python: Path
-    images: ImageSet | None
-    model: PreparedModel | None
-    ranks_python: Path | None = None
-
-
-NOTHING_STAGED = Inputs(Path(), None, None)
-"""The inputs of a run that ends before it has any."""
-
-
-def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
-    """Make or find everything a job reads; what is there already costs next to nothing.
-
-    `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
-    """
-    inputs = _stage_for_engine(job, cache, in_image=in_image)
-    return dataclasses.replace(inputs, ranks_python=locked_python(RANKS, cache)) if job.ranks else inputs
-
-
-def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
-    engine, variant, python = job.engine, job.variant, engine_python(job.engine, job.variant, cache)
-    if not engine.has_model:
-        return Inputs(python, None, None)
-    images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
-    check_set = images.root if images else find_check_set(cache)
-    if engine.takes == "network":
-        builder = network_builder(job.precision.on_gpu).name
-        network = prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
-        if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
-            network = predict_network(network, images.root, builder, cache)
-        if job.precision.is_int8:
-            network = quantize_network(network, cache)
-        return Inputs(python, images, network)
-    model = prepare_model(_find_model(job, cache), check_set, engine, variant, cache)
-    if job.precision.is_int8 and not model.quantized:
-        model = quantize_model(model, engine, variant, cache, in_image=in_image)
-    elif model.quantized and not job.precision.is_int8:
-        raise UsageError(
-            f"MODEL={job.parameters.model}: is quantised to int8 and cannot be measured as {job.precision.name}; give "
-            "the float32 graph, or choose an int8 case"
-        )
-    if images and job.parameters.mode == "accuracy" and not model.quantized and not job.precision.is_float32:
-        model = predict_images(model, images.root, engine, variant, cache)
-    return Inputs(python, images, model)
-
-
-def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> None:
-    """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged.
-
-    With `int8` they are quantised for each build that is installed, whatever this CPU has, as an image may run on
-    another; where this Python cannot, a line says so. What the float32 model answers to the drawn images is recorded
-    with it; to ImageNet's only when it is needed, as that takes long.
-    """
-    engine = find_engine(name)
-    if not engine.has_model:
-        return
-    if engine.takes == "network":  # networks are prepared when a case is first run, each for itself
-        makers = [find_part("builds_networks"), *([find_part("quantizes_networks")] if int8 and engine.int8 else [])]
-        for one in (engine, *makers):
-            engine_python(one, choose_build(one, AUTO, cpu), cache)
-        return
-    chosen = choose_build(engine, AUTO, cpu)
-    engine_python(engine, chosen, cache)
-    builds = [one for one in engine.builds if int8 and one.int8 and environment_path(one.lock, cache).is_dir()]
-    if builds and (obstacle := graph_quantizer_obstacle(engine)):
-        print(f"no int8 graph is made: {obstacle}", file=sys.stderr, flush=True)
-        builds = []
-    artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
-    models = [stage_embedded_model(engine, chosen, cache), *(path for path in artefacts if path.suffix == ".pb")]
-    drawn = find_check_set(cache)
-    for model, check_set in itertools.product(models, (drawn, imagenet_path(cache))):
-        if model.is_file() and check_set.is_dir():
-            prepared = prepare_model(model, check_set, engine, chosen, cache)
-            if prepared.quantized:
-                continue
-            for build in builds:
-                quantize_model(prepared, engine, build.name, cache)
-            if int8 and check_set == drawn:
-                predict_images(prepared, check_set, engine, chosen, cache)
-
-
-def _find_model(job: Job, cache: Path) -> Path:
-    given = _given_model(job.parameters.model, cache)
-    return given or stage_embedded_model(job.engine, job.variant, cache)
-
-
-def _given_model(model: str, cache: Path) -> Path | None:
+def given_model(model: str, cache: Path) -> Path | None:
     """Return the frozen graph that MODEL names, None for the embedded one; raise UsageError for one not staged."""
     if not model:
         return None

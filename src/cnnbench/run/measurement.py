@@ -30,7 +30,8 @@ from cnnbench.results import stats
 from cnnbench.results.record import INTERRUPTED_RUN, TIMEOUT, WORKER, Criterion, RunResult, find_iterations
 from cnnbench.results.steps import StepTimes
 from cnnbench.run.facts import host_facts
-from cnnbench.run.job import Inputs, Job, ranks_command
+from cnnbench.run.inputs import Inputs
+from cnnbench.run.job import Job, ranks_command
 from cnnbench.run.judging import judge_run
 from cnnbench.run.measured import images_of_steps
 from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, count_traced, describe_run

@@ -11,7 +11,8 @@ from cnnbench.base.signals import time_limit
 from cnnbench.engines.registry import AUTO
 from cnnbench.results.kpi_text import write_logs
 from cnnbench.results.record import TIMEOUT, Criterion, RunResult
-from cnnbench.run.job import NOTHING_STAGED, Inputs, Job, stage_inputs
+from cnnbench.run.inputs import NOTHING_STAGED, Inputs, stage_inputs
+from cnnbench.run.job import Job
 from cnnbench.run.kpis import primary_kind
 from cnnbench.run.measurement import DEFAULT_HANG_S, LOGS, Measurement, new_logs_directory, out_of_time
 

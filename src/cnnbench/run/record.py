@@ -26,7 +26,8 @@ from cnnbench.machine.cgroup import CpuQuota
 from cnnbench.machine.contention import CpuSample
 from cnnbench.results.record import RUN_FILE, Criterion
 from cnnbench.run.facts import input_facts
-from cnnbench.run.job import Inputs, PlannedCase
+from cnnbench.run.inputs import Inputs
+from cnnbench.run.job import PlannedCase
 
 RECORD, SEEN_FILE, OUTSIDE = "record.json", "seen.jsonl", "outside.json"
 CHECK_REFERENCE, LABELS, EXPECTED = "reference/check.npy", "reference/labels.npy", "reference/predictions.npy"

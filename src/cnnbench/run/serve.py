@@ -31,7 +31,8 @@ from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.run.enclaves import TEMPLATE, enclose_job
-from cnnbench.run.job import plan_case, prepare_job, stage_inputs
+from cnnbench.run.inputs import stage_inputs
+from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
 from cnnbench.run.native import choose_engine
 from cnnbench.staging.environments import require_environment

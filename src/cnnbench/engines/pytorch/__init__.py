@@ -7,9 +7,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cnnbench.base.disk import require_loadable, require_writable
+from cnnbench.base.disk import check_directory, require_loadable, require_writable
 from cnnbench.base.errors import UsageError
-from cnnbench.base.places import check_directory
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.pytorch.layer_names import check_splits
 from cnnbench.engines.registry import Build, Conditions, Engine, PythonVersion, Setting, Steps

@@ -1,0 +1,130 @@
+"""Stage what a job reads: the environment of its engine, the images, the model made ready."""
+
+import dataclasses
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnbench.base.errors import UsageError
+from cnnbench.cases.artefacts import load_artefacts
+from cnnbench.engines.builds import choose_build, network_builder
+from cnnbench.engines.registry import AUTO, find_engine, find_part
+from cnnbench.inputs.image_set import ImageSet
+from cnnbench.machine.host import CpuInfo
+from cnnbench.run.job import Job, given_model, graph_quantizer_obstacle
+from cnnbench.staging.environments import (
+    RANKS,
+    engine_python,
+    environment_path,
+    locked_python,
+)
+from cnnbench.staging.inputs import (
+    PreparedModel,
+    find_check_set,
+    find_image_set,
+    imagenet_path,
+    predict_images,
+    prepare_model,
+    quantize_model,
+    stage_embedded_model,
+)
+from cnnbench.staging.networks import (
+    predict_network,
+    prepare_network,
+    quantize_network,
+)
+from cnnbench.staging.stage import staged_path
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null.
+
+    `ranks_python`: what runs MPI's ranks; None without MPI.
+    """
+
+    python: Path
+    images: ImageSet | None
+    model: PreparedModel | None
+    ranks_python: Path | None = None
+
+
+NOTHING_STAGED = Inputs(Path(), None, None)
+"""The inputs of a run that ends before it has any."""
+
+
+def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
+    """Make or find everything a job reads; what is there already costs next to nothing.
+
+    `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
+    """
+    inputs = _stage_for_engine(job, cache, in_image=in_image)
+    return dataclasses.replace(inputs, ranks_python=locked_python(RANKS, cache)) if job.ranks else inputs
+
+
+def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
+    engine, variant, python = job.engine, job.variant, engine_python(job.engine, job.variant, cache)
+    if not engine.has_model:
+        return Inputs(python, None, None)
+    images = find_image_set(job.parameters.dataset, cache) if job.parameters.data_type == "real" else None
+    check_set = images.root if images else find_check_set(cache)
+    if engine.takes == "network":
+        builder = network_builder(job.precision.on_gpu).name
+        network = prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
+        if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
+            network = predict_network(network, images.root, builder, cache)
+        if job.precision.is_int8:
+            network = quantize_network(network, cache)
+        return Inputs(python, images, network)
+    model = prepare_model(_find_model(job, cache), check_set, engine, variant, cache)
+    if job.precision.is_int8 and not model.quantized:
+        model = quantize_model(model, engine, variant, cache, in_image=in_image)
+    elif model.quantized and not job.precision.is_int8:
+        raise UsageError(
+            f"MODEL={job.parameters.model}: is quantised to int8 and cannot be measured as {job.precision.name}; give "
+            "the float32 graph, or choose an int8 case"
+        )
+    if images and job.parameters.mode == "accuracy" and not model.quantized and not job.precision.is_float32:
+        model = predict_images(model, images.root, engine, variant, cache)
+    return Inputs(python, images, model)
+
+
+def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> None:
+    """Stage what an engine's cases read unless told otherwise, and prepare its models for every image set staged.
+
+    With `int8` they are quantised for each build that is installed, whatever this CPU has, as an image may run on
+    another; where this Python cannot, a line says so. What the float32 model answers to the drawn images is recorded
+    with it; to ImageNet's only when it is needed, as that takes long.
+    """
+    engine = find_engine(name)
+    if not engine.has_model:
+        return
+    if engine.takes == "network":  # networks are prepared when a case is first run, each for itself
+        makers = [find_part("builds_networks"), *([find_part("quantizes_networks")] if int8 and engine.int8 else [])]
+        for one in (engine, *makers):
+            engine_python(one, choose_build(one, AUTO, cpu), cache)
+        return
+    chosen = choose_build(engine, AUTO, cpu)
+    engine_python(engine, chosen, cache)
+    builds = [one for one in engine.builds if int8 and one.int8 and environment_path(one.lock, cache).is_dir()]
+    if builds and (obstacle := graph_quantizer_obstacle(engine)):
+        print(f"no int8 graph is made: {obstacle}", file=sys.stderr, flush=True)
+        builds = []
+    artefacts = (staged_path(artefact, cache) for artefact in load_artefacts().values())
+    models = [stage_embedded_model(engine, chosen, cache), *(path for path in artefacts if path.suffix == ".pb")]
+    drawn = find_check_set(cache)
+    for model, check_set in itertools.product(models, (drawn, imagenet_path(cache))):
+        if model.is_file() and check_set.is_dir():
+            prepared = prepare_model(model, check_set, engine, chosen, cache)
+            if prepared.quantized:
+                continue
+            for build in builds:
+                quantize_model(prepared, engine, build.name, cache)
+            if int8 and check_set == drawn:
+                predict_images(prepared, check_set, engine, chosen, cache)
+
+
+def _find_model(job: Job, cache: Path) -> Path:
+    given = given_model(job.parameters.model, cache)
+    return given or stage_embedded_model(job.engine, job.variant, cache)
