@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cnnbench.base.places import check_directory
+from cnnbench.base.disk import check_directory
 from cnnbench.base.signals import check_timeout, end_by_exceptions
 from cnnbench.harness.runs import describe_variants, run_spec
 from cnnbench.harness.spec import choose_variants, read_spec

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
-from cnnbench.base.disk import explain_refusals, make_directory
+from cnnbench.base.disk import check_directory, explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
-from cnnbench.base.places import check_directory
 from cnnbench.base.signals import check_timeout, end_by_exceptions
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.harness.line import Request
