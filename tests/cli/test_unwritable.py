@@ -75,7 +75,7 @@ def test_a_place_that_cannot_be_used_is_named_with_what_moves_it(tmp_path):
     inductor = [*CLI, "run", "--model", "resnet18", "--precision", "32.32", "--engine", "inductor", "--dry-run"]
     peak = ["sh", "-c", 'cp /bin/true "$CNNBENCH_PEAK"; exec "$@"', "sh", *CLI, "peak"]
     cache, at, full = "CNNBENCH_CACHE", str(place), "the disk is full"
-    read_only = "the file system is read-only"
+    read_only, denied = "the file system is read-only", "Read-only file system"
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "script", checkout / "script")
     rows = [
@@ -84,20 +84,20 @@ def test_a_place_that_cannot_be_used_is_named_with_what_moves_it(tmp_path):
         Row("cache", "", stage, ["a file is where", str(file), f"set {cache}"], {cache: f"{file}/x"}),
         Row("cache", "", stage, ["/proc/.cache", "no directory can be made", f"set {cache}"], {"HOME": "/proc"}),
         Row("cache", "", stage, ["~nobody-of-that-name/x", f"set {cache}"], {cache: "~nobody-of-that-name/x"}, 2),
-        Row("logs", "read-only", [*case, place], [read_only, f"{at}/logs-", "--logs-root", "cmake -B"]),
+        Row("logs", "read-only", [*case, place], [denied, at, "--logs-root", "cmake -B"], code=2),
         Row("logs", "full", [*case, place], [full, f"{at}/logs-", "--logs-root", "cmake -B"]),
-        Row("logs", "", [*case, file], ["a file is where", str(file), "--logs-root"]),
-        Row("state", "read-only", [*sweep, place / "x"], [read_only, at, "--state"]),
-        Row("state", "", [*sweep, file, "--output", tmp_path / "o"], ["a file is where", str(file), "--state"]),
-        Row("output", "read-only", [*sweep, tmp_path, "--output", place / "o"], [read_only, at, "--output"]),
-        Row("output", "read-only", [*benchmark, place], [read_only, at, "--output"]),
+        Row("logs", "", [*case, file], ["Not a directory", str(file), "--logs-root"], code=2),
+        Row("state", "read-only", [*sweep, place / "x"], [denied, at, "--state"], code=2),
+        Row("state", "", [*sweep, file, "--output", tmp_path / "o"], ["Not a directory", str(file), "--state"], code=2),
+        Row("output", "read-only", [*sweep, tmp_path, "--output", place / "o"], [denied, at, "--output"], code=2),
+        Row("output", "read-only", [*benchmark, place], [denied, at, "--output"], code=2),
         Row("peak", "noexec", peak, ["noexec", "CNNBENCH_PEAK"], {"CNNBENCH_PEAK": f"{at}/cnnbench-peak"}),
         Row("set-up", "", [checkout / "script" / "setup.sh"], ["cannot be written to", str(checkout)]),
     ]  # fmt: skip
     if sys.version_info[:2] == (3, 11):
         another = [*inductor, "--model-cache-path", place]
-        for kind, reason in (("read-only", read_only), ("noexec", "noexec")):
-            rows.append(Row("compiled", kind, another, [reason, at, "MODEL_CACHE_PATH"], {"CXX": "true"}))
+        for kind, reason, code in (("read-only", denied, 2), ("noexec", "noexec", 1)):
+            rows.append(Row("compiled", kind, another, [reason, at, "MODEL_CACHE_PATH"], {"CXX": "true"}, code))
     amiss = []
     for row in rows:
         mounts = [(row.kind, place)] if row.kind else [("sealed", checkout)] if row.what == "set-up" else []

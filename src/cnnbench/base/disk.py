@@ -51,7 +51,7 @@ def explain_refusals(path: Path, remedy: str, discard: Callable[[], object] = la
 
 
 def make_directory(path: Path, remedy: str) -> None:
-    """Make a directory where there is none yet, with its parents; raise a clear error where it cannot be written to."""
+    """Make a directory where there is none yet, with its parents; raise a clear error where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -59,20 +59,22 @@ def make_directory(path: Path, remedy: str) -> None:
     except OSError as error:  # of /proc, "no such file"
         reason = _REASONS.get(error.errno or 0, f"no directory can be made ({error.strerror})")
         raise CnnbenchError(f"{error.filename or path}: {reason}: {remedy}") from error
-    require_writable(path, remedy)
 
 
-def require_writable(path: Path, remedy: str) -> None:
-    """Raise a clear error when neither `path` nor its nearest parent that is there can be written to."""
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    needed = os.W_OK | os.X_OK if existing.is_dir() else os.W_OK
-    reason = ""
-    if existing != path and not existing.is_dir():
-        reason = _REASONS[errno.ENOTDIR]
-    elif not os.access(existing, needed):
-        reason = _REASONS[errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES]
-    if reason:
-        raise CnnbenchError(f"{existing}: {reason}: {remedy}")
+YOURS = "give a directory that is yours, or one that can be made"
+
+
+def check_directory(given: str, path: Path, remedy: str = YOURS) -> None:
+    """Raise UsageError unless a directory can be written to, or made; whatever is tried for that leaves nothing.
+
+    `given`: the option with its value. Permissions alone do not tell: below /proc, root has them and makes nothing.
+    """
+    path = path.absolute()
+    try:
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        Path(tempfile.mkdtemp(prefix=".cnnbench-", dir=there)).rmdir()
+    except OSError as error:
+        raise UsageError(f"{given}: cannot be written to ({os.strerror(error.errno or 0)}); {remedy}") from error
 
 
 def require_loadable(path: Path, remedy: str) -> None:

@@ -23,6 +23,7 @@ from cnnbench.results.record import RunResult
 from cnnbench.run.container import DOCKER_OPTIONS_VARIABLE, ContainerOptions, ContainerRun
 from cnnbench.run.images import ImageOptions
 from cnnbench.run.job import PlannedCase, describe_case, describe_job, plan_case, prepare_job
+from cnnbench.run.measurement import LOGS
 from cnnbench.run.native import measure_job
 
 
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     dry_run = arguments.dry_run or os.environ.get(DRY_RUN_VARIABLE) == "1"
     check_limits(arguments)
     check_timeout("--pull-timeout", arguments.pull_timeout)
-    check_directory(f"--logs-root {arguments.logs_root}", arguments.logs_root)
+    check_directory(f"--logs-root {arguments.logs_root}", arguments.logs_root, LOGS)
     try:
         planned = plan_case(
             arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None

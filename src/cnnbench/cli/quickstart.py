@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
-from cnnbench.base.disk import require_writable
+from cnnbench.base.disk import check_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import PrecisionName
@@ -144,7 +144,8 @@ def _fastest(precisions: Sequence[PrecisionName], runs: Iterable[RunResult]) -> 
 
 
 def _configure(root: Path, build: Path, platform: str) -> None:
-    require_writable(build, "copy this checkout to a disk that you may write to, or configure elsewhere (cmake -B)")
+    elsewhere = "copy this checkout to a disk that you may write to, or configure elsewhere (cmake -B)"
+    check_directory(str(build), build, elsewhere)
     _say(f"configuring {build} for {platform}")
     # The directory may have been configured for containers, which cmake remembers.
     options = ["-DBACKEND=native", f"-DPLATFORM={platform}", f"-DCNNBENCH_PYTHON={sys.executable}"]

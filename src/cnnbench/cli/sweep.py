@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
-from cnnbench.base.disk import check_directory, explain_refusals, require_writable
+from cnnbench.base.disk import check_directory, explain_refusals
 from cnnbench.base.errors import InvalidMeasurementError, UsageError
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.platforms import check_platform, detect_platform
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{output}: is there already; --overwrite does so, --output names another")
     if arguments.output and not output.parent.is_dir():
         raise UsageError(f"--output {output}: there is no directory {output.parent}")
+    check_directory(f"--output {output}", output.parent)
     request = SweepRequest(
         workload=arguments.workload,
         platform=platform,
@@ -84,8 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     another = "make room, or name another file with --output"
-    if arguments.output:  # before hours of measuring; what is in --state comes later
-        require_writable(output.absolute(), another)
 
     def measure(job: Job) -> tuple[RunResult, Path]:
         end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cnnbench.base.disk import check_directory, require_loadable, require_writable
+from cnnbench.base.disk import check_directory, require_loadable
 from cnnbench.base.errors import UsageError
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.pytorch.layer_names import check_splits
@@ -78,6 +78,7 @@ def check_compiled(options: InductorOptions, conditions: Conditions) -> list[str
     """Do the same for options of Inductor's."""
     if options.model_cache_path:
         check_directory(f"MODEL_CACHE_PATH={options.model_cache_path}", Path(options.model_cache_path))
+        require_loadable(Path(options.model_cache_path), "name another directory with MODEL_CACHE_PATH")
     return check(options, conditions)
 
 
@@ -121,11 +122,7 @@ def _compiler_obstacle(environ: Mapping[str, str], on_gpu: bool) -> str:
 
 
 def _compiled_into(setting: Setting) -> dict[str, str]:
-    if path := setting.options.model_cache_path:
-        another = "name another directory with MODEL_CACHE_PATH, or leave it out"
-        require_writable(Path(path), another)
-        require_loadable(Path(path), another)
-    return {"TORCHINDUCTOR_CACHE_DIR": path or str(setting.cache)}
+    return {"TORCHINDUCTOR_CACHE_DIR": setting.options.model_cache_path or str(setting.cache)}
 
 
 _EAGER = Engine(
