@@ -1,6 +1,7 @@
 """A small network made ready as staging makes it, for tests run by a Python that has PyTorch."""
 
 import json
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -45,8 +46,8 @@ def prepared(images, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def loaded_more_than_once(monkeypatch):
     """Let one process load several backends, which a worker never does: PyTorch lets this be set once."""
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch, "set_num_interop_threads", lambda count: None)
+    if torch := sys.modules.get("torch"):  # not where the tests beside this file start a Python that has it
+        monkeypatch.setattr(torch, "set_num_interop_threads", lambda count: None)
 
 
 @pytest.fixture
