@@ -90,19 +90,3 @@ def temporary_root() -> Path:
         return Path(tempfile.gettempdir())
     except FileNotFoundError as error:
         raise CnnbenchError(describe_refusal(error)) from error
-
-
-def check_directory(given: str, path: Path) -> None:
-    """Raise UsageError unless a directory can be written to, or made; whatever is tried for that leaves nothing.
-
-    `given`: the option with its value. Permissions alone do not tell: below /proc, root has them and makes nothing.
-    """
-    path = path.absolute()
-    try:
-        there = next(parent for parent in (path, *path.parents) if parent.exists())
-        Path(tempfile.mkdtemp(prefix=".cnnbench-", dir=there)).rmdir()
-    except OSError as error:
-        raise UsageError(
-            f"{given}: cannot be written to ({os.strerror(error.errno or 0)}); give a directory that is yours, or one "
-            "that can be made"
-        ) from error
