@@ -1,5 +1,7 @@
 """Where MPI is to start ranks, the command that starts them, and what is refused; nothing is started here."""
 
+import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +11,6 @@ import pytest
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.base.start import START
-from cnnbench.launch.local import shared_directory
 from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
 from cnnbench.launch.plan import PlanRequest, plan_instances
 from cnnbench.launch.rank import MOST_OUTPUT_BYTES, Mirror, read_output
@@ -194,10 +195,12 @@ def test_rank_0_does_not_wait_for_the_last_words_of_all_when_the_controller_is_d
 
 WATCH = """
 import sys, time
+from pathlib import Path
 from types import SimpleNamespace
 from cnnbench.launch.rank import Rank
 rank = Rank.__new__(Rank)
 rank._comm, rank._job, rank._name = SimpleNamespace(rank=0), SimpleNamespace(shared=sys.argv[1]), "rank 0 on here"
+rank._shared = rank._logs = Path(sys.argv[2])
 with rank._watching():
     print("waiting", flush=True)
     time.sleep(60)
@@ -205,12 +208,18 @@ with rank._watching():
 
 
 def test_rank_0_ends_when_the_controller_dies_while_it_waits_for_the_last_files(tmp_path):
-    with shared_directory(tmp_path) as shared:
-        command = [sys.executable, "-c", WATCH, shared]
-        rank = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert rank.stdout.readline() == "waiting\n"
-        time.sleep(0.5)
-        assert rank.poll() is None  # the controller lives: it holds its directory
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    held = os.open(shared, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a living controller does
+    command = [sys.executable, "-c", WATCH, shared, own]
+    rank = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert rank.stdout.readline() == "waiting\n"
+    time.sleep(0.5)
+    assert rank.poll() is None
+    os.close(held)
     _, complaint = rank.communicate(timeout=30)
     assert rank.returncode == 1
     assert "rank 0 on here: the controller is gone" in complaint
+    assert not own.exists()

@@ -365,12 +365,12 @@ def _remove_if_stale(directory: Path) -> None:
 
 
 def is_abandoned(directory: Path) -> bool:
-    """Say whether the run whose shared files these are has died, or has ended and removed them."""
+    """Say whether the run whose shared files these are has died; one that has removed them ends what it started."""
     try:
         with _held(directory) as held:
             return held
     except FileNotFoundError:
-        return True
+        return False
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from cnnbench.machine.topology import Topology, format_cpu_list
 INSTALL = "apt-get install openmpi-bin libopenmpi3 (on Debian and Ubuntu)"
 FAILED, UNFIT = "cnnbench: failed: ", "cnnbench: unfit: "
 """How a rank's last line begins: when its worker did not make it, and when it could not begin or go on."""
-GRACE_S = 10.0
+GRACE_S, KILL_S = 10.0, 5.0
 """How long mpirun may take to end its ranks, on all hosts, when it is told to."""
 JOB, REPORT = "job.json", "ranks.json"
 
@@ -162,13 +162,14 @@ def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, logs: Pa
 
     `python`: of the ranks' environment. `job`: the file of a RankJob. `logs`: the run's. `root`: whether the user is
     root, whom mpirun refuses unless told not to. Single copies between processes are ruled out, as a container may
-    forbid them and the messages are small.
+    forbid them and the messages are small. Ranks have KILL_S to put things in order when they are told to end.
     """
     return [
         *(str(mpirun), *(["--allow-run-as-root"] if root else [])),
         *("-n", str(ranks.count), *(["--hostfile", str(ranks.hostfile)] if ranks.hostfile else [])),
         *("--map-by", f"{ranks.mapping}:pe={ranks.cores}", "--bind-to", "core"),
         *("--mca", "btl_vader_single_copy_mechanism", "none"),
+        *("--mca", "odls_base_sigkill_timeout", f"{KILL_S:.0f}"),
         *("-x", "OPENBLAS_NUM_THREADS"),
         *(str(python), "-I", START, "cnnbench.launch.rank", str(job), str(logs)),
     ]

@@ -8,6 +8,7 @@ While a worker measures, its rank sleeps but for a look each POLL_S: MPI's own w
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -216,6 +217,8 @@ class Rank:
         def watch() -> None:
             while not over.wait(POLL_S):
                 if is_abandoned(Path(self._job.shared)):
+                    for directory in (self._shared, self._logs):  # nothing else would: this ends without a way out
+                        shutil.rmtree(directory, ignore_errors=True)
                     _end(f"{UNFIT}{self._name}: the controller is gone")
 
         if self._comm.rank == 0:

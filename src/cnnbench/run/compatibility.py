@@ -6,7 +6,7 @@ from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, Parameters, options_of, parameters_of, told
 from cnnbench.cases.precisions import PRECISIONS
-from cnnbench.engines.registry import AUTO, Conditions, Engine, engines
+from cnnbench.engines.registry import AUTO, Conditions, Engine, engines, engines_that_take
 from cnnbench.inputs.model_file import check_checkpoint
 from cnnbench.launch.instances import Plan
 from cnnbench.staging.networks import chosen_network
@@ -62,8 +62,10 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
         able = ", ".join(one.name for one in engines().values() if one.gpu)
         raise SkippedError(f"ENGINE={engine.name}: runs on CPUs only, and {precision.name} on a GPU; choose {able}")
     if precision.data_type in engine.refused:
+        others = [one for one in engines_that_take(engine.takes) if precision.data_type not in engines()[one].refused]
         raise SkippedError(
-            f"ENGINE={engine.name}: {engine.refused[precision.data_type]}; choose another ENGINE, or another precision"
+            f"ENGINE={engine.name}: {engine.refused[precision.data_type]}; choose another ENGINE "
+            f"({', '.join(others) or 'none can'}), or another precision"
         )
     conditions = Conditions(
         precision=precision.name,

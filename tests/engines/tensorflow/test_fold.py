@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cnnbench.base.checkout import SOURCES
 from cnnbench.engines.registry import find_engine
 from cnnbench.staging.environments import engine_python
 from null_workload import clean_environment
@@ -16,14 +17,15 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def cases(engine_cache):
-    # Stock TensorFlow computes every graph and type on every CPU. ITEX's remapper aborts at a Pad of channels, and its
-    # bfloat16 crashes where there is no AVX-512.
+    # Stock TensorFlow without oneDNN computes every graph and type on every CPU. ITEX's remapper aborts at a Pad of
+    # channels, and its bfloat16 crashes where there is no AVX-512; with oneDNN, which is on by itself where there is
+    # VNNI, stock TensorFlow loses such a Pad too.
     command = [
         engine_python(find_engine("tensorflow"), "stock", engine_cache),
         Path(__file__).with_name("graph_cases.py"),
         "small",
     ]
-    environment = clean_environment(TF_CPP_MIN_LOG_LEVEL="2")
+    environment = clean_environment(TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0", PYTHONPATH=str(SOURCES))
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnbench.base.checkout import SOURCES
 from cnnbench.engines.tensorflow.resnet50 import CONVS, seeded_weights
 from cnnbench.inputs.head import CLASSES, fit_head
 from null_workload import clean_environment
@@ -15,7 +16,8 @@ from null_workload import clean_environment
 @pytest.fixture(scope="module")
 def built(tensorflow_python):
     command = [tensorflow_python, Path(__file__).with_name("graph_cases.py"), "resnet50"]
-    done = subprocess.run(command, env=clean_environment(TF_CPP_MIN_LOG_LEVEL="2"), capture_output=True, text=True)
+    environment = clean_environment(TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(SOURCES))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

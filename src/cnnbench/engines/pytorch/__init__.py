@@ -136,7 +136,7 @@ _EAGER = Engine(
         Build("cuda", "pytorch-cuda", gpu=True, own_python=OWN_PYTHON),
     ),
     options=PyTorchOptions,
-    refused={"int8": "its networks are not quantised; engines that read ONNX run them in int8"},
+    refused={"int8": "its networks are not quantised"},
     check=check,
     whole_steps=lambda options: bool(options.pipeline_splits),
     of_network=lambda options: {"splits": options.pipeline_splits.split()},
