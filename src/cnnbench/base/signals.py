@@ -34,6 +34,27 @@ def _end_by(interrupt: BaseException) -> NoReturn:
     raise interrupt
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back what asks a run to end until the block is done; it must be short.
+
+    A process that is being started is known to nobody yet who could end it.
+    """
+    held: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if held:
+        first, frame = held[0]
+        handlers[signal.Signals(first)](first, frame)
+
+
 def end_with_parent(parent: int, number: int) -> None:
     """Have the kernel send this process a signal when its parent dies, however it dies; at once when it already has.
 

@@ -19,6 +19,7 @@ import numpy as np
 from cnnbench.base.disk import temporary_root
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.base.progress import Progress, bytes_text
+from cnnbench.base.signals import uninterrupted
 from cnnbench.base.start import START
 from cnnbench.cases.precisions import Precision
 from cnnbench.launch.instances import Plan
@@ -270,9 +271,16 @@ class Run:
                 raise worker.explain_end()
 
 
+def start_process(stack: ExitStack, launch: WorkerLaunch) -> WorkerProcess:
+    """Start a process that is ended with the stack, whenever a signal comes."""
+    with uninterrupted():
+        return stack.enter_context(launch.process())
+
+
 def run_tracer(launch: WorkerLaunch, hang_s: float) -> None:
     """Run the tracing process to its end; its trace must not stand still for longer than an instance's steps may."""
-    with WorkerProcess(launch) as tracer:
+    with ExitStack() as stack:
+        tracer = start_process(stack, launch)
         seen, deadline = 0, time.monotonic() + hang_s
         while tracer.exit_code is None:
             if (size := launch.log.stat().st_size) != seen:
@@ -307,7 +315,7 @@ def run_workers(
             run_tracer(trace, limits.hang_s)
             tracing.advance(1)
     with ExitStack() as stack:
-        workers = [stack.enter_context(launch.process()) for launch in launches]
+        workers = [start_process(stack, launch) for launch in launches]
         run = Run(workers, range(instances), shared, limits)
         loading = Progress("loading and warming up", instances, "instances")
         run.wait_until(lambda: run.count_ready() == instances, loading, run.count_ready)
