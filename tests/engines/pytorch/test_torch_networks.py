@@ -1,5 +1,6 @@
 import hashlib
 import math
+from collections import Counter
 
 import pytest
 
@@ -8,9 +9,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from cnnbench.base.errors import CnnbenchError, UsageError  # noqa: E402
+from cnnbench.engines.pytorch.classifier import Classifier  # noqa: E402
 from cnnbench.engines.pytorch.group_norm import FastGroupNorm, GroupNormAct  # noqa: E402
 from cnnbench.engines.pytorch.layer_names import first_operations  # noqa: E402
-from cnnbench.engines.pytorch.networks import build, count_macs, first_nodes, split  # noqa: E402
+from cnnbench.engines.pytorch.networks import build, count_macs, first_nodes, fold_norms, split  # noqa: E402
+from cnnbench.engines.pytorch.prepare import export  # noqa: E402
 from cnnbench.engines.pytorch.weights import load_weights, seed_weights  # noqa: E402
 from cnnbench.inputs.networks import ARCHITECTURES, Network  # noqa: E402
 
@@ -123,6 +126,42 @@ class TestBuild:
         assert all(key.startswith("blocks.") and not key.startswith("blocks.0.") for key in changed)
         expansions = [layer for name, layer in narrow.named_modules() if name.endswith("conv_pw") and "s.0" not in name]
         assert {conv.out_channels / conv.in_channels for conv in expansions} == {4}
+
+
+class TestExport:
+    def test_folded_norms_leave_answers_as_they_were(self):
+        for name in ("resnet18", "resnext50", "mobilenet_v3_small", "efficientnet_b0"):
+            module = seeded(Network(name), images())
+            with torch.no_grad():
+                wanted = module(images())
+                fold_norms(module)
+                torch.testing.assert_close(module(images()), wanted, atol=1e-4, rtol=1e-4)
+            assert not of_type(module, nn.BatchNorm2d)
+            assert all(conv.bias is not None for conv in of_type(module, nn.Conv2d))
+
+    @pytest.mark.parametrize("norm_type", NORMS)
+    def test_a_network_is_one_file_for_any_batch_with_the_operations_that_become_int8(self, tmp_path, norm_type):
+        import onnx
+
+        classifier = Classifier(seeded(Network("resnet18", norm_type, NORMS[norm_type]), images()), True).eval()
+        export(classifier, torch.zeros(2, 64, 64, 3, dtype=torch.uint8), tmp_path / "network.onnx")
+        assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+        model = onnx.load(tmp_path / "network.onnx")
+        operations = Counter(node.op_type for node in model.graph.node)
+        assert {name: operations[name] for name in ("Conv", "Gemm", "MaxPool", "GlobalAveragePool", "Softmax")} == {
+            "Conv": 20,
+            "Gemm": 1,
+            "MaxPool": 1,
+            "GlobalAveragePool": 1,
+            "Softmax": 1,
+        }
+        assert operations["InstanceNormalization"] == (20 if norm_type == "group" else 0)
+        assert not operations["BatchNormalization"]
+        (taken,), (given,) = model.graph.input, model.graph.output
+        assert (taken.name, given.name) == ("images", "probabilities")
+        assert taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        assert [one.dim_value for one in taken.type.tensor_type.shape.dim] == [0, 64, 64, 3]
+        assert not [node.name for node in model.graph.node if node.metadata_props]  # paths of this machine
 
 
 class TestGroupNorm:

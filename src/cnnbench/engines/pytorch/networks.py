@@ -80,6 +80,23 @@ def first_nodes(module: nn.Module) -> dict[str, int]:
     return _first_nodes(_operations(_Tracer().trace(module)))
 
 
+@torch.no_grad()
+def fold_norms(module: nn.Module) -> None:
+    """Fold every batch norm into the convolution before it, which gets a bias; an activation stays."""
+    graph = _Tracer().trace(module)
+    norms = _batch_norms(module)
+    for node in _operations(graph):
+        if node.target in norms:
+            (before,) = node.all_input_nodes
+            conv, norm = module.get_submodule(str(before.target)), norms[str(node.target)]
+            assert isinstance(conv, nn.Conv2d)
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            bias = 0 if conv.bias is None else conv.bias
+            conv.weight *= scale.reshape(-1, 1, 1, 1)
+            conv.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias)
+            module.set_submodule(str(node.target), _activation(norm))
+
+
 @cache
 def _define_operators() -> torch.library.Library | None:
     """Declare what torchvision declares when its own operators are there, so that it and timm can be imported.
