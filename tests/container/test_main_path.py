@@ -54,7 +54,7 @@ def test_ctest_sh_runs_a_case_in_a_container(images, ctest):
         assert len(starred(kpi.stdout)) == 1
     listed = subprocess.run([images.directory / "list-kpi.sh", logs], capture_output=True, text=True)
     assert listed.returncode == 0, listed.stderr
-    assert "inference_throughput_avx_fp32/itr-1  Throughput (img/s)" in listed.stdout
+    assert "\nthroughput_avx_fp32/itr-1  Throughput (img/s)" in listed.stdout
 
 
 def test_its_parameters_take_effect_as_on_this_machine(workload, tmp_path):

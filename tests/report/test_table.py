@@ -10,19 +10,21 @@ from pydantic import ValidationError
 
 from cnnbench.base.errors import UsageError
 from cnnbench.report.table import CSV_COLUMNS, kpi_table, list_kpis
+from cnnbench.report.text import Footnotes, align
 from cnnbench.results.record import KILLED, Criterion, Kpi, RunResult
 from cnnbench.run.measurement import new_logs_directory
+from read_table import read_table
 
-PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_"
-THROUGHPUT = "inference_throughput_avx_fp32_gated"
-LATENCY = "inference_latency_avx_fp32"
+PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_inference_"
+THROUGHPUT = "throughput_avx_fp32_gated"
+LATENCY = "latency_avx_fp32"
 
 
 def make_run(
     case=THROUGHPUT, value=151.42, *, unit="img/s", criteria=(), extra=(), effective=None, facts=None, **requested
 ):
-    key = {"throughput": "Throughput", "latency": "Latency", "accuracy": "Accuracy"}[case.split("_")[1]]
-    requested = {"MODE": case.split("_")[1], "BATCH_SIZE": "1", "CORES_PER_INSTANCE": "auto", **requested}
+    key = {"throughput": "Throughput", "latency": "Latency", "accuracy": "Accuracy"}[case.split("_")[0]]
+    requested = {"MODE": case.split("_")[0], "BATCH_SIZE": "1", "CORES_PER_INSTANCE": "auto", **requested}
     return RunResult(
         run_id="1",
         started="2025-01-01T00:00:00Z",
@@ -59,20 +61,28 @@ def repeated(save):
     return [save(make_run(value=value)) for value in values]
 
 
-def lines(text):
-    return [line.split() for line in text.splitlines()]
+REPEATED = 1
+"""The number of the table of repeated runs."""
+
+
+def fits(text):
+    """Say whether a text fits a terminal of 80 columns."""
+    return max(map(len, text.splitlines())) <= 80
 
 
 def test_repeated_runs_are_summarised(repeated):
     listing = list_kpis(repeated)
     assert listing.failures == []
-    table = lines(listing.text)
+    table = read_table(listing.text)
     assert table[0] == ["logs", "KPI", "value", "verdict"]
-    assert table[1] == [f"{THROUGHPUT}/itr-1", "Throughput", "(img/s)", "150.0", "valid"]
-    assert table[3] == [f"{THROUGHPUT}/itr-3", "Throughput", "(img/s)", "157.0", "valid"]
+    assert table[1] == [f"{THROUGHPUT}/itr-1", "Throughput (img/s)", "150.0", "valid"]
+    assert table[3] == [f"{THROUGHPUT}/itr-3", "Throughput (img/s)", "157.0", "valid"]
     deviation = f"{statistics.stdev([150, 152, 157]):.3f}"
-    assert table[-1] == [THROUGHPUT, "Throughput", "(img/s)", "153.0", deviation, "152.0", "3", "0"]
-    assert f"begin with logs-{PREFIX}" in listing.text
+    assert read_table(listing.text, REPEATED)[1:] == [
+        [THROUGHPUT, "Throughput (img/s)", "153.0", deviation, "152.0", "3", "0"]
+    ]
+    assert f"begin with\nlogs-{PREFIX}\n" in listing.text
+    assert fits(listing.text)
 
 
 @pytest.mark.parametrize("below", ["..", ".", "worker-0"], ids=["logs", "itr", "worker"])
@@ -110,12 +120,14 @@ def test_only_the_same_parameters_are_repetitions(save):
         save(make_run(value=120, BATCH_SIZE="32"), "logs-c"),
         save(make_run(value=999, BATCH_SIZE="32", effective={"CORES_PER_INSTANCE": "4"}), "logs-d"),
     ]
-    table = lines(list_kpis(runs).text)
-    assert table[:2] == [["CORES_"], ["BATCH_", "PER_"]]
-    assert table[2] == ["logs", "case", "SIZE", "INSTANCE", "KPI", "value", "verdict"]
-    assert table[3] == ["logs-a/itr-1", THROUGHPUT, "8", "2", "Throughput", "(img/s)", "100.0", "valid"]
-    assert table[-1] == [THROUGHPUT, "32", "2", "Throughput", "(img/s)", "115.0", "7.071", "115.0", "2", "0"]
-    assert "".join(map(str, table)).count("'115.0'") == 2
+    text = list_kpis(runs).text
+    table = read_table(text)
+    assert table[0] == ["logs", "case", "BATCH_SIZE", "CORES_PER_INSTANCE", "KPI", "value", "verdict"]
+    assert table[1] == ["logs-a/itr-1", THROUGHPUT, "8", "2", "Throughput (img/s)", "100.0", "valid"]
+    assert read_table(text, REPEATED)[1:] == [
+        [THROUGHPUT, "32", "2", "Throughput (img/s)", "115.0", "7.071", "115.0", "2", "0"]
+    ]
+    assert fits(text)
 
 
 def test_an_invalid_run_shows_its_reason_and_never_a_value(save):
@@ -132,14 +144,14 @@ def test_an_invalid_run_shows_its_reason_and_never_a_value(save):
     text = list_kpis(runs).text
     assert "INVALID [1]" in text
     assert "\n[1] Some instances were killed" in text
-    assert lines(list_kpis(runs).text)[-1][-2:] == ["2", "0"]
+    assert read_table(list_kpis(runs).text, REPEATED)[-1][-2:] == ["2", "0"]
 
 
 def test_an_unstable_run_counts_and_says_why(save):
     runs = [save(make_run(value=100)), save(make_run(value=110, criteria=[UNSTEADY]))]
     text = list_kpis(runs).text
     assert "110.0  unstable [1]\n\n[1] spread: 12.0 %, needed at most 5 %" in text
-    assert lines(text)[-1][-2:] == ["2", "1"]
+    assert read_table(text, REPEATED)[-1][-2:] == ["2", "1"]
     assert json.loads(list_kpis(runs, output_format="json").text)[-1]["unstable"] == 1
 
 
@@ -174,10 +186,9 @@ def test_runs_of_another_machine_engine_model_or_data_set_are_no_repetitions(sav
     values = [(here, 100), (here, 102), (there, 200), (there, 204)]
     runs = [save(make_run(value=value, facts=facts), f"logs-{n}") for n, (facts, value) in enumerate(values)]
     text = list_kpis(runs).text
-    first, second = text.splitlines()[-2:]
-    assert all(part in first for part in (f" {shown[0]}  ", " 101.0 ", " 1.414 "))
-    assert all(part in second for part in (f" {shown[1]}  ", " 202.0 ", " 2.828 "))
-    assert max(map(len, text.splitlines())) <= 120
+    assert [row[1] for row in read_table(text, REPEATED)] == [name, *shown]
+    assert [row[3:5] for row in read_table(text, REPEATED)[1:]] == [["101.0", "1.414"], ["202.0", "2.828"]]
+    assert fits(text)
     records = json.loads(list_kpis(runs, output_format="json").text)
     assert [(one["facts"], one["mean"]) for one in records[4:]] == [({name: HOST[name]}, 101), ({name: other}, 202)]
     rows = list(csv.DictReader(io.StringIO(list_kpis(runs, output_format="csv").text)))
@@ -187,8 +198,8 @@ def test_runs_of_another_machine_engine_model_or_data_set_are_no_repetitions(sav
 def test_conditions_that_vary_by_the_run_are_no_other_machine(save):
     loads = [HOST | {"load average before": load, "measured for": f"{load} s"} for load in ("0.10", "0.20")]
     text = list_kpis([save(make_run(facts=facts), f"logs-{n}") for n, facts in enumerate(loads)]).text
-    assert lines(text)[0] == ["logs", "case", "KPI", "value", "verdict"]
-    assert lines(text)[-1][-2:] == ["2", "0"]
+    assert read_table(text)[0] == ["logs", "case", "KPI", "value", "verdict"]
+    assert read_table(text, REPEATED)[-1][-2:] == ["2", "0"]
 
 
 def test_what_follows_from_the_parameters_has_no_column_beside_theirs(save):
@@ -197,27 +208,39 @@ def test_what_follows_from_the_parameters_has_no_column_beside_theirs(save):
         save(make_run(facts=HOST, INSTANCES="1"), "logs-a"),
         save(make_run(facts=dummy | {"CPUs used": "0-7"}, INSTANCES="2"), "logs-b"),
     ]
-    assert lines(list_kpis(runs).text)[0] == ["logs", "case", "INSTANCES", "KPI", "value", "verdict"]
+    assert read_table(list_kpis(runs).text)[0] == ["logs", "case", "INSTANCES", "KPI", "value", "verdict"]
 
 
 def test_the_table_fits_a_terminal(save):
-    case = "inference_throughput_amx_bfloat16_gated"
+    case = "throughput_amx_bfloat16_gated"
     settings = [{"BATCH_SIZE": str(size), "DATA_TYPE": kind} for size in (1, 128) for kind in ("dummy", "real")]
     runs = [
         save(make_run(case, 12345.6 / n, criteria=[KILLED_INSTANCE] * (n % 2), **setting))
         for n, setting in enumerate(settings, start=1)
     ]
     text = list_kpis(runs, params=True).text
-    assert max(map(len, text.splitlines())) <= 120
+    assert fits(text)
     assert text.count("Some instances were killed") == 1
     assert "BATCH_SIZE=128" in text
 
 
 def test_all_shows_every_kpi_and_primary_only_one(save):
-    more = [Kpi(key="Latency p50", unit="ms", value=13.1163), Kpi(key="Latency p99", unit="ms", value=15.2)]
-    runs = [save(make_run(LATENCY, 13.4, unit="ms", extra=more))]
+    more = {"Latency 95 % low": 13.25, "Latency 95 % high": 13.55, "Latency p50": 13.1163}
+    extra = [Kpi(key=key, unit="ms", value=value) for key, value in more.items()]
+    runs = [save(make_run(LATENCY, 13.4, unit="ms", extra=extra)) for _ in range(2)]
     assert "p50" not in list_kpis(runs).text
-    assert lines(list_kpis(runs, all_kpis=True).text)[2][1:] == ["Latency", "p50", "(ms)", "13.12", "valid"]
+    text = list_kpis(runs, all_kpis=True).text
+    rows = [["Latency (ms)", "13.40", "13.25", "13.55", "valid"], ["Latency p50 (ms)", "13.12", "-", "-", "valid"]]
+    assert [row[1:] for row in read_table(text)] == [["KPI", "value", "low", "high", "verdict"], *rows, *rows]
+    assert [row[1] for row in read_table(text, REPEATED)[1:]] == ["Latency (ms)", "Latency p50 (ms)"]
+    assert fits(text)
+    rows = [("Latency", 13.4, 13.25, 13.55), ("Latency p50", 13.1163, None, None)]
+    records = json.loads(list_kpis(runs, all_kpis=True, output_format="json").text)
+    assert [(one["kpi"], one["value"], one.get("low"), one.get("high")) for one in records[:4]] == rows * 2
+    table = csv.DictReader(io.StringIO(list_kpis(runs, all_kpis=True, output_format="csv").text))
+    assert [(row["kpi"], row["low"]) for row in table] == [
+        *[("Latency", "13.25"), ("Latency p50", "")] * 2, ("Latency", ""), ("Latency p50", ""),
+    ]  # fmt: skip
 
 
 def test_params_adds_the_effective_parameters(repeated):
@@ -340,10 +363,11 @@ def test_no_directory_is_bad_usage():
 
 
 def test_cases_of_several_workloads_keep_their_names(save):
-    other = make_run().model_copy(update={"case": f"test_vgg_{THROUGHPUT}"})
+    other = make_run().model_copy(update={"case": f"test_vgg_inference_{THROUGHPUT}"})
     text = list_kpis([save(make_run()), save(other)]).text
-    assert f"logs-{PREFIX}{THROUGHPUT}/itr-1  " in text
-    assert f"logs-test_vgg_{THROUGHPUT}/itr-1  " in text
+    names = [f"logs-{PREFIX}{THROUGHPUT}/itr-1", f"logs-test_vgg_inference_{THROUGHPUT}/itr-1"]
+    assert [row[0] for row in read_table(text)[1:]] == names
+    assert fits(text)
 
 
 def test_kpi_table_shows_intervals_percentiles_and_verdicts():
@@ -360,13 +384,38 @@ def test_kpi_table_shows_intervals_percentiles_and_verdicts():
             unit="ms",
             extra=[Kpi(key="Latency p50", unit="ms", value=13.1), Kpi(key="Latency p99", unit="ms", value=15.25)],
         ),
-        make_run("inference_accuracy_avx_fp32", 86.3, unit="%", criteria=[KILLED_INSTANCE]),
+        make_run("accuracy_avx_fp32", 86.3, unit="%", criteria=[KILLED_INSTANCE]),
     ]
-    table = kpi_table(runs).splitlines()
-    assert table[0].split() == ["case", "KPI", "value", "spread", "verdict"]
-    assert " ".join(table[1].split()) == f"{THROUGHPUT} Throughput (img/s) 151.4 150.9 to 152.0 (95 %) valid"
-    assert " ".join(table[2].split()) == f"{LATENCY} Latency (ms) 13.40 p50 13.10, p99 15.25 valid"
-    assert "86.3" not in table[3]
-    assert table[3].endswith("INVALID [1]")
-    assert table[5].startswith("[1] Some instances were killed")
-    assert max(map(len, table)) <= 120
+    text = kpi_table(runs)
+    assert read_table(text) == [
+        ["case", "KPI", "value", "spread", "verdict"],
+        [THROUGHPUT, "Throughput (img/s)", "151.4", "150.9 to 152.0 (95 %)", "valid"],
+        [LATENCY, "Latency (ms)", "13.40", "p50=13.10 p99=15.25", "valid"],
+        ["accuracy_avx_fp32", "-", "-", "-", "INVALID [1]"],
+    ]
+    assert text.endswith(f"\n\n[1] {KILLED}")
+    assert fits(text)
+
+
+def test_what_is_too_wide_is_broken_where_its_words_allow_and_numbers_last():
+    header = ["case_name", "rate (img/s)", "empty", "verdict"]
+    cells = [["a_long_name", "12.50 ±0.25", "", "unstable [1] [2]"], ["b", "7", "", "valid"]]
+    whole = [header, ["a_long_name", "12.50 ±0.25", "-", "unstable [1] [2]"], ["b", "7", "-", "valid"]]
+    for width in (None, 80, 40, 31):
+        assert read_table(align(header, cells, width)) == whole
+        assert max(map(len, align(header, cells, width).splitlines())) <= (width or 80)
+    assert align(header, cells, 40).splitlines() == [
+        "                  rate",
+        "case_name      (img/s)  empty  verdict",
+        "a_long_    12.50 ±0.25      -  unstable",
+        "name                           [1] [2]",
+        "b                    7      -  valid",
+    ]
+
+
+def test_a_note_stands_once_and_its_paths_and_options_whole():
+    notes, path = Footnotes(), f"/{'long/' * 20}run-1.json"
+    assert [notes.cite("INVALID", text) for text in (path, "", "no --option", path)] == [
+        "INVALID [1]", "INVALID", "INVALID [2]", "INVALID [1]",
+    ]  # fmt: skip
+    assert notes.below("table").splitlines() == ["table", "", f"[1] {path}", "[2] no --option"]

@@ -33,6 +33,7 @@ from null_workload import (
     wait_until,
     write_checkout,
 )
+from read_table import read_tables
 
 PKM = f"test_{SLUG}_inference_throughput_avx_fp32_pkm"
 LATENCY = f"test_{SLUG}_inference_latency_avx_fp32"
@@ -153,17 +154,21 @@ def done(tmp_path_factory):
 
 
 def cells(output, row):
-    """Return the cells of the lines with a setting, the notes that they cite in place of their numbers."""
+    """Return the cells of a setting's row, or that of a precision, by their columns, with the notes that they cite."""
     found = re.findall(r"^\[(\d+)\] (.+(?:\n {4,}.+)*)", output, re.MULTILINE)
     notes = {number: " ".join(text.split()) for number, text in found}
-    row_cells = [cell.strip() for line in output.splitlines() if row in line for cell in line.split("|")[1:-1]]
-    return [re.sub(r" \[(\d+)\]$", lambda cited: f": {notes[cited[1]]}", cell) for cell in row_cells]
+    wanted = [word.partition("=")[2] or word for word in row.split()]
+    for header, *rows in read_tables(output):
+        for one in rows:
+            if one[: len(wanted)] == wanted:
+                told = [re.sub(r" \[(\d+)\]$", lambda cited: f": {notes[cited[1]]}", cell) for cell in one]
+                return dict(zip(header, told, strict=True))
+    raise AssertionError(f"no row {row} in {output}")
 
 
 def test_a_sweep_ends_in_the_summary_table(done):
-    header, row = cells(done.output, "| precision"), cells(done.output, "| avx_fp32")
-    assert header[:5] == ["precision", "BS", "CPI", "CPU", "value"]
-    best = dict(zip(header, row, strict=True))
+    best = cells(done.output, "avx_fp32")
+    assert list(best)[:5] == ["precision", "BS", "CPI", "CPU", "value"]
     assert best["BS"] in ("60", "64")
     assert (best["CPI"], best["unit"], best["instances"]) == ("1", "img/s", "1")
     assert re.fullmatch(r"[0-9.]+ to [0-9.]+ \(75 %\)|one run", best["interval"])
@@ -171,8 +176,10 @@ def test_a_sweep_ends_in_the_summary_table(done):
 
 
 def test_every_setting_has_its_line_and_what_is_out_its_reason(done):
-    assert "of the speed of" in cells(done.output, FAR)[-1]
-    assert cells(done.output, f"BATCH_SIZE=64 CORES_PER_INSTANCE={CORES + 1}")[-1].startswith("dropped: CORES_PER_INST")
+    assert "of the speed of" in cells(done.output, FAR)["outcome"]
+    assert cells(done.output, f"BATCH_SIZE=64 CORES_PER_INSTANCE={CORES + 1}")["outcome"].startswith(
+        "dropped: CORES_PER_INST"
+    )
     assert re.search(rf"dropped .*BATCH_SIZE=1 CORES_PER_INSTANCE={CORES + 1}.*: must be 1 to {CORES}", done.errors)
 
 
@@ -204,7 +211,7 @@ def test_config_takes_the_file_and_it_says_what_it_rests_on(done):
     assert re.search(r"^# Throughput: [0-9.]+ img/s, .* run", text, re.MULTILINE)
     sections = load_sections(done.file)
     assert list(sections) == ["*_throughput_avx_fp32_pkm", "*_throughput_avx_fp32"]
-    best = {"CORES_PER_INSTANCE": "1", "INSTANCES": "1", "BATCH_SIZE": cells(done.output, "| avx_fp32")[1]}
+    best = {"CORES_PER_INSTANCE": "1", "INSTANCES": "1", "BATCH_SIZE": cells(done.output, "avx_fp32")["BS"]}
     assert sections["*_throughput_avx_fp32"] == sections["*_throughput_avx_fp32_pkm"] == best
     used = done.workload.run("--steps=20", step_of(2), "--config", str(done.file))
     assert used.returncode == 0, used.stderr
@@ -218,7 +225,10 @@ def test_the_figure_of_an_invalid_run_is_not_shown(done, keys):
     kpis = [Kpi(key="Other load", unit="%", value=77), *(kpi for kpi in run.kpis if kpi.key in keys)]
     invalid = run.model_copy(update={"kpis": kpis, "criteria": [failed]})
     text = ranking(Outcome(TestCase.parse(PKM, SLUG), {FAST: {1: invalid}}, None, {FAST: "round 1: invalid"}))
-    assert cells(text, FAST) == [FAST, "", "", "0", "0", "dropped: round 1: invalid"]
+    assert cells(text, FAST) == {
+        "BATCH_SIZE": "64", "CORES_PER_INSTANCE": "1", "median": "-", "interval": "-", "runs": "0", "unstable": "0",
+        "outcome": "dropped: round 1: invalid",
+    }  # fmt: skip
 
 
 def test_an_output_in_no_directory_is_refused_at_once(sweep):
@@ -289,8 +299,8 @@ def test_a_setting_whose_instance_is_killed_is_dropped_with_the_reason(tmp_path)
         output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
     assert f"dropped {FAST}: round 1: invalid: Some instances were killed" in errors
-    assert "was killed by SIGKILL" in cells(output, FAST)[-1]
-    assert cells(output, "| avx_fp32")[1] == "60"
+    assert "was killed by SIGKILL" in cells(output, FAST)["outcome"]
+    assert cells(output, "avx_fp32")["BS"] == "60"
     sweep.run("--overwrite")  # it stays dropped
     assert len(sweep.ended()) == 2
 
@@ -301,8 +311,8 @@ def test_a_setting_whose_inputs_cannot_be_staged_is_dropped_with_the_reason(swee
         output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
     assert f"dropped {FAST}: no environment can be made" in errors
-    assert cells(output, FAST)[-1] == "dropped: no environment can be made"
-    assert cells(output, "| avx_fp32")[1] == "60"
+    assert cells(output, FAST)["outcome"] == "dropped: no environment can be made"
+    assert cells(output, "avx_fp32")["BS"] == "60"
     assert sweep.file.is_file()
 
 
@@ -362,12 +372,12 @@ def test_latency_is_better_the_lower(tmp_path):
     words = ("--rounds=1", "--case", "*_latency_avx_fp32", "--set", "BATCH_SIZE=1 2/CORES_PER_INSTANCE=1")
     sweep = Sweep(tmp_path, *QUICK, *words)
     output, _ = sweep.run()
-    assert "ms" in cells(output, "| avx_fp32")
+    assert "ms" in cells(output, "avx_fp32").values()
     for number in range(2):
         sweep.rewrite(number, make_steady, LATENCY)
     output, _ = sweep.run("--overwrite")
-    assert cells(output, "| avx_fp32")[1] == "2"
-    assert "10% of the speed of BATCH_SIZE=2" in cells(output, "BATCH_SIZE=1 CORES_PER_INSTANCE=1")[-1]
+    assert cells(output, "avx_fp32")["BS"] == "2"
+    assert "10% of the speed of BATCH_SIZE=2" in cells(output, "BATCH_SIZE=1 CORES_PER_INSTANCE=1")["outcome"]
     assert list(load_sections(sweep.file)) == ["*_latency_avx_fp32"]
 
 

@@ -140,10 +140,12 @@ def _format_tables(trace: Trace, records: list[dict[str, Any]]) -> str:
         align(
             ["layer", *told, *work[1:]],
             [[str(one["number"]), *(one[name] for name in told), *_describe(one)[1:]] for one in layers],
+            width=None,  # shapes and implementations are searched for as they are
         ),
         align(
             ["implementation", "types", *work],
             [[one["implementation"], one["types"], *_describe(one)] for one in totals],
+            width=None,
         ),
     ]
     if others:

@@ -32,7 +32,7 @@ COLUMNS = (
 def precision_table(runs: Sequence[RunResult], precisions: Sequence[str]) -> str:
     """Tabulate runs, of which there is one for each precision and mode; the rows are in the order of `precisions`.
 
-    What was not measured is left blank, and an invalid run shows no number. The verdict is the worst of the row's runs;
+    What was not measured is a dash, and an invalid run shows no number. The verdict is the worst of the row's runs;
     it cites why each that is not valid is not.
     """
     found: dict[str, dict[str, RunResult]] = {}

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
-from cnnbench.report.text import WIDTH, WORDS, Footnotes, align
+from cnnbench.report.text import WORDS, Footnotes, align, wrap
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import WORKER, Kpi, RunResult, find_runs, load_run
 
@@ -116,7 +115,8 @@ def list_kpis(
     ]
     summaries = _summarise(rows)
     if output_format == "table":
-        return Listing(_format_tables(rows, summaries, differing, facts, params) if rows else "", failures)
+        text = _format_tables(rows, summaries, differing, facts, all_kpis=all_kpis, params=params) if rows else ""
+        return Listing(text, failures)
     records = [_run_record(row) for row in rows] + [_summary_record(summary) for summary in summaries]
     return Listing(_format_csv(records) if output_format == "csv" else json.dumps(records, indent=2), failures)
 
@@ -175,10 +175,14 @@ def _find_differing_facts(runs: Sequence[RunResult]) -> list[str]:
 
 
 def _choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
-    """Return the KPIs to show, in one row each; an invalid run has one row without."""
+    """Return the KPIs to show, in one row each; an invalid run has one row without.
+
+    The ends of an interval are no rows of their own: they stand beside their KPI.
+    """
     if run.verdict == "invalid":
         return [None]
-    return [kpi for kpi in run.kpis if all_kpis or kpi.primary] or [None]
+    ends = {f"{kpi.key} 95 % {end}" for kpi in run.kpis for end in ("low", "high")}
+    return [kpi for kpi in run.kpis if (all_kpis and kpi.key not in ends) or kpi.primary] or [None]
 
 
 def _summarise(rows: Sequence[_Row]) -> list[_Summary]:
@@ -239,13 +243,19 @@ def find_interval(run: RunResult, key: str) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
+def _describe_ends(row: _Row) -> list[str]:
+    """Return the ends of the interval of a row's KPI; nothing where it has none."""
+    interval = find_interval(row.run, row.kpi.key) if row.kpi else None
+    return list(map(format_number, interval)) if interval else ["", ""]
+
+
 def _describe_spread(run: RunResult, kpi: Kpi) -> str:
     if interval := find_interval(run, kpi.key):
         return f"{' to '.join(map(format_number, interval))} (95 %)"
     values = {other.key: format_number(other.value) for other in run.kpis}
     prefix = f"{kpi.key} p"
-    return ", ".join(
-        f"{key.removeprefix(f'{kpi.key} ')} {value}" for key, value in values.items() if key.startswith(prefix)
+    return " ".join(
+        f"{key.removeprefix(f'{kpi.key} ')}={value}" for key, value in values.items() if key.startswith(prefix)
     )
 
 
@@ -287,7 +297,13 @@ def _join(values: Mapping[str, str]) -> str:
 
 
 def _format_tables(
-    rows: Sequence[_Row], summaries: Sequence[_Summary], columns: Sequence[str], facts: Sequence[str], params: bool
+    rows: Sequence[_Row],
+    summaries: Sequence[_Summary],
+    columns: Sequence[str],
+    facts: Sequence[str],
+    *,
+    all_kpis: bool,
+    params: bool,
 ) -> str:
     """Return the runs' table, that of the repeated runs, and with `params` the parameters of each run.
 
@@ -298,19 +314,21 @@ def _format_tables(
     told = all(row.logs.partition("/")[0] == f"logs-{row.run.case}" for row in rows)
     cut, notes = len(f"logs-{prefix}") if told and prefix else 0, Footnotes()
     names = [[row.logs[cut:]] if told else [row.logs, row.run.case.removeprefix(prefix)] for row in rows]
-    header = ["logs", *([] if told else ["case"]), *columns, *facts, "KPI", "value", "verdict"]
+    interval = ["low", "high"] if all_kpis else []
+    header = ["logs", *([] if told else ["case"]), *columns, *facts, "KPI", "value", *interval, "verdict"]
     cells = [
         [
             *name,
             *_pick(row, columns, facts),
             *_describe_kpi(row.kpi),
+            *(_describe_ends(row) if interval else ()),
             notes.cite(WORDS[row.run.verdict], row.run.reason),
         ]
         for name, row in zip(names, rows, strict=True)
     ]
     parts = [notes.below(align(header, cells))]
     if cut:
-        parts[0] += f"\n(the names of the logs directories begin with logs-{prefix})"
+        parts.append(wrap(f"The names of the logs directories begin with logs-{prefix}", more=""))
     if summaries:
         header = ["repeated runs of", *columns, *facts, "KPI", "mean", "stdev", "median", "n", "unstable"]
         cells = [
@@ -327,8 +345,7 @@ def _format_tables(
         parts.append(align(header, cells))
     if params:
         texts = {row.logs: f"{name[0]}: {_join(row.parameters)}" for name, row in zip(names, rows, strict=True)}
-        wrapped = (textwrap.fill(text, WIDTH, subsequent_indent="    ") for text in texts.values())
-        parts.append("\n".join(["parameters", *wrapped]))
+        parts.append("\n".join(["parameters", *map(wrap, texts.values())]))
     return "\n\n".join(parts)
 
 
@@ -351,6 +368,7 @@ def _shorten(name: str, fact: str) -> str:
 
 
 def _common_prefix(cases: Sequence[str]) -> str:
-    """Return `test_<workload>_` when all cases are of one workload, else nothing."""
-    found = {match[1] if match else "" for match in (re.match(r"(test_.+?_)(sgx_)?inference_", case) for case in cases)}
+    """Return `test_<workload>_[sgx_]inference_` when it is the same in all cases, else nothing."""
+    matches = [re.match(r"test_.+?_(sgx_)?inference_", case) for case in cases]
+    found = {match[0] if match else "" for match in matches}
     return found.pop() if len(found) == 1 else ""

@@ -1,8 +1,9 @@
 """Lay tables out as text: the one writer of columns, and footnotes for what a cell has no room for."""
 
+import itertools
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cnnbench.results.record import Verdict
 
@@ -12,7 +13,12 @@ WIDTH = 80
 WORDS: dict[Verdict, str] = {"valid": "valid", "unstable": "unstable", "invalid": "INVALID"}
 """The verdicts as they are shown, from good to bad."""
 
-_NARROWEST_TEXT = 24
+EMPTY = "-"
+"""A cell that has nothing to show."""
+
+_GAP = "  "
+_WORD = re.compile("[^_ ]+(?: %[^_ ]*)?[_ ]*|[_ ]+")
+"""A part of a text that a line may end after."""
 
 
 class Footnotes:
@@ -32,41 +38,78 @@ class Footnotes:
         notes = []
         for text, number in self._numbers.items():
             mark = f"[{number}] "
-            notes.append(textwrap.fill(text, WIDTH, initial_indent=mark, subsequent_indent=" " * len(mark)))
+            notes.append(wrap(text, mark, " " * len(mark)))
         return "\n".join([table, "", *notes]) if notes else table
 
 
-def align(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return aligned text: numbers to the right, names broken at `_` and spaces, the last column wrapped."""
-    columns = list(zip(*cells, strict=True))
-    heads = [_break_name(head, column) for head, column in zip(header, columns, strict=True)]
-    widths = [max(map(len, [*head, *column])) for head, column in zip(heads, columns, strict=True)]
-    justify = [str.rjust if all(map(_is_number, column)) else str.ljust for column in columns]
-    room = max(WIDTH - sum(width + 2 for width in widths[:-1]), _NARROWEST_TEXT)
-    height = max(map(len, heads))
-    lines = [[head[level - height] if height - level <= len(head) else "" for head in heads] for level in range(height)]
-    for row in cells:
-        first, *more = textwrap.wrap(row[-1], room) or [""]
-        lines.append([*row[:-1], first])
-        lines += [[*("" for _ in row[:-1]), text] for text in more]
-    widths[-1] = min(widths[-1], room)
+def wrap(text: str, first: str = "", more: str = "    ") -> str:
+    """Break a text into lines for a terminal, `first` before the first one and `more` before the rest.
+
+    Paths, options and names stay whole.
+    """
+    return textwrap.fill(
+        text, WIDTH, initial_indent=first, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def align(header: Sequence[str], cells: Sequence[Sequence[str]], width: int | None = WIDTH) -> str:
+    """Return aligned text: numbers to the right, `-` for an empty cell, headings broken where their words allow.
+
+    What is wider than `width` has its cells broken too, at `_` and spaces and nowhere else: the widest texts first, and
+    numbers from their `±` last.
+    """
+    columns = [[cell or EMPTY for cell in column] for column in zip(*cells, strict=True)]
+    numeric = [all(map(_is_number, column)) for column in columns]
+    heads = [_widest(_words(head)) for head in header]
+    widths = [max(head, _widest(column)) for head, column in zip(heads, columns, strict=True)]
+    least = [
+        max(head, *(_widest(_words(cell)) for cell in column)) for head, column in zip(heads, columns, strict=True)
+    ]
+    while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        able = [number for number, most in enumerate(widths) if most > least[number]]
+        if not able:
+            break
+        widths[max(able, key=lambda number: (not numeric[number], widths[number]))] -= 1
+    rows = [[_break(cell, most) for cell, most in zip(row, widths, strict=True)] for row in zip(*columns, strict=True)]
+    titles = [_break(head, most) for head, most in zip(header, widths, strict=True)]
+    height = max(map(len, titles))
+    lines = _level([[""] * (height - len(title)) + title for title in titles])  # so that they end above their values
+    lines += [line for row in rows for line in _level(row)]
+    widths = [_widest(column) for column in zip(*lines, strict=True)]
+    justify = [str.rjust if number else str.ljust for number in numeric]
     return "\n".join(
-        "  ".join(put(cell, width) for put, cell, width in zip(justify, line, widths, strict=True)).rstrip()
+        _GAP.join(put(cell, most) for put, cell, most in zip(justify, line, widths, strict=True)).rstrip()
         for line in lines
     )
 
 
 def _is_number(text: str) -> bool:
-    return not text or re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text) is not None
+    """Say whether a cell is a number, or what stands in place of one."""
+    return (
+        text in (EMPTY, WORDS["invalid"])
+        or re.fullmatch(r"-?[0-9]+(\.[0-9]+)?( ±[0-9]+(\.[0-9]+)?)?", text) is not None
+    )
 
 
-def _break_name(head: str, column: Sequence[str]) -> list[str]:
-    """Break a column's name into lines that are no wider than its values, or than its longest word, need."""
-    words = re.findall(r"[^_ ]+[_ ]?", head)
-    width = max(map(len, [*words, *column]))
+def _widest(texts: Iterable[str]) -> int:
+    return max(map(len, texts), default=0)
+
+
+def _words(text: str) -> list[str]:
+    """Return the parts of a text that no line may end in."""
+    return [word.rstrip() for word in _WORD.findall(text)]
+
+
+def _break(text: str, width: int) -> list[str]:
+    """Break a text into lines that are no wider than this, or than its longest word."""
     lines = [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > width:
+    for word in _WORD.findall(text):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > width:
             lines.append("")
         lines[-1] += word
     return [line.rstrip() for line in lines]
+
+
+def _level(row: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the lines of a row whose cells have lines of their own."""
+    return [list(line) for line in itertools.zip_longest(*row, fillvalue="")]

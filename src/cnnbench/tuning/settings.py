@@ -6,7 +6,7 @@ from cnnbench.cases.case import TestCase
 from cnnbench.cases.platforms import GENERIC
 from cnnbench.machine.facts import machine_facts
 from cnnbench.report.table import CPUS_USED, DEFINING_FACTS
-from cnnbench.report.text import Footnotes
+from cnnbench.report.text import Footnotes, align
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import Kpi, RunResult
 from cnnbench.tuning.decide import Median, estimate_median
@@ -18,40 +18,45 @@ _DIGEST_DIGITS = 12
 
 def ranking(outcome: Outcome) -> str:
     """Tabulate every setting of a case, the fastest first: the median of its runs, and why it is out if it is."""
-    notes = Footnotes()
-    rows = [("setting", "median", "interval", "runs", "unstable", "outcome")]
+    notes, rows = Footnotes(), []
     measured = {name: [run for run in runs.values() if run.verdict != "invalid"] for name, runs in outcome.runs.items()}
     order = sorted(
         [*outcome.runs, *(name for name in outcome.dropped if name not in outcome.runs)],
         key=lambda name: (name != outcome.best, name in outcome.dropped, _order(measured.get(name, []))),
     )
+    settings = {name: dict(word.partition("=")[::2] for word in name.split() if "=" in word) for name in order}
+    parameters = list(dict.fromkeys(parameter for setting in settings.values() for parameter in setting))
     for name in order:
         runs = measured.get(name, [])
         median, kpi = (_median(runs), primary_kpi(runs[0])) if runs else (None, None)
-        told = "best" if name == outcome.best else "not told apart from the best"
+        if name in outcome.dropped:
+            told = notes.cite("dropped", outcome.dropped[name])
+        else:
+            told = "best" if name == outcome.best else notes.cite("tied", "not told apart from the best")
         rows.append(
-            (
-                name,
+            [
+                *((settings[name].get(parameter, "") for parameter in parameters) if parameters else [name]),
                 f"{format_number(median.value)} {kpi.unit}" if median and kpi else "",
                 _describe_interval(median, len(runs)) if median else "",
                 str(len(runs)),
                 str(_count_unstable(runs)),
-                notes.cite("dropped", outcome.dropped[name]) if name in outcome.dropped else told,
-            )
+                told,
+            ]
         )
-    return "\n".join([f"{outcome.case.name}:", "", notes.below(_markdown(rows))])
+    header = [*(parameters or ["setting"]), "median", "interval", "runs", "unstable", "outcome"]
+    return "\n".join([f"{outcome.case.name}:", "", notes.below(align(header, rows))])
 
 
 def summary_table(outcomes: Sequence[Outcome], platform: str) -> str:
     """Tabulate the best setting of each case as the reference document does, and with its interval and instances."""
-    rows = [("precision", "BS", "CPI", "CPU", "value", "unit", "interval", "instances", "variant", "unstable")]
+    rows = []
     for outcome in outcomes:
         if outcome.best is None:
             continue
         runs = _best_runs(outcome)
         median, effective = _median(runs), runs[0].effective
         rows.append(
-            (
+            [
                 outcome.case.precision,
                 effective["BATCH_SIZE"],
                 effective["CORES_PER_INSTANCE"],
@@ -62,9 +67,10 @@ def summary_table(outcomes: Sequence[Outcome], platform: str) -> str:
                 effective["INSTANCES"],
                 effective.get("VARIANT", ""),
                 f"{_count_unstable(runs)} of {len(runs)} runs",
-            )
+            ]
         )
-    return _markdown(rows)
+    header = ["precision", "BS", "CPI", "CPU", "value", "unit", "interval", "instances", "variant", "unstable"]
+    return align(header, rows)
 
 
 def settings_file(outcomes: Sequence[Outcome], declared: Sequence[TestCase], platform: str, command: str) -> str:
@@ -140,19 +146,3 @@ def _describe_interval(median: Median, runs: int) -> str:
     if runs == 1:
         return "one run"
     return f"{format_number(median.low)} to {format_number(median.high)} ({100 * median.confidence:.3g} %)"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose columns line up, with numbers to the right."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numbers = [all(text.replace(".", "", 1).isdecimal() for text in column[1:]) for column in columns]
-    lines = [
-        [
-            text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(row, widths, numbers, strict=True)
-        ]
-        for row in rows
-    ]
-    rule = ["-" * (width - 1) + ":" if number else "-" * width for width, number in zip(widths, numbers, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
