@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import io
 import os
@@ -92,9 +93,11 @@ def shown_on_a_terminal(total, unit, *advances):
         for n in advances:
             progress.advance(n)
         terminal.flush()
-    shown = os.read(reader, 10_000).decode()
-    os.close(reader)
-    return shown
+    shown = b""
+    with os.fdopen(reader, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # EIO: the other end is closed
+        while part := screen.read(10_000):
+            shown += part
+    return shown.decode()
 
 
 def test_a_terminal_gets_a_bar_that_goes_no_further_than_its_total():

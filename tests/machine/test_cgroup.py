@@ -164,15 +164,15 @@ def run_inside(directory, workload):
     return done.stdout, load_run(workload.logs())
 
 
-@pytest.mark.parametrize("limited", [0.5], indirect=True)
+@pytest.mark.parametrize("limited", [0.25], indirect=True)
 def test_a_throttled_run_is_unstable_and_says_what_to_do(tmp_path, limited):
     output, run = run_inside(limited[0], NullWorkload(tmp_path))
-    assert run.facts["CPU quota"] == "0.5 CPUs"
+    assert run.facts["CPU quota"] == "0.25 CPUs"
     (share,) = (kpi.value for kpi in run.kpis if kpi.key == "Throttled time")
     assert share > 5
     assert run.verdict == "unstable"
     (criterion,) = (one for one in run.failures if one.name == "throttling")
-    assert criterion.found.startswith("a CPU quota of 0.5 held work back ")
+    assert criterion.found.startswith("a CPU quota of 0.25 held work back ")
     assert "raise or remove the quota (docker's --cpus, as in DOCKER_OPTIONS; " in output
 
 
@@ -185,7 +185,7 @@ def test_a_quota_that_is_not_reached_is_only_told(tmp_path, limited):
     assert criterion.passed
 
 
-@pytest.mark.parametrize("limited", [0.5], indirect=True)
+@pytest.mark.parametrize("limited", [0.1], indirect=True)
 def test_a_real_quota_is_read_as_it_was_set(limited):
     def look():
         return next(one for one in read_cpu_quotas(Path(f"/proc/{limited[1]}")) if one.cgroup == limited[0])
@@ -193,7 +193,7 @@ def test_a_real_quota_is_read_as_it_was_set(limited):
     first = look()
     time.sleep(1)
     last = look()
-    assert first.cpus == last.cpus == 0.5
+    assert first.cpus == last.cpus == 0.1
     assert 0.1 < last.throttled_s - first.throttled_s < 1.5
 
 
