@@ -5,14 +5,23 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError, UsageError
 from cnnbench.base.start import START
-from cnnbench.launch.mpi import Ranks, find_mpirun, mpirun_command, plan_ranks, read_hostfile
-from cnnbench.launch.plan import PlanRequest, plan_instances
+from cnnbench.launch.mpi import (
+    RankReport,
+    Ranks,
+    find_mpirun,
+    mpirun_command,
+    note_moves,
+    plan_ranks,
+    read_hostfile,
+)
+from cnnbench.launch.plan import PlanRequest, place_instance, plan_instances
 from cnnbench.launch.rank import MOST_OUTPUT_BYTES, Mirror, read_output
 from cnnbench.machine.topology import read_topology
 from cnnbench.worker.control import ControlBlock
@@ -106,6 +115,31 @@ def test_ranks_are_mapped_as_planned(snc2, request_, mapping, cores, count):
     ranks, spread = plan_ranks(plan, snc2, request_.num_mpi, "")
     assert (ranks.mapping, ranks.cores, ranks.count) == (mapping, cores, count)
     assert spread == plan
+
+
+def test_ranks_are_mapped_to_the_caches_they_are_planned_in(machine):
+    topology = machine(sockets=2, cores_per_socket=16, nodes_per_socket=2, cache_cores=4)
+    for request, mapping in [
+        (PlanRequest("throughput", cores_per_instance=3), "ppr:1:l3cache"),  # else MPI would fill a node in order
+        (PlanRequest("latency", cores_per_instance=2), "ppr:2:l3cache"),
+        (PlanRequest("throughput", cores_per_instance=8), "ppr:1:numa"),
+        (PlanRequest("throughput"), "ppr:1:socket"),
+        (PlanRequest("throughput", cores_per_instance=3, instances=2), "ppr:2:node"),
+    ]:
+        assert plan_ranks(plan_instances(topology, request), topology, None, "")[0].mapping == mapping
+
+
+def test_what_mpi_bound_otherwise_than_planned_is_told(machine):
+    topology = machine(cores_per_socket=8, atoms=4, cache_cores=4, threads_per_core=1)
+    plan = plan_instances(topology, PlanRequest("latency", cores_per_instance=3, instances=2))
+    assert [one.kinds for one in plan.instances] == [("core",), ("atom",)]
+    placed = [place_instance(at, at, topology.cores[3 * at : 3 * at + 3], True, "host") for at in range(2)]
+    bound = RankReport([asdict(one) for one in placed], "Open MPI", {}, []).bound(plan)
+    assert note_moves(plan, bound) == [
+        "MPI bound instance 1 to more than one last-level cache, other than planned",
+        "MPI bound instance 1 to more than one kind of core, other than planned",
+    ]
+    assert note_moves(plan, plan) == note_moves(bound, bound) == []
 
 
 def test_ranks_a_socket_lie_in_their_socket_in_order(snc2):

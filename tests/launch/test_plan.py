@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -416,6 +417,9 @@ PLACEMENTS = [
     (GENOA, {"cores_per_instance": 16}, 12, {2}, 0),
     (GENOA, {"cores_per_instance": 7, "instances": 26}, 26, {1, 7}, 10),
     (GENOA, {}, 2, {12}, 0),
+    (GENOA, {"instances": 24}, 24, {1}, 0),
+    (GENOA, {"instances": 26}, 26, {1, 7}, 10),  # 7 cores each, as without caches, and not 4
+    (GENOA, {"instances": 20}, 20, {2}, 12),
     (GENOA | {"offline": [0]}, {"cores_per_instance": 8}, 24, {1}, 0),
     (GENOA | {"offline": [0, 192]}, {"cores_per_instance": 8}, 23, {1}, 7),
     (MILAN, {"cores_per_instance": 6}, 16, {1}, 32),
@@ -431,7 +435,7 @@ PLACEMENTS = [
 def test_an_instance_lies_in_one_cache_where_it_fits_then_in_a_node(machine):
     for layout, asked, instances, caches, idle in PLACEMENTS:
         topology = machine(**layout)
-        for mode in ("throughput", "latency") if asked else ("throughput",):
+        for mode in ("throughput", "latency") if asked.get("cores_per_instance") else ("throughput",):
             plan = plan_instances(topology, PlanRequest(mode, **asked))
             told = (len(plan.instances), {len(one.caches) for one in plan.instances}, plan.idle_cores)
             assert told == (instances, caches, idle), (layout, asked, mode)
@@ -464,6 +468,77 @@ def test_an_instance_has_cores_of_one_kind_unless_more_are_asked_for(machine):
         (note,) = [note for note in plan.notes if "kinds" in note]
         assert ("the others wait for" in note) is (len(kinds[0]) > 1)
     assert "kinds" not in plan_instances(machine(), PlanRequest("latency")).to_dict()["instances"][0]
+
+
+CLIENT = {"cores_per_socket": 24, "threads_per_core": 1, "cache_cores": 24, "atoms": 16}
+
+
+def test_defaults_fit_the_kinds_of_cores_that_there_are(machine):
+    for layout, request, expected in [
+        # A layout's cores, what is asked for, and the cores of each kind that instances have.
+        (CLIENT, PlanRequest("throughput", instances=1), "8 core"),  # not the 16 small ones
+        (CLIENT, PlanRequest("throughput", instances=2), "8 core, 8 atom"),
+        (CLIENT, PlanRequest("throughput", instances=3), "8 core, 8 atom, 8 atom"),
+        (CLIENT, PlanRequest("latency", instances=1), "4 core"),
+        (
+            CLIENT | {"cores_per_socket": 10, "atoms": 8},
+            PlanRequest("latency"),
+            "2 core, 2 atom, 2 atom, 2 atom, 2 atom",
+        ),
+        (CLIENT | {"cores_per_socket": 4, "atoms": 2}, PlanRequest("latency"), "2 core, 2 atom"),
+        (CLIENT | {"cores_per_socket": 8, "atoms": 3}, PlanRequest("latency", instances=2), "3 core, 3 atom"),
+        (CLIENT, PlanRequest("throughput", 6, 4), "6 core, 6 core+atom, 6 atom, 6 atom"),
+    ]:
+        plan = plan_instances(machine(**layout), request)
+        assert ", ".join(f"{one.threads} {'+'.join(one.kinds)}" for one in plan.instances) == expected, request
+    plan = plan_instances(machine(**CLIENT | {"cores_per_socket": 10, "atoms": 8}), PlanRequest("latency"))
+    assert plan.notes[0] == (
+        "CORES_PER_INSTANCE: 2 instead of the default 4: no socket of this host has more than 2 usable core cores"
+    )
+
+
+def test_every_plan_on_caches_and_kinds_is_sound(machine):
+    caches = machine(
+        set(range(20)), sockets=2, cores_per_socket=12, nodes_per_socket=2, threads_per_core=1, cache_cores=5
+    )
+    for topology in (caches, machine(**CLIENT), machine(**CLIENT | {"cores_per_socket": 5, "atoms": 2})):
+        core_of, most = {cpu: core.id for core in topology.cores for cpu in core.cpus}, len(topology.cores)
+        for mode, sharing in (("throughput", False), ("throughput", True), ("latency", False), ("latency", True)):
+            for size, count in itertools.product((None, *range(1, most + 1)), repeat=2):
+                try:
+                    plan = plan_instances(topology, PlanRequest(mode, size, count, sharing))
+                except UsageError:
+                    assert size is not None
+                    continue
+                used = [core_of[cpu] for one in plan.instances for cpu in one.cpus]
+                assert len(used) == len(set(used)) == most - plan.idle_cores
+                assert count in (None, len(plan.instances)), (mode, size, count, sharing)
+                assert size in (None, *{one.threads for one in plan.instances})
+                assert not sharing or all(len(one.sockets) == 1 for one in plan.instances)
+                assert size is not None or all(len(one.kinds) < 2 for one in plan.instances)
+
+
+def test_instances_of_two_kinds_share_no_process(machine):
+    plan = plan_instances(machine(**HYBRID), PlanRequest("latency", weight_sharing=True))
+    assert [(one.process, one.kinds) for one in plan.instances] == [(0, ("core",)), (0, ("core",)), (1, ("atom",))]
+
+
+def test_a_kind_of_core_without_a_counter_of_its_own_is_planned_too(tmp_path):
+    tree = make_sysfs_tree(tmp_path, **HYBRID)
+    write(tree / "devices/cpu_atom/cpus", "8-9")
+    write(tree / "devices/cpu_lowpower/cpus", "10")
+    plan = plan_instances(read_topology(tree), PlanRequest("throughput", cores_per_instance=1))
+    assert [one.kinds for one in plan.instances][-4:] == [("atom",), ("atom",), ("lowpower",), ("other",)]
+
+
+def test_an_instance_over_nodes_of_one_memory_is_not_said_to_be_unbound(tmp_path):
+    tree = make_sysfs_tree(tmp_path, nodes_per_socket=2, threads_per_core=1)
+    for node, kilobytes in enumerate((64, 0)):
+        write(tree / f"devices/system/node/node{node}/meminfo", f"Node {node} MemTotal:       {kilobytes} kB")
+        write(tree / f"devices/system/node/node{node}/distance", ("10 12", "12 10")[node])
+    plan = plan_instances(read_topology(tree), PlanRequest("throughput"))
+    assert plan.instances[0].memory_node == 0
+    assert plan.notes == ("NUMA node 1 has no memory: memory is bound to node 0, the nearest that has",)
 
 
 def test_memory_is_bound_to_the_nearest_node_that_has_some(tmp_path):

@@ -142,6 +142,34 @@ def test_a_tree_without_cpus_names_the_missing_file(tmp_path):
         read_topology(tmp_path)
 
 
+def test_cores_of_one_kind_may_differ_a_little_in_capacity(tmp_path):
+    tree = make_sysfs_tree(tmp_path, threads_per_core=1)
+    for cpu, capacity in enumerate((446, 1024, 1009, 440)):  # the fastest of a kind are a few percent faster
+        write(tree / f"devices/system/cpu/cpu{cpu}/cpu_capacity", str(capacity))
+    kinds = ["capacity 446", "capacity 1024", "capacity 1024", "capacity 446"]
+    assert [core.kind for core in read_topology(tree).cores] == kinds
+    for cpu, capacity in enumerate((1024, 1018, 1009, 990)):
+        write(tree / f"devices/system/cpu/cpu{cpu}/cpu_capacity", str(capacity))
+    assert {core.kind for core in read_topology(tree).cores} == {""}
+
+
+def test_where_memory_comes_from(tmp_path):
+    tree = make_sysfs_tree(tmp_path, sockets=2, cores_per_socket=2)
+    for node, kilobytes in enumerate((64, 0)):
+        write(tree / f"devices/system/node/node{node}/meminfo", f"Node {node} MemTotal:       {kilobytes} kB")
+        write(tree / f"devices/system/node/node{node}/distance", ("10 21", "21 10")[node])
+    topology = read_topology(tree)
+    assert [topology.memory_nodes(cpus) for cpus in ([0], [2, 7], [0, 3], [])] == [{0}, {0}, {0}, set()]
+
+
+def test_cores_of_a_cache_stand_together_whatever_their_numbers(tmp_path):
+    tree = make_sysfs_tree(tmp_path, threads_per_core=1, cache_cores=2)
+    for cpu in range(4):
+        shared = "0,2" if cpu % 2 == 0 else "1,3"
+        write(tree / f"devices/system/cpu/cpu{cpu}/cache/index1/shared_cpu_list", shared)
+    assert [core.cpus for core in read_topology(tree).cores] == [(0,), (2,), (1,), (3,)]
+
+
 def make_proc_self(tmp_path: Path, membership: str, *mounts: str) -> Path:
     proc = tmp_path / "proc"
     write(proc / "cgroup", membership)

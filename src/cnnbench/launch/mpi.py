@@ -124,19 +124,36 @@ def plan_ranks(plan: Plan, topology: Topology, num_mpi: int | None, hostfile: st
 
 
 def _mapping_of(plan: Plan, topology: Topology) -> str:
-    """Return the mapping that puts processes where they are planned: evenly on nodes or sockets, else core by core."""
-    domains = {"numa": topology.nodes, "socket": topology.sockets}
-    if len(topology.nodes) <= len(topology.sockets):
-        del domains["numa"]
-    for domain, numbers in domains.items():
-        places = [
-            {place for one in process for place in (one.nodes if domain == "numa" else one.sockets)}
-            for process in plan.processes
-        ]
+    """Return the mapping that puts processes where they are planned: evenly on caches, nodes or sockets, else in order.
+
+    In order, MPI takes cores across caches and kinds: `note_moves` tells.
+    """
+    caches, nodes, sockets = topology.caches, topology.nodes, topology.sockets
+    domains = [("socket", "sockets", len(sockets))]
+    if len(nodes) > len(sockets):
+        domains.insert(0, ("numa", "nodes", len(nodes)))
+    if len(nodes) < len(caches) < len(topology.cores) and len({cache.level for cache in caches}) == 1:
+        domains.insert(0, (f"l{caches[0].level}cache", "caches", len(caches)))
+    for domain, field, number in domains:
+        places = [{place for one in process for place in getattr(one, field)} for process in plan.processes]
         counts = Counter(place for some in places for place in some)
-        if all(len(some) == 1 for some in places) and len(counts) == len(numbers) and len(set(counts.values())) == 1:
+        if all(len(some) == 1 for some in places) and len(counts) == number and len(set(counts.values())) == 1:
             return f"ppr:{next(iter(counts.values()))}:{domain}"
     return f"ppr:{len(plan.processes)}:node"
+
+
+def note_moves(planned: Plan, bound: Plan) -> list[str]:
+    """Say which instances MPI bound to cores of several caches or kinds although they were planned on those of one."""
+    pairs = list(zip(planned.instances, bound.instances, strict=True))
+    notes = []
+    for field, name in (("caches", "last-level cache"), ("kinds", "kind of core")):
+        moved = [two.index for one, two in pairs if len(getattr(one, field)) < 2 <= len(getattr(two, field))]
+        if moved:
+            plural = "s" if len(moved) > 1 else ""
+            notes.append(
+                f"MPI bound instance{plural} {format_cpu_list(moved)} to more than one {name}, other than planned"
+            )
+    return notes
 
 
 def refuse_in_container(ranks: Ranks | None) -> None:

@@ -44,7 +44,7 @@ class PlanRequest:
 
 
 def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
-    """Place the instances on distinct physical cores, inside one NUMA node (then one socket) where they fit.
+    """Place the instances on distinct physical cores, inside one cache (then one node, then one socket) where they fit.
 
     A default that does not fit shrinks, and a note says so; an explicit value that does not fit is a UsageError.
     """
@@ -151,8 +151,17 @@ def _most_instances(topology: Topology, size: int, request: PlanRequest) -> int:
     return len(topology.cores) // size
 
 
+def _most_of_one_kind(topology: Topology, size: int, request: PlanRequest) -> int:
+    """Return how many instances the cores suffice for when none has cores of two kinds, NUMA nodes left aside."""
+    groups = _group(topology.cores, lambda core: (core.kind, core.socket if request.weight_sharing else None))
+    return sum(len(cores) // size for cores in groups)
+
+
 def _choose_size(topology: Topology, request: PlanRequest, notes: list[str]) -> int:
-    """Return the cores per instance, and add a note where the default had to shrink."""
+    """Return the cores per instance, and add a note where the default had to shrink.
+
+    Instances divide the cores of NUMA nodes, not of caches, which would leave many idle.
+    """
     if request.cores_per_instance is not None:
         return request.cores_per_instance
     count = request.count or 1
@@ -160,20 +169,26 @@ def _choose_size(topology: Topology, request: PlanRequest, notes: list[str]) -> 
         return _choose_latency_size(topology, request, count, notes)
     return next(
         size
-        for size in range(len(topology.cores) // count, 0, -1)
-        if len(_place(topology, size, count, weight_sharing=request.weight_sharing)) == count
+        for size in range(min(len(topology.cores) // count, len(_first_kind(topology))), 0, -1)
+        if len(_place(topology, size, count, in_caches=False, weight_sharing=request.weight_sharing)) == count
     )
+
+
+def _first_kind(topology: Topology) -> list[Core]:
+    """Return the usable cores of the first kind: instances are no larger by default, so that it is used."""
+    return [core for core in topology.cores if core.kind == topology.kinds[0]]
 
 
 def _choose_latency_size(topology: Topology, request: PlanRequest, count: int, notes: list[str]) -> int:
     total = len(topology.cores)
-    largest_socket = max(len(topology.cores_of_socket(socket)) for socket in topology.sockets)
+    kind = f"usable {topology.kinds[0]} " if topology.kinds[0] else "usable "
+    largest_socket = max(len(one) for one in _group(_first_kind(topology), lambda core: core.socket))
     size = min(LATENCY_CORES, largest_socket)
     reason = f"this host has {_cores(total)}"
     if size < min(LATENCY_CORES, total):
-        reason = f"no socket of this host has more than {_cores(largest_socket)}"
-    if _most_instances(topology, size, request) < count:
-        size = next(n for n in range(size, 0, -1) if _most_instances(topology, n, request) >= count)
+        reason = f"no socket of this host has more than {_cores(largest_socket, kind)}"
+    if _most_of_one_kind(topology, size, request) < count:
+        size = next(n for n in range(size, 0, -1) if _most_of_one_kind(topology, n, request) >= count)
         reason = f"INSTANCES={count} and this host has {_cores(total)}"
     if size < LATENCY_CORES:
         notes.append(f"CORES_PER_INSTANCE: {size} instead of the default {LATENCY_CORES}: {reason}")
@@ -189,29 +204,34 @@ def _place(
     spread: bool = False,
     weight_sharing: bool = False,
     mix: bool = False,
+    in_caches: bool = True,
 ) -> list[tuple[Core, ...]]:
     """Place up to `count` instances (None: as many as fit) of `size` cores, in the narrowest domain that holds one.
 
-    The domains are the last-level caches, then the NUMA nodes, then the sockets, then the machine (never with weight
-    sharing), each of one kind of core, and with `mix` of all kinds at last. `cross` lets the instances that are left
-    over go on to wider domains; `spread` balances over domains instead of filling in order.
+    The domains are the last-level caches (with `in_caches`), then the NUMA nodes, then the sockets, then the machine
+    (never with weight sharing), each of one kind of core, one kind after the other, and with `mix` of all at last.
+    `cross` lets the instances that are left over go on to wider domains; `spread` balances over domains instead of
+    filling in order.
     """
     cells: list[Cell] = _group(topology.cores, lambda core: (core.socket, core.kind, core.node, core.cache))
-    scopes = [
-        [[cell] for cell in cells],
-        _group(cells, lambda cell: (cell[0].kind, cell[0].socket, cell[0].node)),
-        _group(cells, lambda cell: (cell[0].kind, cell[0].socket)),
-        *([] if weight_sharing else [_group(cells, lambda cell: cell[0].kind)]),
-    ]
-    if mix and len(topology.kinds) > 1:
-        scopes += [_group(cells, lambda cell: cell[0].socket), *([] if weight_sharing else [[cells]])]
     limit = len(topology.cores) if count is None else count
     placed: list[tuple[Core, ...]] = []
-    for domains in scopes:
-        while len(placed) < limit and (roomy := [domain for domain in domains if _room(domain) >= size]):
-            placed.append(_take(max(roomy, key=_room) if spread else roomy[0], size))
-        if placed and not cross:
+    for kind in (*topology.kinds, *([None] if mix else [])):
+        if kind is None and placed and not cross:
             break
+        free = [cell for cell in cells if cell and kind in (None, cell[0].kind)]
+        scopes = [
+            *([[[cell] for cell in free]] if in_caches else []),
+            _group(free, lambda cell: (cell[0].socket, cell[0].node)),
+            _group(free, lambda cell: cell[0].socket),
+            *([] if weight_sharing else [[free]]),
+        ]
+        before = len(placed)
+        for domains in scopes:
+            while len(placed) < limit and (roomy := [domain for domain in domains if _room(domain) >= size]):
+                placed.append(_take(max(roomy, key=_room) if spread else roomy[0], size))
+            if len(placed) > before and not cross:
+                break
     return sorted(placed, key=lambda cores: cores[0].id)
 
 
@@ -256,13 +276,17 @@ def place_instance(index: int, process: int, cores: Sequence[Core], numa_aware: 
 
 
 def _number_instances(groups: Iterable[Sequence[Core]], request: PlanRequest) -> tuple[InstancePlan, ...]:
-    """Turn groups of cores into numbered instances; replicas share a process, with weight sharing those of a socket."""
+    """Turn groups of cores into numbered instances.
+
+    Replicas share a process, with weight sharing those of a socket and a kind of core, as they share their cores too.
+    """
     instances = []
-    process_of_socket: dict[int, int] = {}
+    process_of: dict[tuple[int, frozenset[str]], int] = {}
     for index, cores in enumerate(groups):
         process = index // request.replicas
         if request.weight_sharing:
-            process = process_of_socket.setdefault(cores[0].socket, len(process_of_socket))
+            where = cores[0].socket, frozenset(core.kind for core in cores)
+            process = process_of.setdefault(where, len(process_of))
         instances.append(place_instance(index, process, cores, request.numa_aware))
     return tuple(instances)
 
@@ -297,7 +321,7 @@ def _placement_notes(topology: Topology, request: PlanRequest, instances: Sequen
     over_sockets = [instance.index for instance in instances if len(instance.sockets) > 1]
     if over_sockets:
         notes.append(f"{_name(over_sockets)} more than one socket")
-    over_nodes = [instance.index for instance in instances if len(instance.nodes) > 1]
+    over_nodes = [one.index for one in instances if len(one.nodes) > 1 and one.memory_node is None]
     if over_nodes:
         size = max(instance.threads for instance in instances)
         notes.append(
@@ -323,7 +347,7 @@ def _remedy(topology: Topology, size: int, request: PlanRequest) -> str:
     largest_node = max(len(topology.cores_of_node(node)) for node in topology.nodes)
     if size > largest_node:
         return f"CORES_PER_INSTANCE={largest_node} or less fits in one"
-    most = len(_place(topology, size, None, weight_sharing=request.weight_sharing))
+    most = len(_place(topology, size, None, in_caches=False, weight_sharing=request.weight_sharing))
     return f"at most {most} instances of {_cores(size, '')} fit without"
 
 

@@ -15,6 +15,8 @@ from cnnbench.machine.cgroup import PROC_SELF, find_cgroups
 
 HOST_SYSFS = Path("/sys")
 UNKNOWN_NODE = -1  # a CPU that no NUMA node lists although the machine has nodes: never bind its memory
+_HYBRID_KINDS = ("core", "atom", "lowpower")  # by the counters that the kernel has for each kind of core, cpu_core etc.
+_SAME_KIND = 0.9  # of the next larger capacity: the fastest cores of a kind are a few percent faster than its others
 _SIZE_SHIFTS = {"K": 10, "M": 20, "G": 30}
 _CPUSET_FILES = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")  # of v2, of v1, of an old v1
 
@@ -37,7 +39,7 @@ class Core:
     nearest with memory where it has none.
     """
 
-    id: int  # dense index over the usable cores, socket by socket and node by node
+    id: int  # dense index over the usable cores, socket by socket, node by node and cache by cache
     cpus: tuple[int, ...]  # usable SMT siblings, lowest first
     socket: int
     node: int
@@ -96,6 +98,11 @@ class Topology:
         """Return the usable cores of one NUMA node."""
         return tuple(core for core in self.cores if core.node == node)
 
+    def memory_nodes(self, cpus: Iterable[int]) -> frozenset[int]:
+        """Return the nodes that the memory of work on these CPUs comes from: never one without memory."""
+        wanted = frozenset(cpus)
+        return frozenset(core.binds_to for core in self.cores if not wanted.isdisjoint(core.cpus))
+
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
     """Parse the kernel's list format, e.g. `0-3,8`, into ascending numbers; an empty list is allowed."""
@@ -149,12 +156,13 @@ def read_topology(
         cpus = tuple(cpu for cpu in siblings if cpu in usable)
         if cpus:
             node = node_of.get(cpus[0], UNKNOWN_NODE) if node_of else 0
-            found.append((_read_socket(sysfs, cpus[0]), node, siblings[0], cpus))
-    caches = {cpus: _read_cache(sysfs, cpus[0]) for *_, cpus in found}
+            cache = _read_cache(sysfs, cpus[0])
+            order = _read_socket(sysfs, cpus[0]), node, cache.first_cpu if cache else siblings[0], siblings[0]
+            found.append((order, cpus, cache))
     return Topology(
         cores=tuple(
-            Core(id_, cpus, socket, node, caches[cpus], kind_of.get(cpus[0], ""), memory_of.get(node))
-            for id_, (socket, node, _, cpus) in enumerate(sorted(found))
+            Core(id_, cpus, socket, node, cache, kind_of.get(cpus[0], ""), memory_of.get(node))
+            for id_, ((socket, node, *_), cpus, cache) in enumerate(sorted(found, key=lambda one: one[0]))
         ),
         threads_per_core=max(len(siblings) for siblings in siblings_of_core),
     )
@@ -228,14 +236,25 @@ def _has_no_memory(node: Path) -> bool:
 def _read_kinds(sysfs: Path, online: tuple[int, ...]) -> dict[int, str]:
     """Map each CPU to its kind of core where there are several: by Intel's devices of each, or else by capacity."""
     kinds: dict[int, str] = {}
-    for name in ("core", "atom"):
+    for name in _HYBRID_KINDS:
         path = sysfs / f"devices/cpu_{name}/cpus"
         if path.is_file():
             kinds |= dict.fromkeys(parse_cpu_list(_read_text(path)), name)
-    if not kinds:
-        paths = {cpu: _cpu_directory(sysfs, cpu) / "cpu_capacity" for cpu in online}
-        kinds = {cpu: f"capacity {_read_text(path)}" for cpu, path in paths.items() if path.is_file()}
-    return kinds if len({kinds.get(cpu, "") for cpu in online}) > 1 else {}
+    kinds = kinds or _read_capacities(sysfs, online)
+    found = {cpu: kinds.get(cpu, "other") for cpu in online}
+    return found if len(set(found.values())) > 1 else {}
+
+
+def _read_capacities(sysfs: Path, online: tuple[int, ...]) -> dict[int, str]:
+    """Map each CPU that has a capacity to the kind of that capacity, named by its fastest."""
+    paths = {cpu: _cpu_directory(sysfs, cpu) / "cpu_capacity" for cpu in online}
+    capacities = {cpu: int(_read_text(path)) for cpu, path in paths.items() if path.is_file()}
+    kind_of: dict[int, int] = {}
+    before = kind = 0
+    for capacity in sorted(set(capacities.values()), reverse=True):
+        kind = kind if kind and capacity >= _SAME_KIND * before else capacity
+        kind_of[capacity], before = kind, capacity
+    return {cpu: f"capacity {kind_of[capacity]}" for cpu, capacity in capacities.items()}
 
 
 def _read_cache(sysfs: Path, cpu: int) -> Cache | None:

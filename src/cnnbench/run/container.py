@@ -36,7 +36,7 @@ from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.contention import with_siblings
 from cnnbench.machine.host import read_available_bytes
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
-from cnnbench.machine.topology import UNKNOWN_NODE
+from cnnbench.machine.topology import UNKNOWN_NODE, read_topology
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult, load_run
 from cnnbench.run.images import (
@@ -97,7 +97,7 @@ class ContainerRun:
 
     def _plan_container(self, sys_nice: bool = True) -> ContainerSpec:
         planned, plan = self._planned, self._planned.plan
-        nodes = frozenset(node for one in plan.instances for node in one.nodes)
+        nodes = read_topology().memory_nodes(plan.cpus)
         environment = {"WORKLOAD": planned.workload.slug, **planned.requested}
         environment[ATTENDED_VARIABLE] = "1"
         if self._options.hang_s is not None:

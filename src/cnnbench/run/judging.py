@@ -10,6 +10,7 @@ from typing import Any
 from cnnbench.base.errors import InvalidMeasurementError
 from cnnbench.engines.layers import TRACE_DIRECTORY
 from cnnbench.launch.instances import Plan
+from cnnbench.launch.mpi import note_moves
 from cnnbench.machine.topology import format_cpu_list
 from cnnbench.proof import verdict as validity
 from cnnbench.results import stats
@@ -128,7 +129,9 @@ def _finish(
     """Return the result of a run that came to its end, with the facts and notes that are known of it."""
     record, plan, ranks = run.record, run.plan, run.ranks
     shared = record.weight_sharing and plan.cores_per_instance > 1
-    notes = run_notes(record.notes, results, threads_shared=shared) + (ranks.notes() if ranks else [])
+    notes = run_notes(record.notes, results, threads_shared=shared)
+    if ranks:
+        notes += note_moves(record.plan, plan) + ranks.notes()
     found = _known_facts(run.directory, record, plan, results) | (ranks.facts() if ranks else {}) | facts
     return _compose(record, plan, results, kpis, criteria, found, notes)
 
