@@ -1,10 +1,5 @@
 """Where MPI is to start ranks, the command that starts them, and what is refused; nothing is started here."""
 
-import fcntl
-import os
-import subprocess
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -225,35 +220,3 @@ def test_rank_0_does_not_wait_for_the_last_words_of_all_when_the_controller_is_d
     ControlBlock.create(tmp_path, 1)  # nobody holds its directory
     with pytest.raises(InvalidMeasurementError, match="the controller is gone"):
         Mirror(SilentRanks(), tmp_path).drain()
-
-
-WATCH = """
-import sys, time
-from pathlib import Path
-from types import SimpleNamespace
-from cnnbench.launch.rank import Rank
-rank = Rank.__new__(Rank)
-rank._comm, rank._job, rank._name = SimpleNamespace(rank=0), SimpleNamespace(shared=sys.argv[1]), "rank 0 on here"
-rank._shared = rank._logs = Path(sys.argv[2])
-with rank._watching():
-    print("waiting", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_rank_0_ends_when_the_controller_dies_while_it_waits_for_the_last_files(tmp_path):
-    shared, own = tmp_path / "shared", tmp_path / "own"
-    shared.mkdir()
-    own.mkdir()
-    held = os.open(shared, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)  # as a living controller does
-    command = [sys.executable, "-c", WATCH, shared, own]
-    rank = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert rank.stdout.readline() == "waiting\n"
-    time.sleep(0.5)
-    assert rank.poll() is None
-    os.close(held)
-    _, complaint = rank.communicate(timeout=30)
-    assert rank.returncode == 1
-    assert "rank 0 on here: the controller is gone" in complaint
-    assert not own.exists()

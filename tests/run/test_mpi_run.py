@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from checkout import NETWORKS_SLUG as SLUG
 from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.harness.line import DIRECTORY
 from cnnbench.launch.local import SHARED_PREFIX
-from cnnbench.launch.mpi import REPORT, find_mpirun
+from cnnbench.launch.mpi import find_mpirun
 from cnnbench.machine.topology import read_topology
 from cnnbench.results.record import KILLED, load_run
 from cnnbench.staging.environments import RANKS, locked_python
@@ -35,6 +35,9 @@ from null_workload import (
 )
 
 TOPOLOGY = read_topology()
+INSTANCES = min(CORES, 2)
+EACH_A_CORE = ("--mpi", "--cores_per_instance=1", f"--instances={INSTANCES}", step_of(5))
+ENDLESS = (*EACH_A_CORE, "--steps=1000000")
 LOAD_S = 300
 """How long loading may take on a busy machine."""
 
@@ -50,104 +53,101 @@ def _mpi(engine_cache):
         pytest.skip(f"MPI's ranks have no environment: {error}")
 
 
+class MpiWorkload(NullWorkload):
+    """A null workload whose runs' temporary files have a place of their own, which tells them from other runs'."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.temporary = directory / "temporary"
+        self.temporary.mkdir()
+        self.environment = {"TMPDIR": str(self.temporary), "OMPI_MCA_btl_vader_backing_directory": str(self.temporary)}
+        self.places: list[tuple[Path, Path]] = []
+        """Of each rank, in order: its logs and its shared files."""
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return super().run(*arguments, **self.environment, **environment)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return super().start(*arguments, **self.environment, **environment)
+
+    def processes(self, *words: str) -> list[int]:
+        """Return mpirun, the ranks and their workers, of these those whose command has all these words."""
+        commands = {pid: text.decode(errors="replace").split("\0") for pid, text in process_files("cmdline").items()}
+        places = f"{self.logs_root}/", f"{self.temporary}/"
+        own = {pid: command for pid, command in commands.items() if any(word.startswith(places) for word in command)}
+        return sorted(pid for pid, command in own.items() if all(word in command for word in words))
+
+    def mpirun(self) -> int:
+        (pid,) = self.processes("--map-by")
+        return pid
+
+    def ranks(self) -> list[int]:
+        return [pid for pid in self.processes("cnnbench.launch.rank") if pid != self.mpirun()]
+
+    def workers(self) -> list[int]:
+        return self.processes("cnnbench.worker")
+
+    def wait_for_specs(self, ranks: int) -> list[Path]:
+        """Wait until so many ranks have written their workers' specs, into their logs; return these in order."""
+        wait_until(lambda: len(self._specs()) == ranks, f"{ranks} ranks")
+        found = self._specs()
+        self.places = [(spec.parents[1], Path(json.loads(spec.read_text())["shared"])) for spec in found]
+        return found
+
+    def _specs(self) -> list[Path]:
+        found = [path for path in self.temporary.glob(f"{SHARED_PREFIX}*/process-*/spec.json") if path.stat().st_size]
+        return sorted(found, key=lambda path: path.parent.name)
+
+    def wait_until_measuring(self, ranks: int) -> None:
+        """Wait until all of so many ranks, of one instance each, measure."""
+        self.wait_for_specs(ranks)
+        control = ControlBlock(self.shared())
+        for index in range(ranks):
+            wait_until(lambda index=index: control.state(index) >= State.MEASURING, f"instance {index} measuring")
+
+    def assert_ended(self) -> None:
+        wait_until(lambda: not self.processes(), "the end of all ranks and workers")
+
+    def left_over(self) -> list[Path]:
+        """Return what mpirun and the ranks have left beside the logs."""
+        return [*self.temporary.iterdir(), *(shared for _, shared in self.places if shared.exists())]
+
+
 @pytest.fixture
 def workload(tmp_path):
-    return NullWorkload(tmp_path)
+    workload = MpiWorkload(tmp_path)
+    yield workload
+    for _, shared in workload.places:
+        shutil.rmtree(shared, ignore_errors=True)
 
 
-def processes_of(directory, *words):
-    """Return the processes of a run below a directory: mpirun, ranks, and workers, which are told by their parents."""
-    commands = {pid: command.decode(errors="replace").split("\0") for pid, command in process_files("cmdline").items()}
-    ranks = {pid for pid, command in commands.items() if any(word.startswith(f"{directory}/") for word in command[1:])}
-    children = set()
-    for pid, stat in process_files("stat").items():
-        parent = int(stat.decode(errors="replace").rpartition(")")[2].split()[1])
-        if parent in ranks and "cnnbench.worker" in commands.get(pid, []):
-            children.add(pid)
-    return [pid for pid in sorted(ranks | children) if all(word in commands[pid] for word in words)]
-
-
-def ranks_of(directory):
-    return [
-        pid for pid in processes_of(directory, "cnnbench.launch.rank") if pid not in processes_of(directory, "--map-by")
-    ]
-
-
-def workers_of(directory):
-    return processes_of(directory, "cnnbench.worker")
-
-
-def wait_until_measuring(workload, *instances):
-    wait_until((workload.logs() / "mpi" / REPORT).exists, "all ranks")
-    control = ControlBlock(workload.shared())
-    for index in instances:
-        wait_until(lambda index=index: control.state(index) >= State.MEASURING, f"instance {index} measuring")
-
-
-def traces_of_mpi():
-    """Return what an mpirun that could not clear up has left."""
-    directories = Path(tempfile.gettempdir()).glob("ompi.*/pid.*")
-    return {*directories, *Path("/dev/shm").glob("vader_segment*")}
-
-
-def rank_specs(directory):
-    """Return the specs of workers in the logs that ranks have below a directory of temporary files."""
-    return [path for path in directory.glob(f"{SHARED_PREFIX}*/process-*/spec.json") if path.is_file()]
-
-
-def shared_of(spec):
-    return Path(json.loads(spec.read_text())["shared"])
-
-
-@pytest.fixture
-def left_over(workload):
-    """Return what mpirun and killed ranks of the workload's run have left since; it is removed afterwards."""
-
-    def found():
-        plans = [path for path in Path("/dev/shm").glob(f"{SHARED_PREFIX}*/planned.json") if path.is_file()]
-        own = {path.parent for path in plans if str(workload.logs_root) in path.read_text()}
-        logs = {spec.parents[1] for spec in rank_specs(Path(tempfile.gettempdir())) if shared_of(spec) in own}
-        return (traces_of_mpi() - before) | own | logs
-
-    before = traces_of_mpi()
-    yield found
-    for path in found():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def test_the_planned_instances_are_ranks_bound_to_cores_of_their_own(workload):
-    instances = min(CORES, 2)
-    arguments = ["--mpi", "--steps=60", step_of(5), f"--instances={instances}", "--cores_per_instance=1"]
+def test_the_instances_are_ranks_bound_to_cores_of_their_own(workload):
+    cores = len(TOPOLOGY.cores_of_socket(TOPOLOGY.sockets[0]))
+    each = min(cores, 2)
+    arguments = [f"--num_mpi={each}", "--steps=auto", "--min_time=1", "--max_time=2", step_of(5)]
     done = workload.run(*arguments, TOKEN_OF_THE_CALLER="kept-to-itself")
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(workload.logs())
     assert run.verdict in ("valid", "unstable"), run.reason
-    assert run.effective["MPI"] == "True"
+    instances = each * len(TOPOLOGY.sockets)
+    effective = {name: run.effective[name] for name in ("MPI", "INSTANCES", "CORES_PER_INSTANCE")}
+    assert effective == {"MPI": "True", "INSTANCES": str(instances), "CORES_PER_INSTANCE": str(cores // each)}
     assert run.facts["MPI"].startswith("Open MPI v")
     assert run.facts["MPI ranks"].startswith(f"{instances} on ")
     bound = [one["cpus"] for one in run.plan["instances"]]
     assert [one["cpus"] for one in run.instances] == bound
-    assert len({cpu for cpus in bound for cpu in cpus}) == instances
+    assert len({cpu for cpus in bound for cpu in cpus}) == instances * (cores // each)
     assert {one["rank"] for one in run.instances} == set(range(instances))
     for index in range(instances):
         rows = np.load(workload.logs() / f"instance-{index}" / "steps.npy")
-        assert rows.shape == (60, 3)
         assert (np.diff(rows.ravel()) >= 0).all()
-    assert run_kpi(workload.logs()).returncode == 0
-    assert not processes_of(workload.logs_root)
-    left = [path for path in workload.logs_root.rglob("*") if path.is_file()]
-    assert not [path for path in left if b"kept-to-itself" in path.read_bytes()]
-
-
-def test_ranks_a_socket_decide_how_many_instances_there_are_and_steps_auto_ends(workload):
-    done = workload.run("--num_mpi=1", "--steps=auto", "--min_time=1", "--max_time=2", step_of(5))
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = load_run(workload.logs())
-    assert int(run.effective["INSTANCES"]) == len(TOPOLOGY.sockets)
-    assert run.effective["CORES_PER_INSTANCE"] == str(len(TOPOLOGY.cores_of_socket(TOPOLOGY.sockets[0])))
-    rows = np.load(workload.logs() / "instance-0" / "steps.npy")
-    assert (rows[-1, 2] - rows[0, 0]) / 1e9 >= 1
+        assert (rows[-1, 2] - rows[0, 0]) / 1e9 >= 1
     assert any(criterion.name == "interval" for criterion in run.criteria)
+    assert run_kpi(workload.logs()).returncode == 0
+    assert not workload.processes()
+    assert not workload.left_over()
+    kept = [path for path in workload.logs_root.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"kept-to-itself" in path.read_bytes()]
 
 
 @pytest.mark.engine
@@ -167,125 +167,114 @@ def test_a_network_is_measured_in_ranks_and_traced_before(engine_cache, pytorch_
     assert figures["ISA share"] >= 95
     assert figures["Outputs top-1 agreement"] == 100
     assert len({one["pid"] for one in run.instances}) == each * len(TOPOLOGY.sockets)
-
-
-ENDLESS = ("--mpi", "--steps=1000000", "--cores_per_instance=1", f"--instances={min(CORES, 2)}", step_of(5))
+    for one in run.instances:
+        steps = np.load(tmp_path / f"logs-{case}/itr-1/worker-0/instance-{one['index']}/steps.npy")
+        assert steps.shape == (8, 3)
 
 
 @pytest.fixture
-def endless(workload, left_over):
+def endless(workload):
     """A run that measures until it is disturbed; what is left when it has ended is checked."""
     with workload.start(*ENDLESS, "--hang-after=20") as controller:
-        wait_until_measuring(workload, *range(min(CORES, 2)))
+        workload.wait_until_measuring(INSTANCES)
         yield controller
         output, _ = controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 3, output
     assert f"#INVALID RESULT: {KILLED}" in output.splitlines()
     assert not any(line.startswith("*") for line in output.splitlines())
     assert not load_run(workload.logs()).kpis
-    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+    workload.assert_ended()
 
 
-def end(controller):
+def seen_at_the_end(controller, workload):
     controller.wait(PATIENCE_S)
+    for index in range(INSTANCES):  # what was measured until then is kept
+        assert np.load(workload.logs() / f"instance-{index}" / "steps.npy").shape[1] == 3
+    return load_run(workload.logs()).facts["what was seen"]
 
 
 def test_a_killed_worker_is_told_with_its_rank(endless, workload):
-    (victim, *_) = workers_of(workload.logs_root)
+    (victim, *_) = workload.workers()
     os.kill(victim, signal.SIGKILL)
-    end(endless)
-    seen = load_run(workload.logs()).facts["what was seen"]
+    seen = seen_at_the_end(endless, workload)
     assert re.match(rf"rank \d on \S+: process {victim} was killed by SIGKILL; last in process-\d/output.log: ", seen)
-    for index in range(min(CORES, 2)):  # what was measured until then is kept
-        assert np.load(workload.logs() / f"instance-{index}" / "steps.npy").shape[1] == 3
+    assert not workload.left_over()
 
 
-@pytest.fixture
-def temporary(tmp_path):
-    """Return a directory of temporary files for one run alone."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    return directory
+def test_a_killed_rank_takes_its_worker_and_all_others_with_it(endless, workload):
+    os.kill(workload.ranks()[-1], signal.SIGKILL)
+    assert "exited on signal 9 (Killed)" in seen_at_the_end(endless, workload)
 
 
-def test_ranks_have_their_logs_among_temporary_files_and_remove_them_when_they_fail(workload, temporary):
-    with workload.start(*ENDLESS, TMPDIR=str(temporary)) as controller:
-        wait_until_measuring(workload, *range(min(CORES, 2)))
-        assert len(rank_specs(temporary)) == min(CORES, 2)
-        os.kill(workers_of(workload.logs_root)[-1], signal.SIGKILL)
+def test_a_killed_mpirun_takes_all_ranks_with_it(endless, workload):
+    mpirun = workload.mpirun()
+    os.kill(mpirun, signal.SIGKILL)
+    assert f"process {mpirun} was killed by SIGKILL" in seen_at_the_end(endless, workload)
+
+
+def test_an_interrupted_run_leaves_nothing_behind(endless, workload):
+    endless.send_signal(signal.SIGTERM)
+    assert seen_at_the_end(endless, workload) == "the run was interrupted"
+    assert not workload.left_over()
+
+
+def test_a_stopped_worker_counts_as_hung(workload):
+    with workload.start(*ENDLESS, "--hang-after=8") as controller:
+        workload.wait_until_measuring(INSTANCES)
+        os.kill(workload.workers()[-1], signal.SIGSTOP)
         controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 3
-    assert not list(temporary.glob(f"{SHARED_PREFIX}*"))
+    assert "hung: no step for 8 s" in load_run(workload.logs()).facts["what was seen"]
+    workload.assert_ended()
 
 
-def test_a_rank_that_fails_ends_all_others_and_tells_why(workload, temporary):
-    arguments = ("--mpi", "--cores_per_instance=1", f"--instances={min(CORES, 2)}", step_of(5))
-    limits = ("--steps=auto", "--min_time=3", "--max_time=6")
-    with workload.start(*arguments, *limits, TMPDIR=str(temporary)) as controller:
-        wait_until_measuring(workload, *range(min(CORES, 2)))
-        last = max(rank_specs(temporary), key=lambda spec: spec.parent.name).parent
+def test_a_run_whose_time_is_up_says_so(workload):
+    done = workload.run(*ENDLESS, "--timeout=6")
+    assert done.returncode == 3, done.stderr
+    assert "#INVALID RESULT: not done within TIMEOUT=6 s" in done.stdout.splitlines()
+    workload.assert_ended()
+
+
+def test_a_rank_that_fails_ends_all_others_and_tells_why(workload):
+    with workload.start(*EACH_A_CORE, "--steps=200") as controller:
+        last = workload.wait_for_specs(INSTANCES)[-1].parent
         (last / "steps.npy").write_text("no array")
         output, _ = controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 3, output
     assert re.search(r"#INVALID RESULT: rank \d+ on \S+: (Value|Unpickling)Error: ", output)
     assert "Traceback" in (workload.logs() / "mpi" / "output.log").read_text()
-    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+    workload.assert_ended()
 
 
-def test_a_killed_rank_takes_its_worker_and_all_others_with_it(endless, workload):
-    os.kill(ranks_of(workload.logs_root)[-1], signal.SIGKILL)
-    end(endless)
-    assert "exited on signal 9 (Killed)" in load_run(workload.logs()).facts["what was seen"]
+def test_a_controller_killed_while_the_results_are_gathered_leaves_no_rank(workload):
+    """The last rank has a pipe among its logs, at which it stands, and all others with it, while somebody holds it."""
+    with workload.start(*EACH_A_CORE, "--steps=200") as controller:
+        pipe = workload.wait_for_specs(INSTANCES)[-1].parent / "pipe"
+        os.mkfifo(pipe)
+        held = []
 
+        def is_read():
+            with suppress(OSError):  # nobody reads it yet
+                held.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            return held
 
-def test_a_killed_mpirun_takes_all_ranks_with_it(endless, workload):
-    (mpirun,) = processes_of(workload.logs_root, "--map-by")
-    os.kill(mpirun, signal.SIGKILL)
-    end(endless)
-    assert f"process {mpirun} was killed by SIGKILL" in load_run(workload.logs()).facts["what was seen"]
-
-
-def test_a_stopped_worker_counts_as_hung(workload):
-    with workload.start(*ENDLESS, "--hang-after=8") as controller:
-        wait_until_measuring(workload, *range(min(CORES, 2)))
-        os.kill(workers_of(workload.logs_root)[-1], signal.SIGSTOP)
-        controller.communicate(timeout=PATIENCE_S)
-    assert controller.returncode == 3
-    assert "hung: no step for 8 s" in load_run(workload.logs()).facts["what was seen"]
-    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_an_interrupted_run_leaves_nothing_behind(endless, workload, left_over, number):
-    endless.send_signal(number)
-    end(endless)
-    assert load_run(workload.logs()).facts["what was seen"] == "the run was interrupted"
-    assert len(np.load(workload.logs() / "instance-0" / "steps.npy"))
-    wait_until(lambda: not left_over(), "the end of what others' mpirun have here too")
-
-
-def test_a_killed_controller_leaves_no_rank(workload, left_over):
-    with workload.start(*ENDLESS) as controller:
-        wait_until_measuring(workload, 0)
+        wait_until(is_read, "the last gathering")
         shared = workload.shared()
         controller.kill()
         controller.wait()
-        wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
-    wait_until(lambda: not left_over(), "the end of what others' mpirun have here too")
-    shutil.rmtree(shared)  # the one thing that it cannot clear away
-
-
-def test_a_run_whose_time_is_up_says_so(workload):
-    done = workload.run(*ENDLESS, "--timeout=15")
-    assert done.returncode == 3, done.stderr
-    assert "#INVALID RESULT: not done within TIMEOUT=15 s" in done.stdout.splitlines()
-    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+        workload.assert_ended()
+        os.close(held[0])
+    assert "the controller is gone" in (workload.logs() / "mpi" / "output.log").read_text()
+    assert not workload.left_over()
+    shutil.rmtree(shared)  # the one thing that a killed controller cannot clear away
 
 
 @pytest.mark.skipif(len(TOPOLOGY.cpus) < 2, reason="needs two CPUs, one of them to be ruled out")
 def test_cpus_that_the_run_may_not_use_are_not_measured_on(workload):
     command = ["taskset", "--cpu-list", str(TOPOLOGY.cpus[-1]), *workload.command("--mpi", "--steps=5", step_of(1))]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(
+        command, env=clean_environment(**workload.environment), capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 3, done.stdout + done.stderr
     assert "MPI heeds no mask such as taskset's; lift it" in done.stdout
 
@@ -336,12 +325,12 @@ class Namespaces:
         )
         self.agent.chmod(0o755)
 
-    def start(self, command: list[str]) -> subprocess.Popen[str]:
+    def start(self, command: list[str], **environment: str) -> subprocess.Popen[str]:
         """Start a command in the first one; what is started is its process itself, for signals."""
         enter = ["nsenter", f"--net=/var/run/netns/{self._names[0]}", "unshare", "--uts"]
         return subprocess.Popen(
             [*enter, "sh", "-c", f"hostname first; exec {shlex.join(command)}"],
-            env=clean_environment(OMPI_MCA_plm_rsh_agent=str(self.agent)),
+            env=clean_environment(OMPI_MCA_plm_rsh_agent=str(self.agent), **environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -367,7 +356,7 @@ def namespaces(tmp_path):
 
 def start_on_both(namespaces, workload, steps):
     arguments = ["--num_mpi=1", "--cores_per_instance=1", f"--hostfile={namespaces.hostfile}", f"--steps={steps}"]
-    return namespaces.start(workload.command(*arguments, step_of(20)))
+    return namespaces.start(workload.command(*arguments, step_of(20)), **workload.environment)
 
 
 def run_on_both(namespaces, workload):
@@ -377,7 +366,9 @@ def run_on_both(namespaces, workload):
     return controller.returncode, output
 
 
-def test_two_hosts_are_measured_over_one_window(namespaces, workload):
+def test_two_hosts_are_measured_over_one_window_and_their_logs_come_through_mpi(namespaces, workload):
+    workload.logs_root.mkdir()
+    namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")  # the second has no way to these logs
     code, output = run_on_both(namespaces, workload)
     assert code == 0, output
     run = load_run(workload.logs())
@@ -389,6 +380,8 @@ def test_two_hosts_are_measured_over_one_window(namespaces, workload):
     (clocks,) = (criterion for criterion in run.criteria if criterion.name == "clocks")
     assert clocks.severity == "unstable"
     steps = [np.load(workload.logs() / f"instance-{index}" / "steps.npy") for index in range(2 * each)]
+    assert {rows.shape for rows in steps} == {(60, 3)}
+    assert (workload.logs() / f"process-{each}" / "output.log").exists()
     begins = [rows[0, 0] / 1e9 for rows in steps]
     assert max(begins) - min(begins) < 10  # the second's own clock is 100,000 s ahead
     throughput = next(kpi.value for kpi in run.kpis if kpi.primary)
@@ -396,7 +389,7 @@ def test_two_hosts_are_measured_over_one_window(namespaces, workload):
     completed = sum(len(rows) for rows in steps)
     assert throughput <= completed / window_s
     assert run_kpi(workload.logs()).returncode == 0
-    assert not processes_of(workload.logs_root)
+    assert not workload.processes()
 
 
 def test_a_host_that_lacks_what_the_run_reads_is_named_with_it(namespaces, workload):
@@ -415,14 +408,6 @@ def test_a_host_whose_cpu_lacks_the_precision_is_named_with_what_it_lacks(namesp
     assert re.search(r"#INVALID RESULT: rank \d+ on second: avx_fp32: this CPU lacks avx2 and fma", output)
 
 
-def test_logs_come_from_hosts_that_have_no_room_for_them(namespaces, workload):
-    workload.logs_root.mkdir()
-    namespaces.write_agent(before=f"mount -t tmpfs none {workload.logs_root}")
-    code, output = run_on_both(namespaces, workload)
-    assert code == 0, output
-    assert (workload.logs() / f"process-{len(TOPOLOGY.sockets)}" / "output.log").exists()
-
-
 def test_the_first_host_must_be_the_one_that_the_run_is_started_on(namespaces, workload):
     namespaces.hostfile.write_text("10.213.97.2 slots=4096\n")
     namespaces.write_agent(before="mount -t tmpfs none /dev/shm")
@@ -434,27 +419,29 @@ def test_the_first_host_must_be_the_one_that_the_run_is_started_on(namespaces, w
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-@pytest.mark.usefixtures("left_over")
 def test_nothing_is_left_on_another_host(namespaces, workload, number):
+    ranks = 2 * len(TOPOLOGY.sockets)
     with start_on_both(namespaces, workload, 1_000_000) as controller:
-        wait_until_measuring(workload, *range(2 * len(TOPOLOGY.sockets)))
-        assert len(workers_of(workload.logs_root)) == 2 * len(TOPOLOGY.sockets)
+        workload.wait_until_measuring(ranks)
+        assert len(workload.workers()) == ranks
+        shared = workload.shared()
         controller.send_signal(number)
         controller.communicate(timeout=PATIENCE_S)
+        workload.assert_ended()
     assert controller.returncode == (3 if number == signal.SIGINT else -number)
-    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+    assert not [path for place in workload.places[: ranks // 2] for path in place if path.exists()]  # on the first
+    shutil.rmtree(shared, ignore_errors=number == signal.SIGINT)  # a killed controller cannot clear it away
 
 
-@pytest.mark.usefixtures("left_over")
 def test_a_rank_killed_on_another_host_is_told(namespaces, workload):
     with start_on_both(namespaces, workload, 1_000_000) as controller:
-        wait_until_measuring(workload, *range(2 * len(TOPOLOGY.sockets)))
-        (victim, *_) = (pid for pid in ranks_of(workload.logs_root) if on_second(pid))
+        workload.wait_until_measuring(2 * len(TOPOLOGY.sockets))
+        (victim, *_) = (pid for pid in workload.ranks() if on_second(pid))
         os.kill(victim, signal.SIGKILL)
         controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == 3
     assert re.search(r"on node \S+ exited on signal 9 \(Killed\)", load_run(workload.logs()).facts["what was seen"])
-    wait_until(lambda: not processes_of(workload.logs_root), "the end of all ranks and workers")
+    workload.assert_ended()
 
 
 def on_second(pid):

@@ -26,7 +26,10 @@ from cnnbench.machine.topology import Topology, format_cpu_list
 INSTALL = "apt-get install openmpi-bin libopenmpi3 (on Debian and Ubuntu)"
 FAILED, UNFIT = "cnnbench: failed: ", "cnnbench: unfit: "
 """How a rank's last line begins: when its worker did not make it, and when it could not begin or go on."""
-GRACE_S, KILL_S = 10.0, 5.0
+KILL_S = 2
+"""How long mpirun waits before it tells ranks to end, and again before it kills them: always in full, and all that
+twice where there are other hosts. A rank takes some 0.1 s to put things in order."""
+GRACE_S = 12.0
 """How long mpirun may take to end its ranks, on all hosts, when it is told to."""
 JOB, REPORT = "job.json", "ranks.json"
 
@@ -186,7 +189,7 @@ def mpirun_command(mpirun: Path, ranks: Ranks, python: Path, job: Path, logs: Pa
         *("-n", str(ranks.count), *(["--hostfile", str(ranks.hostfile)] if ranks.hostfile else [])),
         *("--map-by", f"{ranks.mapping}:pe={ranks.cores}", "--bind-to", "core"),
         *("--mca", "btl_vader_single_copy_mechanism", "none"),
-        *("--mca", "odls_base_sigkill_timeout", f"{KILL_S:.0f}"),
+        *("--mca", "odls_base_sigkill_timeout", str(KILL_S)),
         *("-x", "OPENBLAS_NUM_THREADS"),
         *(str(python), "-I", START, "cnnbench.launch.rank", str(job), str(logs)),
     ]
