@@ -91,9 +91,9 @@ def kill_one_mid_run(directory, seed):
         assert np.load(workload.logs() / f"instance-{index}" / "steps.npy").shape[1] == 3
 
 
-def test_one_instance_killed_mid_run_twenty_times(tmp_path):
+def test_one_instance_killed_at_random_moments(tmp_path):
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda seed: kill_one_mid_run(tmp_path / str(seed), seed), range(20)))
+        list(pool.map(lambda seed: kill_one_mid_run(tmp_path / str(seed), seed), range(8)))
 
 
 def test_an_instance_killed_while_loading(workload):
@@ -133,11 +133,14 @@ def test_an_instance_that_crashes_while_loading(workload):
     assert "ValueError: could not convert string to float: 'abc'" in output
 
 
-@pytest.mark.parametrize("state", [State.LOADING, State.MEASURING], ids=lambda state: state.name.lower())
 @pytest.mark.parametrize(
-    "signals",
-    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGTERM]],
-    ids=["ctrl-c", "terminate", "impatient"],
+    ("state", "signals"),
+    [
+        (State.LOADING, [signal.SIGTERM]),
+        (State.MEASURING, [signal.SIGINT]),
+        (State.MEASURING, [signal.SIGINT, signal.SIGINT, signal.SIGTERM]),
+    ],
+    ids=["terminate-loading", "ctrl-c-measuring", "impatient-measuring"],
 )
 def test_an_interrupted_run(workload, signals, state):
     with workload.start(*ENDLESS, step_of(5)) as controller:
@@ -165,12 +168,6 @@ def test_a_run_whose_time_is_up_while_instances_load(workload):
     assert_gone(workload, workload.shared())
 
 
-def test_a_run_that_is_done_in_time_does_not_see_it(workload):
-    done = workload.run("--steps=20", "--timeout=50", step_of(5))
-    assert done.returncode == 0, done.stderr
-    assert not [criterion for criterion in load_run(workload.logs()).criteria if criterion.name == "timeout"]
-
-
 def test_a_run_whose_time_is_up_while_staging(workload, tmp_path):
     """A server that never answers stands for whatever staging waits for; what was begun goes no further."""
     workload.directory = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
@@ -187,7 +184,7 @@ def test_a_run_whose_time_is_up_while_staging(workload, tmp_path):
     assert [path for path in (cache / "environments").iterdir() if not path.name.endswith(".lock")] == []
 
 
-@pytest.mark.parametrize("state", [None, State.READY, State.MEASURING])
+@pytest.mark.parametrize("state", [None, State.MEASURING])
 def test_a_killed_controller_leaves_no_orphan(workload, state):
     """Whenever it dies: a worker still importing cannot have asked the kernel yet to be killed with it."""
     with workload.start(*ENDLESS, step_of(5)) as controller:
