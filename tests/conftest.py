@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError
@@ -19,12 +20,17 @@ from cnnbench.staging.environments import engine_python
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist writes the groups into the tests' names
-def pytest_collection_modifyitems(items):
+class FileScheduling(LoadScopeScheduling):
     """Keep together, where tests run side by side, those of a file, which share runs, and those of container images."""
-    for item in items:
-        group = "container" if item.get_closest_marker("container") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "tests/container" if path.startswith("tests/container/") else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Part tests so among the processes that run them."""
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
