@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import shutil
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ from cnnbench.machine.host import read_cpuinfo
 from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
 from cnnbench.run.judging import judge_run
-from cnnbench.staging.inputs import embedded_model_path, stage_procedural
+from cnnbench.staging.inputs import embedded_model_path
+from damaged_images import damage_image
 from null_workload import ROOT, clean_environment, run_kpi
 
 pytestmark = pytest.mark.engine
@@ -181,9 +181,13 @@ def test_a_model_that_is_not_there_says_so(run_case, value, needed):
 
 def test_the_accuracy_case_answers_every_image(run_case):
     case = f"{PREFIX}accuracy_avx_fp32"
-    done, logs = run_case(case, "--batch_size=50")
+    done, logs = run_case(case, "--batch_size=300")
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(logs)
+    traced = (logs / "trace" / "output.log").read_text(errors="replace")
+    assert set(re.findall(r",convolution,.*?,mb(\d+)_", traced)) == {"32"}  # and no more, whatever the batch is
+    assert any("with 32 images at a time, not 300" in note for note in run.notes)
+    assert criteria(run)["measured outputs"]
     answered = sum(len(np.load(path)) for path in logs.glob("instance-*/predictions.npy"))
     assert answered == 1000
     assert criteria(run)["coverage"]
@@ -261,17 +265,7 @@ def test_every_requested_parameter_is_in_the_result(real):
 @pytest.mark.usefixtures("real")  # which prepares the model with the images as they should be
 def test_an_image_that_cannot_be_decoded_makes_the_run_invalid_and_is_named(engine_cache, tmp_path):
     cache = tmp_path / "cache"
-    (cache / "datasets").mkdir(parents=True)
-    for path in engine_cache.iterdir():
-        if path.name != "datasets" and not path.name.startswith("."):
-            (cache / path.name).symlink_to(path)
-    for path in (engine_cache / "datasets").iterdir():
-        if path.name.endswith("-validation"):
-            shutil.copytree(path, cache / "datasets" / path.name)
-        else:
-            (cache / "datasets" / path.name).symlink_to(path)
-    bad = Path(stage_procedural("validation", cache).paths()[0])
-    bad.write_bytes(bytes(bad.stat().st_size))  # of the same size, so that the manifest does not tell
+    bad = damage_image(engine_cache, cache, 0)
     command = ["--workload", str(WORKLOAD), "--case", GATED, "--logs-root", str(tmp_path), "--data_type=real", *QUICK]
     done = subprocess.run(
         [sys.executable, "-m", "cnnbench", "case", *command],

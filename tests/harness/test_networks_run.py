@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 from checkout import NETWORKS_SLUG as SLUG
+from cnnbench.base.checkout import SOURCES
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cli.main import main
 from cnnbench.engines.pytorch import OWN_PYTHON, PyTorchOptions
 from cnnbench.engines.registry import find_engine
 from cnnbench.harness.line import DIRECTORY
-from cnnbench.machine.host import find_gpu_obstacle
+from cnnbench.machine.host import find_gpu_obstacle, read_cpuinfo
 from cnnbench.results.record import load_run
+from cnnbench.staging.environments import engine_python
 from cnnbench.staging.inputs import find_check_set
 from cnnbench.staging.networks import predict_network, prepare_network
+from damaged_images import damage_image
 from model_files import write_checkpoint
 from null_workload import CORES, clean_environment, run_kpi
 
@@ -38,7 +41,7 @@ def run_case(engine_cache, pytorch_python, tmp_path_factory):
         command = ["--workload", str(DIRECTORY), "--case", case + network, "--logs-root", str(root), *arguments]
         done = subprocess.run(
             [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=8"],
-            env=clean_environment(CNNBENCH_CACHE=str(engine_cache), **environment),
+            env=clean_environment(**{"CNNBENCH_CACHE": str(engine_cache)} | environment),
             capture_output=True,
             text=True,
         )
@@ -121,6 +124,57 @@ def test_layers_of_an_engine_that_tells_no_times_have_none(run_case, capsys):
     layers = [one for one in json.loads(capsys.readouterr().out) if one["record"] == "layer"]
     assert {one["time_ms"] for one in layers} == {None}
     assert sum(one["gmacs"] for one in layers) == pytest.approx(8 * 1.814073344)
+
+
+TOTALS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from cnnbench.engines.interface import LoadSpec
+from cnnbench.engines.openvino.backend import OpenVinoBackend
+directory, backend = Path(sys.argv[1]), OpenVinoBackend()
+backend.load(LoadSpec(model=directory, number_type=sys.argv[2], threads=1, callers=1, verbose=False))
+backend.infer(np.load(directory / "check_images.npy")[:2])
+print(json.dumps([(layer.implementation, layer.macs) for layer in backend.layers()]))
+"""
+
+
+def test_openvinos_layers_add_up_to_the_network(engine_cache, pytorch_python):
+    python, images = engine_python(find_engine("openvino"), "cpu", engine_cache), find_check_set(engine_cache)
+    number_types = ["fp32", *(["bfloat16"] if "avx512_bf16" in read_cpuinfo().flags else [])]
+    for topology in ("resnet50", "mobilenet_v3_small"):
+        asked, engine = Parameters(topology=topology, mode="throughput"), find_engine("openvino")
+        model = prepare_network(asked, engine, engine.options(), images, "cpu", engine_cache)
+        for number_type in number_types:
+            done = subprocess.run(
+                [python, "-c", TOTALS, str(model.graph), number_type],
+                env=clean_environment(PYTHONPATH=str(SOURCES)),
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            layers = json.loads(done.stdout)
+            assert sum(macs for _, macs in layers) == pytest.approx(2 * model.macs_per_image, rel=0.001), number_type
+            assert not [name for name, macs in layers if not macs]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_accuracy_in_parts_of_large_steps_is_proven_by_one_part(run_case, engine):
+    options = (f"--engine={engine}", "--batch_size=300", "--micro_batch_size=20")
+    done, logs = run_case("mobilenet_v3_small", *options, case=ACCURACY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert 97 <= max(kpis(run).get("ISA share", 0), kpis(run).get("Data type share", 0)) <= 100.1
+    assert {one.name: one.passed for one in run.criteria}["measured outputs"]
+
+
+def test_an_image_that_a_network_cannot_be_prepared_with_is_named(run_case, engine_cache, tmp_path):
+    bad = damage_image(engine_cache, tmp_path / "cache", 3, prepared=False)
+    done, logs = run_case("resnet18", "--data_type=real", CNNBENCH_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"{bad}: cannot be decoded: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not logs.exists()
 
 
 def test_weights_of_a_file_are_the_models(run_case, tmp_path):

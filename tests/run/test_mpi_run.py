@@ -23,6 +23,7 @@ from cnnbench.machine.topology import read_topology
 from cnnbench.results.record import KILLED, load_run
 from cnnbench.staging.environments import RANKS, locked_python
 from cnnbench.worker.control import ControlBlock, State
+from damaged_images import damage_image
 from null_workload import (
     CORES,
     PATIENCE_S,
@@ -170,6 +171,22 @@ def test_a_network_is_measured_in_ranks_and_traced_before(engine_cache, pytorch_
     for one in run.instances:
         steps = np.load(tmp_path / f"logs-{case}/itr-1/worker-0/instance-{one['index']}/steps.npy")
         assert steps.shape == (8, 3)
+
+
+@pytest.mark.engine
+def test_an_image_that_cannot_be_decoded_is_named_through_mpi(engine_cache, pytorch_python, tmp_path):
+    bad = damage_image(engine_cache, tmp_path / "cache", 40)  # beyond those that the network is prepared with
+    case = f"test_{SLUG}_inference_throughput_avx_fp32_resnet18"
+    command = ["--workload", str(DIRECTORY), "--case", case, "--logs-root", str(tmp_path), "--num_mpi=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnbench", "case", *command, "--data_type=real", "--batch_size=8", "--steps=100"],
+        env=clean_environment(CNNBENCH_CACHE=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert f"#INVALID RESULT: {bad}: cannot be decoded: " in done.stdout
+    assert load_run(tmp_path / f"logs-{case}" / "itr-1" / "worker-0").reason.startswith(f"{bad}: cannot be decoded: ")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from cnnbench.engines.layers import Primitive
 from cnnbench.engines.null.backend import NullBackend
 from cnnbench.proof.trace import read_trace
+from cnnbench.run.measurement import TRACE_STEPS, _trace_spec
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.process import (
     GENERATED,
@@ -107,6 +108,40 @@ def test_the_output_check_of_accuracy_does_not_grow_with_the_batch(tmp_path, mod
     Instance(spec, InstanceSpec(0, [0], []), backend)._check_outputs()
     assert backend.batches == [size]
     assert len(np.load(tmp_path / "instance-0" / "check.npy")) == 4
+
+
+def count_images(monkeypatch, directory, spec):
+    """Return how many images a worker infers with 32 to check, 2 steps to warm up and one measured step."""
+    directory.mkdir()
+    np.save(directory / "check.npy", np.zeros((32, 8, 8, 3), np.float32))
+    paths = {"check_images": str(directory / "check.npy"), "logs": str(directory), "shared": str(directory)}
+    spec, control, backend = replace(spec, **paths, warmup_steps=2), ControlBlock.create(directory, 2), TellingBackend()
+    control.start_ns = time.monotonic_ns()
+    control.stop()
+    instance = Instance(spec, spec.instances[0], backend)
+    measured = [np.zeros((spec.batch_size, 8, 8, 3), np.float32)] * 3
+    monkeypatch.setattr(instance, "_batches", lambda: iter(measured))
+    instance._measure()
+    return sum(size for size in backend.batches if size != PROFILE)
+
+
+def test_what_an_accuracy_run_infers_beside_its_images_does_not_grow_with_its_batches(tmp_path, monkeypatch):
+    cases = [
+        ("accuracy", 25, 25, False, 50 + 2 * 25, 25),
+        ("accuracy", 300, 300, False, 32 + 2 * 32, 32),
+        ("accuracy", 4096, 4096, False, 32 + 2 * 32, 32),
+        ("accuracy", 300, 10, False, 40 + 2 * 10, 10),
+        ("accuracy", 300, 50, True, 32 + 2 * 32, 32),
+        ("throughput", 300, 300, False, 300 + 2 * 300, 300),
+        ("latency", 40, 20, False, 40 + 2 * 40, 40),
+    ]
+    for number, (mode, batch, micro, whole, beside, traced) in enumerate(cases):
+        spec = replace(SPEC, mode=mode, batch_size=batch, micro_batch_size=micro, whole_steps=whole)
+        assert count_images(monkeypatch, tmp_path / f"{number}", spec) == beside + batch, spec
+        tracing, logs = _trace_spec(spec, tmp_path), tmp_path / f"{number}-trace"
+        assert count_images(monkeypatch, logs, tracing) == (1 + TRACE_STEPS) * traced, spec
+        parts = traced // min(tracing.micro_batch_size, traced)  # of one size, so that the last tells of all
+        assert len(read_trace(logs).layers) == parts
 
 
 def measure_telling(monkeypatch, logs, on_gpu, index=0):

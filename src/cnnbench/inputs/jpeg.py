@@ -24,8 +24,8 @@ def read_image(file: str, form: ImageForm) -> np.ndarray:
     try:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # all that Pillow's decoders raise
-        raise CnnbenchError(explain_undecodable(file, str(error))) from error
+    except Exception as error:  # each of Pillow's decoders has kinds of its own, and a header may ask for any memory
+        raise CnnbenchError(explain_undecodable(file, str(error) or type(error).__name__)) from error
     scale = int(form.size / form.crop_share) / min(image.size)
     image = image.resize([round(side * scale) for side in image.size], _RESAMPLING[form.interpolation])
     left, top = ((side - form.size) // 2 for side in image.size)

@@ -162,6 +162,16 @@ def judge_outputs(precision: Precision, agreement: Agreement) -> Criterion:
     )
 
 
+def judge_measured_outputs(precision: Precision, top1: float) -> Criterion:
+    """Judge whether the measured steps of an accuracy run, whose batches may be larger, answer so too."""
+    return Criterion(
+        name="measured outputs",
+        passed=top1 >= precision.top1_agreement,
+        found=f"{top1:.0%} equal top-1 for the images that outputs were checked with",
+        needed=f"{precision.top1_agreement:.0%}",
+    )
+
+
 def judge_steadiness(steady: Steadiness | None) -> list[Criterion]:
     """Judge drift and spread of throughput; a run of too few steps to tell counts as unsteady.
 

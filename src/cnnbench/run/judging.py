@@ -104,6 +104,8 @@ def _judge_figures(run: Measured) -> list[Criterion]:
         criteria.append(validity.judge_ceiling(run.utilization))
     if run.is_accuracy:
         criteria.append(validity.judge_coverage(run.answered, run.images_given))
+        if run.measured_top1 is not None:
+            criteria.append(validity.judge_measured_outputs(run.precision, run.measured_top1))
         if run.loss is not None:
             criteria.append(validity.judge_loss(run.loss[0]))
         return criteria

@@ -191,6 +191,20 @@ class Measured:
         shares = len(self._instances)
         return np.concatenate([values[share::shares] for share in range(shares)])
 
+    @cached_property
+    def measured_top1(self) -> float | None:
+        """The share of the fixed batch's images, the set's first, that the measured steps answer as the reference does.
+
+        None where no accuracy is measured, or not all images are answered.
+        """
+        if self.hits is None:
+            return None
+        wanted = read_array(self.directory / CHECK_REFERENCE).argmax(axis=1)
+        best = np.empty(self.answered, dtype=np.int64)
+        for share, rows in enumerate(self._predictions):
+            best[share :: len(self._predictions)] = rows[:, 0]
+        return float((best[: len(wanted)] == wanted).mean())
+
     @property
     def answered(self) -> int:
         """How many images an accuracy run has answered for."""

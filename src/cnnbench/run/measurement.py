@@ -34,7 +34,7 @@ from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job, ranks_command
 from cnnbench.run.judging import judge_run
 from cnnbench.run.measured import images_of_steps
-from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, count_traced, describe_run
+from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, describe_run
 from cnnbench.worker.process import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -129,7 +129,7 @@ def worker_environment(job: Job, spec: WorkerSpec) -> dict[str, str]:
 def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
     """Return what the tracing worker is told; an engine that parts steps itself gets one part, which has one order."""
     first = replace(spec.instances[0], files=[])
-    batch = count_traced(spec.mode, spec.batch_size, spec.on_gpu)
+    batch = spec.proof_batch_size
     size = batch if spec.whole_steps else min(spec.micro_batch_size, batch)
     traced = replace(spec, trace_steps=TRACE_STEPS, instances=[first], logs=str(directory))
     return replace(traced, batch_size=batch, micro_batch_size=size)

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError
 from cnnbench.cases.parameters import Mode, PrecisionName
-from cnnbench.inputs.image_set import CHECK_IMAGES
 from cnnbench.launch.instances import Plan
 from cnnbench.machine.ceiling import Ceiling
 from cnnbench.machine.cgroup import CpuQuota
@@ -28,6 +27,7 @@ from cnnbench.results.record import RUN_FILE, Criterion
 from cnnbench.run.facts import input_facts
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import PlannedCase
+from cnnbench.worker.spec import count_proof
 
 RECORD, SEEN_FILE, OUTSIDE = "record.json", "seen.jsonl", "outside.json"
 CHECK_REFERENCE, LABELS, EXPECTED = "reference/check.npy", "reference/labels.npy", "reference/predictions.npy"
@@ -129,19 +129,17 @@ class Seen:
     end: End | None
 
 
-def count_traced(mode: str, images_per_step: int, on_gpu: bool) -> int:
-    """Return the images of a traced step: as many as are measured, but for accuracy, which is timed in no batch."""
-    return min(images_per_step, CHECK_IMAGES) if mode == "accuracy" and not on_gpu else images_per_step
-
-
 def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str, host: dict[str, str]) -> Record:
     """Return the record of a run that is about to begin."""
     p, model, notes = planned.parameters, inputs.model, planned.notes
-    traced = count_traced(p.mode, p.images_per_step, planned.precision.on_gpu)
-    if model and traced < p.images_per_step:
+    part = p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size
+    if planned.engine.whole_steps(planned.options):
+        part = p.images_per_step
+    traced = count_proof(p.mode, p.images_per_step, part, planned.precision.on_gpu)
+    if model and traced < min(part, p.images_per_step):
         notes += (
-            f"instructions and outputs were checked with {traced} images at a time, not {p.images_per_step}: where "
-            "accuracy is measured, no batch is timed",
+            f"instructions and outputs were checked with {traced} images at a time, not {part}: where accuracy is "
+            "measured, no batch is timed; what the larger ones answered to the checked images was compared too",
         )
     return Record(
         run_id=run_id,

@@ -103,7 +103,7 @@ class Instance:
         self._logs = Path(spec.logs) / f"instance-{plan.index}"
         self._logs.mkdir(exist_ok=True)
         self._images = np.load(spec.check_images) if spec.check_images else _noise(GENERATED, seed=plan.index)
-        self._batch = _fill_batch(self._images, spec.batch_size)
+        self._batch = _fill_batch(self._images, spec.proof_batch_size)
 
     def run(self) -> None:
         """Pin this thread, check the outputs, and measure; an error ends the whole process at once."""

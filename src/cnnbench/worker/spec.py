@@ -5,10 +5,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cnnbench.inputs.image_set import CHECK_IMAGES
 from cnnbench.inputs.networks import ImageForm
 
 FAILURE = "failure"
 """The file of an instance's logs that says why it could not go on, where it knows."""
+
+
+def count_proof(mode: str, images_per_step: int, part: int, on_gpu: bool) -> int:
+    """Return the images of a step that warms up or is traced: as many as are timed, and few where accuracy is measured.
+
+    There it is one part of a step, or less: parts that differed in size would be layers that no engine tells as one.
+    """
+    return min(part, CHECK_IMAGES) if mode == "accuracy" and not on_gpu else images_per_step
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,12 @@ class WorkerSpec:
     logs: str
     verbose: bool
     enclave: bool = False
+
+    @property
+    def proof_batch_size(self) -> int:
+        """How many images a step has that warms up or is traced."""
+        part = self.batch_size if self.whole_steps else self.micro_batch_size
+        return count_proof(self.mode, self.batch_size, part, self.on_gpu)
 
     def write(self, path: Path) -> None:
         """Write the spec as JSON."""

@@ -83,16 +83,19 @@ def check_int8(graph: Any, multiplies: int, variant: str) -> None:
 
 
 class Calibration:
-    """The calibration images as neural-compressor takes them: batches, each with a label that nobody reads."""
+    """The calibration images as neural-compressor takes them: batches, each with a label that nobody reads.
+
+    They are read at once: neural-compressor would take an image that cannot be decoded for a graph that it cannot make.
+    """
 
     batch_size = BATCH
 
     def __init__(self, files: list[str]) -> None:
-        self._files = files
+        self._batches = list(read_batches(files, BATCH, 1, repeat=False))
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, None]]:
         """Begin with the first image."""
-        return ((batch, None) for batch in read_batches(self._files, BATCH, 1, repeat=False))
+        return ((batch, None) for batch in self._batches)
 
 
 def quantize(graph: Any, variant: str, files: list[str]) -> Any:

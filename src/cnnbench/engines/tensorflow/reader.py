@@ -5,6 +5,7 @@ of the model's own evaluation script.
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -75,5 +76,6 @@ def _explain(files: Iterable[str]) -> str:
         try:
             _decode(tf.constant(file))
         except tf.errors.OpError as error:
-            return explain_undecodable(file, (error.message or type(error).__name__).splitlines()[0])
+            said = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message or type(error).__name__, flags=re.DOTALL)
+            return explain_undecodable(file, " ".join(said.split()))
     return "a batch of images could not be read, and now all of its files can: were they being changed?"
