@@ -2,7 +2,6 @@
 
 import os
 
-from cnnbench.base.checkout import SOURCES
 from cnnbench.worker.spec import InstanceSpec, WorkerSpec
 
 SPEC = WorkerSpec(
@@ -12,7 +11,6 @@ SPEC = WorkerSpec(
     backend="cnnbench.engines.null.backend:NullBackend",
     reader="",
     options_type="cnnbench.engines.interface:EngineOptions",
-    search_path=str(SOURCES),
     model="",
     precision="avx_fp32",
     number_type="fp32",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.base.checkout import SOURCES
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.start import START
 from cnnbench.cases.precisions import PRECISIONS
@@ -26,7 +25,7 @@ from cnnbench.launch.gramine import (
     worker_roots,
 )
 from cnnbench.launch.trusted import check_manifest, hash_files, tomllib
-from cnnbench.worker.process import InstanceSpec, WorkerSpec
+from cnnbench.worker.spec import InstanceSpec, WorkerSpec
 
 TEMPLATES = sorted(Path(__file__).parents[2].glob("workload/*/gramine.manifest.template"))
 ODD = 'it\'s a "b" \\ $c {{ d }}\n\x7fé😀.py'
@@ -41,7 +40,6 @@ def make_spec(root, instances, **changes):
         backend="cnnbench.engines.null.backend:NullBackend",
         reader="",
         options_type="cnnbench.engines.interface:EngineOptions",
-        search_path=str(SOURCES),
         model=str(root / "folded.pb"),
         precision="amx_bfloat16",
         number_type="fp32",

@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -165,12 +165,6 @@ class Engine:
         """Return which build its options ask for; an engine lets that be chosen by an option named `variant`."""
         return getattr(options, "variant", AUTO)
 
-    @property
-    def search_path(self) -> Path:
-        """Return the directory that a Python finds its package, or its module alone, by."""
-        top = importlib.import_module(self.backend.partition(":")[0].partition(".")[0])
-        return Path(str(top.__file__)).parents[1 if hasattr(top, "__path__") else 0]
-
 
 @cache
 def engines() -> Mapping[str, Engine]:
@@ -195,11 +189,19 @@ def _own_engines() -> Iterator[Engine]:
 
 def _others_engines() -> Iterator[Engine]:
     for point in importlib.metadata.entry_points(group=GROUP):
-        declared = point.load()
+        named = f"entry point {point.name} of {GROUP}, {point.value}"
+        try:
+            declared = point.load()
+        except Exception as error:  # another package's code: whatever it raises is told with its name
+            told = f"{named}: {type(error).__name__}: {error}; mend that package or uninstall it"
+            raise CnnbenchError(told) from error
         for engine in declared if isinstance(declared, tuple) else (declared,):
             if not isinstance(engine, Engine):
+                raise CnnbenchError(f"{named}: is a {type(engine).__name__}; needed is an Engine")
+            if engine.builds or any(isinstance(getattr(engine, one.name), Steps) for one in fields(engine)):
                 raise CnnbenchError(
-                    f"entry point {point.name} of {GROUP} is {point.value}, a {type(engine).__name__}; needed an Engine"
+                    f"{named}: the engine {engine.name} has builds or steps, whose lock files and sources are looked "
+                    "for in this package alone; leave them out, so that it runs in the environment of cnnbench"
                 )
             yield engine
 

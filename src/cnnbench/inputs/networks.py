@@ -1,4 +1,4 @@
-"""Name the networks that PyTorch's engines can run, and check how one is to be built.
+"""Name the networks that engines can be handed, and check how one is to be built.
 
 Nothing of PyTorch is imported: the controller reads this too.
 """

@@ -19,7 +19,7 @@ from cnnbench.launch.gramine import (
 )
 from cnnbench.launch.local import WorkerLaunch
 from cnnbench.launch.trusted import TrustedFile, hash_files
-from cnnbench.worker.process import WorkerSpec
+from cnnbench.worker.spec import WorkerSpec
 
 APPLICATION = "worker"
 """What a worker's manifest in its directory is called: `worker.manifest`."""

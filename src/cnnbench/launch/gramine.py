@@ -19,7 +19,7 @@ from cnnbench.cases.precisions import Precision
 from cnnbench.launch.local import worker_command
 from cnnbench.launch.trusted import TrustedFile
 from cnnbench.results.steps import StepTimes
-from cnnbench.worker.process import WorkerSpec
+from cnnbench.worker.spec import WorkerSpec
 
 GRAMINE = Path("/usr/lib/x86_64-linux-gnu/gramine")
 """Where Gramine's packages put its libraries."""

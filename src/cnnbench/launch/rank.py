@@ -46,7 +46,7 @@ from cnnbench.machine.contention import sample_cpu_time, with_siblings
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.machine.topology import format_cpu_list, read_topology
 from cnnbench.worker.control import ControlBlock
-from cnnbench.worker.process import WorkerSpec
+from cnnbench.worker.spec import WorkerSpec
 
 ROUNDS = 50
 """How often two hosts ask each other the time; the quickest answer counts."""
@@ -331,7 +331,8 @@ def main(arguments: list[str]) -> None:
     except KilledError as error:
         _end(FAILED + error.detail)
     except CnnbenchError as error:
-        _end(UNFIT + str(error))
+        told = " ".join(str(error).split())  # the controller reads one line
+        _end(UNFIT + (told if told.startswith("rank ") else f"{ending}: {told}"))
     except KeyboardInterrupt:
         _end("")
     except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks would wait for this one

@@ -15,7 +15,7 @@ from cnnbench.proof.trace import TracedStep, read_trace
 from cnnbench.report.table import Format
 from cnnbench.report.text import align
 from cnnbench.results.record import find_runs
-from cnnbench.worker.process import WorkerSpec
+from cnnbench.worker.spec import WorkerSpec
 
 COLUMNS = (
     "record", "number", "kind", "shape", "implementation", "types", "partition", "count", "gmacs", "time_ms",

@@ -183,9 +183,9 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     int8 = planned.precision.is_int8
     engine, on_gpu = planned.engine, planned.precision.on_gpu
     if engine.has_model and p.data_type == "real":
-        require_image_set(p.dataset, cache_root(os.environ))
+        require_image_set(p.dataset, cache_root(environ))
     if engine.has_model and engine.takes == "graph":
-        given_model(p.model, cache_root(os.environ))
+        given_model(p.model, cache_root(environ))
     if int8 and not p.model and (obstacle := graph_quantizer_obstacle(engine)):
         # A MODEL may be int8 already, which staging finds out.
         raise SkippedError(f"{planned.precision.name}: {obstacle}")

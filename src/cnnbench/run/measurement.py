@@ -35,7 +35,7 @@ from cnnbench.run.job import Job, ranks_command
 from cnnbench.run.judging import judge_run
 from cnnbench.run.measured import images_of_steps
 from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, describe_run
-from cnnbench.worker.process import InstanceSpec, WorkerSpec
+from cnnbench.worker.spec import InstanceSpec, WorkerSpec
 
 DEFAULT_HANG_S = 300.0
 ENCLAVE_HANG_S = 1200.0
@@ -90,7 +90,6 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             options_type=f"{engine.options.__module__}:{engine.options.__qualname__}",
             options=job.options.model_dump(),
             whole_steps=engine.whole_steps(job.options),
-            search_path=str(engine.search_path),
             model=str(model.graph) if model else "",
             precision=p.precision,
             number_type=job.precision.data_type,

@@ -97,7 +97,7 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
 
 def _try_engine(rival: Job, inputs: Inputs, hang_s: float) -> RunResult:
     """Measure an engine for a moment; only its figure is kept."""
-    short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S, "profile": False}
+    short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S}
     job = replace(rival, parameters=rival.parameters.model_copy(update=short), peak_program=None)
     with tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
         return Measurement(job, inputs, Path(logs), hang_s).run()

@@ -1,6 +1,6 @@
 """Be one worker process: pin, load, check the outputs, warm up, measure, write what happened.
 
-Started as `python -m cnnbench.worker SPEC.json` with the engine's Python. A worker holds one instance, or, with
+Started as `python start.py cnnbench.worker SPEC.json` with the engine's Python. A worker holds one instance, or, with
 weight sharing, all instances of a socket as pinned threads on one set of weights. It ends when its parent does.
 """
 
@@ -12,7 +12,6 @@ import math
 import mmap
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -241,8 +240,6 @@ def main(arguments: list[str]) -> None:
     cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
     os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
     memory = _bind_memory(spec.memory_node)
-    if spec.search_path not in sys.path:
-        sys.path.append(spec.search_path)
     began_s = time.monotonic()
     backend: Backend = import_part(spec.backend)()
     threads = max(len(instance.cpus) for instance in spec.instances)

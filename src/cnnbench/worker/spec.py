@@ -33,8 +33,8 @@ class InstanceSpec:
 class WorkerSpec:
     """All a worker needs to know. Paths are absolute.
 
-    `engine`: its name, for people. `backend`, `reader`, `options_type`: its parts as "module:Name", found below
-    `search_path`; `options`: its own, unread. `whole_steps`: whether it is handed whole steps, and parts them itself.
+    `engine`: its name, for people. `backend`, `reader`, `options_type`: its parts as "module:Name"; `options`: its
+    own, unread. `whole_steps`: whether it is handed whole steps, and parts them itself.
     `model`, `check_images`: empty for an engine without a model. `form`: what a network wants of images; None for a
     graph. `batch_size`: images of a step, handed to the engine in parts of `micro_batch_size`. `data_type`: as the
     parameter says: one batch for all steps, one of several made beforehand, or what is read. `io_threads`: how many
@@ -53,7 +53,6 @@ class WorkerSpec:
     options_type: str
     options: dict[str, Any]
     whole_steps: bool
-    search_path: str
     model: str
     precision: str
     number_type: str

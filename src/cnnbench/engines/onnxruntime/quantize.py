@@ -1,6 +1,6 @@
 """Quantise an exported network to int8 with ONNX Runtime, for every engine that reads ONNX.
 
-`python -m cnnbench.engines.onnxruntime.quantize NETWORK IMAGES DESTINATION` runs in ONNX Runtime's environment. It
+`start.py cnnbench.engines.onnxruntime.quantize NETWORK IMAGES DESTINATION` runs in ONNX Runtime's environment. It
 calibrates the network of the directory NETWORK on the first images of a set and writes `network.onnx`, where each
 quantised operation stands between DequantizeLinear and QuantizeLinear, and `int8.json` (how it was made).
 """

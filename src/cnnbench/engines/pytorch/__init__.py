@@ -18,8 +18,9 @@ PYTHON: PythonVersion = (3, 11)
 """The Python that PyTorch is locked for (requirements/pytorch-cpu.in)."""
 
 OWN_PYTHON = "CNNBENCH_PYTORCH_CUDA"
-"""Environment variable: a Python that has PyTorch for GPUs, timm and torchvision already, to be used as it is in place
-of the environment of requirements/pytorch-cuda.lock, which is several gigabytes to fetch."""
+"""Environment variable: a Python that has PyTorch for GPUs (2.7 or newer), torchvision, timm, pydantic and safetensors
+already, to be used as it is in place of the environment of requirements/pytorch-cuda.lock, which is several
+gigabytes to fetch."""
 
 INDEX = "https://download.pytorch.org/whl/cpu"
 """Where PyTorch's builds for CPUs are."""

@@ -1,4 +1,4 @@
-"""Prepare networks, as `python -m cnnbench.engines.pytorch.prepare STEP ...` with a Python that has PyTorch.
+"""Prepare networks, as `start.py cnnbench.engines.pytorch.prepare STEP ...` with a Python that has PyTorch.
 
 `network IMAGES DESTINATION` prepares the one that `DESTINATION/network.json` describes. Beside that file come
 `weights.safetensors` or, for engines that read it, `network.onnx`; `check_images.npy` in the form that the network is

@@ -18,7 +18,7 @@ ITEX_PYTHONS: tuple[PythonVersion, ...] = ((3, 10), (3, 11))
 """The Pythons that the last ITEX with CPU wheels has wheels for, and TensorFlow 2.15, which quantises."""
 
 ONEDNN, ZENDNN = "TF_ENABLE_ONEDNN_OPTS", "TF_ENABLE_ZENDNN_OPTS"
-BFLOAT16_MATH = {"ITEX_FP32_MATH_MODE": "BF32"}
+ITEX_BFLOAT16_MATH = {"ITEX_FP32_MATH_MODE": "BF32"}
 """What has ITEX compute float32 in bfloat16, where it would else say otherwise to oneDNN."""
 BLOCKED_LAYOUT = {"ITEX_ONEDNN_LAYOUT_OPT": "1"}
 """What has ITEX keep features in oneDNN's blocked layouts: measured ahead with float32 graphs and more than one image
@@ -61,7 +61,7 @@ def _environment(setting: Setting) -> dict[str, str]:
     of_float32 = setting.number_type in ("fp32", "bfloat32")
     return {
         **({ZENDNN: "1", ONEDNN: "0"} if setting.build == "zentf" else {ONEDNN: "1"}),
-        **(BFLOAT16_MATH if setting.number_type == "bfloat32" else {}),
+        **(ITEX_BFLOAT16_MATH if setting.number_type == "bfloat32" else {}),
         **(BLOCKED_LAYOUT if setting.build == "itex" and of_float32 and setting.batch_size > 1 else {}),
     }
 

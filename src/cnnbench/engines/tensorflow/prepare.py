@@ -1,6 +1,6 @@
 """Make the embedded model, and make any model ready to be measured. Runs in the engine's environment.
 
-`python -m cnnbench.engines.tensorflow.prepare embedded CALIBRATION TRAINING DESTINATION` builds ResNet50 v1.5 with
+`start.py cnnbench.engines.tensorflow.prepare embedded CALIBRATION TRAINING DESTINATION` builds ResNet50 v1.5 with
 seeded weights and a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen graph and
 records what it answers to a fixed batch before any rewriting, which is the reference for every measured graph.
 `... predict MODEL IMAGES DESTINATION` records the best class of every image, likewise by the graph as it was given.

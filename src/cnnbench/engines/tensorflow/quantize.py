@@ -1,6 +1,6 @@
 """Quantise a folded float32 graph to int8 with neural-compressor. Runs in the quantising environment.
 
-`python -m cnnbench.engines.tensorflow.quantize VARIANT MODEL IMAGES DESTINATION` calibrates on the first images of a
+`start.py cnnbench.engines.tensorflow.quantize VARIANT MODEL IMAGES DESTINATION` calibrates on the first images of a
 set and writes `int8.pb`, in the form that the engine's build VARIANT computes in int8, and how in `int8.json`.
 """
 

@@ -1,7 +1,7 @@
 """Turn ImageNet in TFRecord shards (`validation-00000-of-00128`) into the common form of image set.
 
 Run with the Python of a TensorFlow environment:
-`python -m cnnbench.engines.tensorflow.shards SHARD_DIRECTORY DESTINATION`.
+`start.py cnnbench.engines.tensorflow.shards SHARD_DIRECTORY DESTINATION`.
 TensorFlow itself reads the records, so that there is no second parser here to trust.
 """
 
