@@ -5,8 +5,10 @@ import re
 import pytest
 
 from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.harness.spec import DEFAULT_OUTPUT
 from cnnbench.report import precisions
 from cnnbench.results.record import Criterion, Kpi, RunResult
+from cnnbench.run.kpis import find_kind
 from read_table import read_table
 
 KILLED = Criterion(name="instances", passed=False, found="an instance was killed", needed="")
@@ -16,6 +18,11 @@ PRIMARY = {
     "latency": ("Latency mean", "ms"),
     "accuracy": ("Accuracy top-1", "%"),
 }
+
+
+def test_a_kpi_that_a_table_shows_is_one_that_runs_have():
+    for key in (*(column.key for column in precisions.COLUMNS), *(key for _, key in DEFAULT_OUTPUT)):
+        assert find_kind(key).name == key
 
 
 def precision_table(runs, order=tuple(PRECISIONS)):

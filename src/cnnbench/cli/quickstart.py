@@ -27,6 +27,7 @@ from cnnbench.report.table import kpi_table
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult, load_run
 from cnnbench.run.inputs import stage_engine
 from cnnbench.run.job import graph_quantizer_obstacle
+from cnnbench.run.kpis import primary_kind
 
 WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
 
@@ -134,11 +135,12 @@ def _choose(cases: Iterable[TestCase]) -> list[str]:
 
 def _fastest(precisions: Sequence[PrecisionName], runs: Iterable[RunResult]) -> PrecisionName:
     """Return the precision of the highest throughput measured, the first one when there is none."""
+    throughput = primary_kind("throughput").name
     rates = {
         run.requested["PRECISION"]: kpi.value
         for run in runs
         for kpi in run.kpis
-        if kpi.primary and kpi.key == "Throughput" and run.verdict != "invalid"
+        if kpi.primary and kpi.key == throughput and run.verdict != "invalid"
     }
     return max(precisions, key=lambda precision: rates.get(precision, 0.0))
 
