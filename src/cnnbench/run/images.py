@@ -24,7 +24,7 @@ from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.progress import bytes_text
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.workload import Workload
-from cnnbench.engines.registry import Steps, engines, find_engine, find_part
+from cnnbench.engines.registry import Steps, engines, find_engine
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.launch.container import run_engine
@@ -305,14 +305,13 @@ def bill_of_materials(workload: Workload, options: ImageOptions) -> BillOfMateri
 
 def _artefacts(options: ImageOptions, engine: str) -> dict[str, str]:
     """Return the checksums of what is staged in the images; of what is made there, those of what makes it."""
-    embeds = find_part("embeds").embeds
-    assert embeds is not None
-    made = {procedural.SEED: f"made from sources:{digest_sources(embeds)}"}
+    made = {procedural.SEED: _made_from(Steps("", ("inputs/procedural.py",)))}
     chosen = [] if options.dataset_from == "embedded" else list(IMAGENET_ARTEFACTS)
     known, of_graphs = load_artefacts(), find_engine(engine)
     if of_graphs.prepares_graphs:
         chosen = options.models.split() + chosen
-        made[f"{EMBEDDED}-embedded"] = made[procedural.SEED]
+    if of_graphs.embeds:
+        made[f"{EMBEDDED}-embedded"] = _made_from(of_graphs.embeds)
     if of_graphs.quantizes_graphs:
         quantizer = lock_path(of_graphs.quantizes_graphs.lock)
         made["int8 graphs"] = f"made with {quantizer.name} sha256:{digest_file(quantizer)}"
@@ -320,6 +319,10 @@ def _artefacts(options: ImageOptions, engine: str) -> dict[str, str]:
         name: " ".join(f"{kind}:{value}" for kind in ("sha256", "md5") if (value := getattr(known[name], kind)))
         for name in chosen
     }
+
+
+def _made_from(steps: Steps) -> str:
+    return f"made from sources:{digest_sources(steps)}"
 
 
 def _pinned(lock: Path) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Make a case ready to run: resolve its parameters, plan its instances, and what runs it here."""
 
 import dataclasses
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -194,7 +193,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     if obstacle := engine.obstacle(environ, on_gpu):
         raise SkippedError(f"ENGINE={engine.name}: {obstacle}")
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
-    environment = inherited | _engine_environment(planned, variant)
+    environment = inherited | _engine_environment(planned, variant, cache_root(environ))
     notes = list(planned.notes)
     missed = [name for name in left_out if name in PLACES or (not name.startswith("PYTHON") and name not in FIELDS)]
     if missed:
@@ -255,11 +254,10 @@ def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
     return dataclasses.replace(rivals[0], notes=notes, rivals=tuple(rivals))
 
 
-def _engine_environment(planned: PlannedCase, variant: str) -> dict[str, str]:
+def _engine_environment(planned: PlannedCase, variant: str, cache: Path) -> dict[str, str]:
     """Return what the instances' environment has beyond the caller's."""
     p = planned.parameters
-    compiled = cache_root(os.environ) / "compiled"
-    setting = Setting(variant, planned.precision.data_type, p.batch_size, planned.options, compiled)
+    setting = Setting(variant, planned.precision.data_type, p.batch_size, planned.options, cache / "compiled")
     return engine_environment(
         planned.plan,
         planned.precision,
@@ -301,7 +299,7 @@ def describe_job(job: Job, cache: Path) -> list[str]:
         names = ", ".join(rival.engine.name for rival in job.rivals)
         lines.append(f"note: ENGINE={AUTO}: a trial will choose out of {names}; below is what {job.engine.name} gets")
     lines.append("environment, beyond the caller's:")
-    lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant).items()]
+    lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant, cache).items()]
     lines.append("command lines:")
     if job.ranks:
         python = environment_path(RANKS, cache) / "bin" / "python"
