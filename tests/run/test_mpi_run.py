@@ -185,8 +185,8 @@ def test_an_image_that_cannot_be_decoded_is_named_through_mpi(engine_cache, pyto
         text=True,
     )
     assert done.returncode == 3, done.stdout + done.stderr
-    assert f"#INVALID RESULT: {bad}: cannot be decoded: " in done.stdout
-    assert load_run(tmp_path / f"logs-{case}" / "itr-1" / "worker-0").reason.startswith(f"{bad}: cannot be decoded: ")
+    assert re.search(rf"^#INVALID RESULT: rank 0 on \S+: {bad}: cannot be decoded: ", done.stdout, re.MULTILINE)
+    assert load_run(tmp_path / f"logs-{case}" / "itr-1" / "worker-0").reason.startswith("rank 0 on ")
 
 
 @pytest.fixture
