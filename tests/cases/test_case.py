@@ -1,5 +1,6 @@
 """Case names and parameters, as users write them: in names, environments, arguments and yaml sections."""
 
+import itertools
 import re
 
 import pytest
@@ -20,6 +21,21 @@ DOCUMENTED_NAMES = [
         "throughput_amx_bfloat16_gated",
         "throughput_amx_bfloat16_pkm",
     )
+]
+BAD_NAMES = [
+    "",
+    "resnet50",
+    f"test_{SLUG}",
+    f"test_{SLUG}_inference_throughput",
+    f"test_{SLUG}_training_throughput_avx_fp32",
+    f"test_{SLUG}_inference_speed_avx_fp32",
+    f"test_{SLUG}_inference_throughput_avx_fp16",
+    f"test_{SLUG}_inference_throughput_avx_fp32_nightly",
+    f"test_{SLUG}_inference_throughput_avx_fp32_",
+    f"test_{SLUG}_inference_sgx_throughput_avx_fp32",
+    f"test_{SLUG}_inference_throughput_avx_fp32\n",
+    f"Test_{SLUG}_inference_throughput_avx_fp32",
+    "test_vgg16_inference_throughput_avx_fp32",
 ]
 THROUGHPUT = TestCase(SLUG, "throughput", "avx_bfloat16")
 ACCURACY = TestCase(SLUG, "accuracy", "avx_fp32")
@@ -72,7 +88,6 @@ GOOD_VALUES = {
     "HOSTFILE": ("", {}),
     "CUSTOMER_ENV": ({}, {"A=1": {"A": "1"}, "A=1 B='two words'": {"A": "1", "B": "two words"}}),
 }
-EACH_GOOD_VALUE = [(name, text, value) for name, (_, texts) in GOOD_VALUES.items() for text, value in texts.items()]
 
 BAD_VALUES = [
     ("DATA_TYPE", "jpeg", "dummy, generated, real"),
@@ -129,51 +144,35 @@ def resolve_environment(environ, case=THROUGHPUT):
     return resolve(case, {"environment": from_environment(environ)})
 
 
-@pytest.mark.parametrize("name", DOCUMENTED_NAMES)
-def test_a_documented_name_says_what_it_says_and_comes_back(name):
-    case = TestCase.parse(name, SLUG)
-    assert case.name == name
-    assert (case.function, case.precision, case.sgx) == ("inference", "amx_bfloat16", "_sgx_" in name)
-    assert case.mode == name.removeprefix(f"test_{SLUG}_").removeprefix("sgx_").split("_")[1]
-    assert case.case_type == {"gated": "gated", "pkm": "pkm"}.get(name.rsplit("_", 1)[1], "")
+def test_a_documented_name_says_what_it_says_and_comes_back(subtests):
+    for name in DOCUMENTED_NAMES:
+        with subtests.test(name):
+            case = TestCase.parse(name, SLUG)
+            assert case.name == name
+            assert (case.function, case.precision, case.sgx) == ("inference", "amx_bfloat16", "_sgx_" in name)
+            assert case.mode == name.removeprefix(f"test_{SLUG}_").removeprefix("sgx_").split("_")[1]
+            assert case.case_type == {"gated": "gated", "pkm": "pkm"}.get(name.rsplit("_", 1)[1], "")
 
 
-@pytest.mark.parametrize("mode", ["throughput", "latency", "accuracy"])
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_mode_and_precision_comes_back(mode, precision):
-    case = TestCase(SLUG, mode, precision)
-    assert TestCase.parse(case.name, SLUG) == case
+def test_every_mode_and_precision_comes_back():
+    for mode, precision in itertools.product(["throughput", "latency", "accuracy"], PRECISIONS):
+        case = TestCase(SLUG, mode, precision)
+        assert TestCase.parse(case.name, SLUG) == case
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "resnet50",
-        f"test_{SLUG}",
-        f"test_{SLUG}_inference_throughput",
-        f"test_{SLUG}_training_throughput_avx_fp32",
-        f"test_{SLUG}_inference_speed_avx_fp32",
-        f"test_{SLUG}_inference_throughput_avx_fp16",
-        f"test_{SLUG}_inference_throughput_avx_fp32_nightly",
-        f"test_{SLUG}_inference_throughput_avx_fp32_",
-        f"test_{SLUG}_inference_sgx_throughput_avx_fp32",
-        f"test_{SLUG}_inference_throughput_avx_fp32\n",
-        f"Test_{SLUG}_inference_throughput_avx_fp32",
-        "test_vgg16_inference_throughput_avx_fp32",
-    ],
-)
-def test_a_bad_name_is_told_how_names_are_made(name):
-    with pytest.raises(UsageError) as raised:
-        TestCase.parse(name, SLUG)
-    for words in (
-        f"test_{SLUG}_[sgx_]FUNCTION_MODE_PRECISION[_CASE_TYPE]",
-        "FUNCTION inference;",
-        "MODE throughput latency accuracy",
-        "PRECISION avx_fp32 avx_bfloat16 avx_int8 amx_bfloat16 amx_bfloat32 amx_int8",
-        "CASE_TYPE gated pkm",
-    ):
-        assert words in str(raised.value)
+def test_a_bad_name_is_told_how_names_are_made(subtests):
+    for name in BAD_NAMES:
+        with subtests.test(name):
+            with pytest.raises(UsageError) as raised:
+                TestCase.parse(name, SLUG)
+            for words in (
+                f"test_{SLUG}_[sgx_]FUNCTION_MODE_PRECISION[_CASE_TYPE]",
+                "FUNCTION inference;",
+                "MODE throughput latency accuracy",
+                "PRECISION avx_fp32 avx_bfloat16 avx_int8 amx_bfloat16 amx_bfloat32 amx_int8",
+                "CASE_TYPE gated pkm",
+            ):
+                assert words in str(raised.value)
 
 
 def test_the_slug_is_no_pattern():
@@ -204,31 +203,21 @@ def test_a_wrap_key_is_for_sgx_cases_alone():
         resolve_environment({"WRAP_KEY": "/my key"})
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_defaults(name):
-    expected = GOOD_VALUES[name][0]
-    assert value_of(resolve(THROUGHPUT, {}), name) == expected
+def test_an_empty_value_in_the_environment_means_the_default(subtests):
+    for name, (default, _) in GOOD_VALUES.items():
+        with subtests.test(name):
+            assert value_of(resolve(THROUGHPUT, {}), name) == default
+            assert resolve_environment({name: ""}) == resolve(THROUGHPUT, {})
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_an_empty_value_in_the_environment_means_the_default(name):
-    assert resolve_environment({name: ""}) == resolve(THROUGHPUT, {})
-
-
-@pytest.mark.parametrize(("name", "text", "value"), EACH_GOOD_VALUE)
-def test_good_values_from_the_environment(name, text, value):
-    assert value_of(resolve_environment({name: text}), name) == value
-
-
-@pytest.mark.parametrize(("name", "text", "value"), EACH_GOOD_VALUE)
-def test_good_values_from_arguments(name, text, value):
-    layers = {"argument": parse_arguments([f"--{name.lower()}={text}"])}
-    assert value_of(resolve(THROUGHPUT, layers), name) == value
-
-
-@pytest.mark.parametrize(("name", "text", "value"), EACH_GOOD_VALUE)
-def test_the_environment_may_hold_the_argument_itself(name, text, value):
-    assert value_of(resolve_environment({name: f"--{name.lower()}={text}"}), name) == value
+def test_good_values_from_the_environment_from_arguments_and_from_arguments_in_the_environment(subtests):
+    for name, (_, texts) in GOOD_VALUES.items():
+        for text, value in texts.items():
+            with subtests.test(f"{name}={text}"):
+                argument = f"--{name.lower()}={text}"
+                assert value_of(resolve_environment({name: text}), name) == value
+                assert value_of(resolve_environment({name: argument}), name) == value
+                assert value_of(resolve(THROUGHPUT, {"argument": parse_arguments([argument])}), name) == value
 
 
 ON_GPU = TestCase(SLUG, "throughput", "cuda_float16")
@@ -272,12 +261,13 @@ def test_the_later_layer_wins_and_leaves_the_rest():
     assert (parameters.batch_size, parameters.steps, parameters.warmup_steps) == (3, 2, 1)
 
 
-@pytest.mark.parametrize(("name", "text", "words"), BAD_VALUES)
-def test_a_bad_value_is_named_with_its_parameter_its_source_and_what_is_accepted(name, text, words):
-    with pytest.raises(UsageError) as raised:
-        resolve_environment({name: text})
-    assert str(raised.value).startswith(f"{name}={text} (environment): must be {words}")
-    assert raised.value.exit_code == 2
+def test_a_bad_value_is_named_with_its_parameter_its_source_and_what_is_accepted(subtests):
+    for name, text, words in BAD_VALUES:
+        with subtests.test(f"{name}={text}"):
+            with pytest.raises(UsageError) as raised:
+                resolve_environment({name: text})
+            assert str(raised.value).startswith(f"{name}={text} (environment): must be {words}")
+            assert raised.value.exit_code == 2
 
 
 def test_a_bad_value_that_a_stronger_layer_replaces_does_no_harm():
@@ -285,10 +275,10 @@ def test_a_bad_value_that_a_stronger_layer_replaces_does_no_harm():
     assert resolve(THROUGHPUT, layers).batch_size == 8
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_what_is_accepted_and_the_default_can_be_said(name):
-    assert accepted(name)
-    assert "None" not in accepted(name) + default_text(name)
+def test_what_is_accepted_and_the_default_can_be_said():
+    for name in FIELDS:
+        assert accepted(name), name
+        assert "None" not in accepted(name) + default_text(name), name
 
 
 def test_an_unknown_parameter_in_an_argument_is_told_the_known_ones():
