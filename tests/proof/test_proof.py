@@ -3,9 +3,9 @@
 import pytest
 
 from checkout import ROOT
-from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.cases.precisions import PRECISIONS, REQUIRED_SHARE
 from cnnbench.engines.layers import UNTOLD, Primitive
-from cnnbench.proof.precision import FALLBACKS_SHOWN, REQUIRED_SHARE, judge_trace
+from cnnbench.proof.precision import FALLBACKS_SHOWN, judge_trace
 from cnnbench.proof.trace import TracedStep, parse_verbose
 from cnnbench.proof.verdict import judge_precision
 

@@ -14,7 +14,7 @@ import pytest
 from cnnbench.engines.layers import Primitive
 from cnnbench.engines.null.backend import NullBackend
 from cnnbench.proof.trace import read_trace
-from cnnbench.run.measurement import TRACE_STEPS, _trace_spec
+from cnnbench.run.workers import TRACE_STEPS, trace_spec
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.process import (
     GENERATED,
@@ -138,7 +138,7 @@ def test_what_an_accuracy_run_infers_beside_its_images_does_not_grow_with_its_ba
     for number, (mode, batch, micro, whole, beside, traced) in enumerate(cases):
         spec = replace(SPEC, mode=mode, batch_size=batch, micro_batch_size=micro, whole_steps=whole)
         assert count_images(monkeypatch, tmp_path / f"{number}", spec) == beside + batch, spec
-        tracing, logs = _trace_spec(spec, tmp_path), tmp_path / f"{number}-trace"
+        tracing, logs = trace_spec(spec, tmp_path), tmp_path / f"{number}-trace"
         assert count_images(monkeypatch, logs, tracing) == (1 + TRACE_STEPS) * traced, spec
         parts = traced // min(tracing.micro_batch_size, traced)  # of one size, so that the last tells of all
         assert len(read_trace(logs).layers) == parts

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from cnnbench.base.errors import CnnbenchError, SkippedError
 from cnnbench.machine.host import find_gpu_obstacle
 
+REQUIRED_SHARE = 0.95
+"""The share of a network's multiply-accumulates that must have run as the precision says, for a valid result."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -20,7 +23,8 @@ class Precision:
     `trace_type`: the data type its source and weights must have. `fpmath`: the type in which it computes with float32
     numbers, empty for float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference.
     `top1_agreement`: the share of the check batch whose best class must be the reference's. `peak`: the kind of
-    native/peak.c that is its ceiling, empty on a GPU, which that cannot measure.
+    native/peak.c that is its ceiling, empty on a GPU, which that cannot measure. `instructions`: what the class of a
+    sample of its multiply-accumulates must begin as. `speedup`: how many times as fast as the fastest others these are.
     """
 
     name: str
@@ -32,6 +36,16 @@ class Precision:
     top1_agreement: float
     peak: str
     fpmath: str = ""
+    instructions: str = r"(?!)"
+    speedup: int = 1
+
+    @property
+    def sample_share(self) -> float:
+        """The share of the multiply-accumulates' time that its instructions must have taken at the least.
+
+        With it, REQUIRED_SHARE of the multiply-accumulates were theirs even if all others ran as fast as others can.
+        """
+        return REQUIRED_SHARE / (REQUIRED_SHARE + (1 - REQUIRED_SHARE) * self.speedup)
 
     @property
     def is_int8(self) -> bool:
@@ -77,6 +91,7 @@ PRECISIONS = {
             softmax_bound=1e-3,
             top1_agreement=1.0,
             peak="fp32",
+            instructions=r"(?:AVX-512 )?FMA f32 (?:256|512)",
         ),
         Precision(
             "avx_bfloat16",
@@ -87,6 +102,8 @@ PRECISIONS = {
             softmax_bound=0.15,
             top1_agreement=0.9,
             peak="avx512_bf16",
+            instructions="AVX512-BF16",
+            speedup=2,
         ),
         Precision(
             "avx_int8",
@@ -97,6 +114,8 @@ PRECISIONS = {
             softmax_bound=0.3,
             top1_agreement=0.85,
             peak="vnni",
+            instructions=r"AVX(?:512)?-VNNI",
+            speedup=2,
         ),
         Precision(
             "amx_bfloat16",
@@ -107,6 +126,8 @@ PRECISIONS = {
             softmax_bound=0.15,
             top1_agreement=0.9,
             peak="amx_bf16",
+            instructions="AMX-BF16",
+            speedup=8,
         ),
         Precision(
             "amx_bfloat32",
@@ -117,6 +138,8 @@ PRECISIONS = {
             softmax_bound=0.15,
             top1_agreement=0.9,
             peak="amx_bf16",
+            instructions="AMX-BF16",
+            speedup=8,
             fpmath="bf16",
         ),
         Precision(
@@ -128,6 +151,8 @@ PRECISIONS = {
             softmax_bound=0.3,
             top1_agreement=0.85,
             peak="amx_int8",
+            instructions="AMX-INT8",
+            speedup=8,
         ),
         _on_gpu("fp32", "f32", softmax_bound=1e-3, top1_agreement=1.0),
         _on_gpu("float16", "f16", softmax_bound=0.1, top1_agreement=0.9),

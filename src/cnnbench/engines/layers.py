@@ -11,6 +11,9 @@ STEP_MARK = "cnnbench_trace,step"
 TRACE_DIRECTORY = "trace"
 """Where a run's logs have the trace."""
 
+TRACED = "output.log"
+"""The file of a trace that has a library's lines."""
+
 LAYERS = "layers.json"
 """The file of a trace that an engine tells itself."""
 

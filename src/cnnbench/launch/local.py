@@ -294,7 +294,6 @@ def run_tracer(launch: WorkerLaunch, hang_s: float) -> None:
 
 def run_workers(
     launches: Iterable[WorkerLaunch],
-    trace: WorkerLaunch | None,
     shared: Path,
     limits: Limits,
     progress: Progress,
@@ -302,18 +301,13 @@ def run_workers(
 ) -> None:
     """Run all workers from start to end.
 
-    `progress` counts the steps measured, or the seconds when `limits.enough` decides. The trace has ended before the
-    workers start: its times are of cores that it has to itself. `look` is called with the workers' process ids when
-    measuring begins and again when it ends, under full load. Raises KilledError when any process does not make it;
-    whatever happens, no process is left when this returns.
+    `progress` counts the steps measured, or the seconds when `limits.enough` decides. `look` is called
+    with the workers' process ids when measuring begins and again when it ends, under full load. Raises KilledError when
+    any process does not make it; whatever happens, no process is left when this returns.
     """
     launches = list(launches)
     instances = sum(len(launch.instances) for launch in launches)
     ControlBlock.create(shared, instances)
-    if trace is not None:
-        with Progress("tracing", 1, "processes") as tracing:
-            run_tracer(trace, limits.hang_s)
-            tracing.advance(1)
     with ExitStack() as stack:
         workers = [start_process(stack, launch) for launch in launches]
         run = Run(workers, range(instances), shared, limits)

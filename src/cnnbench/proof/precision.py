@@ -9,9 +9,8 @@ from cnnbench.cases.precisions import Precision
 from cnnbench.engines.layers import UNTOLD, Primitive
 from cnnbench.proof.trace import TracedStep
 
-REQUIRED_SHARE = 0.95
 MOST_SHARE = 1.01
-"""Between these shares of the graph's multiply-accumulates must have run as the precision says, for a valid result.
+"""No more than this share of the graph's multiply-accumulates may have run as the precision says.
 
 More than all of them means that the trace or the graph was not read right, and then nothing is proven.
 """

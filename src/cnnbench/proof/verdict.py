@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnbench.cases.precisions import Precision
+from cnnbench.cases.precisions import REQUIRED_SHARE, Precision
 from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.machine.ceiling import Utilization
 from cnnbench.machine.contention import Contention, Throttling
 from cnnbench.machine.topology import format_cpu_list
-from cnnbench.proof.precision import MOST_SHARE, REQUIRED_SHARE, PrecisionProof
+from cnnbench.proof.precision import MOST_SHARE, PrecisionProof
+from cnnbench.proof.samples import REQUIRED_COVER, SampledProof
 from cnnbench.results.record import KILLED, Criterion
 from cnnbench.results.stats import MIN_SLICES, Estimate, Steadiness
 
@@ -61,8 +62,45 @@ def _process_cpus(instances: Iterable[InstancePlan], process: int) -> set[int]:
     return {cpu for instance in instances if instance.process == process for cpu in instance.cpus}
 
 
-def judge_precision(precision: Precision, proof: PrecisionProof) -> Criterion:
-    """Judge whether the precision asked for is the one that ran."""
+def judge_precision(precision: Precision, told: PrecisionProof | None, sampled: SampledProof | None) -> Criterion:
+    """Judge whether the precision asked for is the one that ran, by what is known of it: one or the other, or both.
+
+    `told`: by the engine, or by a library's trace; it decides alone where samples do not. `sampled`: from the measured
+    instances' own instructions.
+    """
+    parts = [*([_judge_samples(sampled)] if sampled else []), *([_judge_account(precision, told)] if told else [])]
+    if len(parts) == 1:
+        return parts[0]
+    assert sampled is not None
+    passed = parts[1].passed and (parts[0].passed or not sampled.decided)
+    disagree = sampled.decided and parts[0].passed != parts[1].passed
+    return Criterion(
+        name="precision",
+        passed=passed,
+        found="; ".join(part.found for part in parts) + ("; the two disagree" if disagree else ""),
+        needed="; ".join(part.needed for part in parts),
+    )
+
+
+def _judge_samples(sampled: SampledProof) -> Criterion:
+    """Judge whether the samples prove the precision."""
+    ran = ", ".join(f"{name} {count / sampled.multiplying:.1%}" for name, count in list(sampled.classes.items())[:3])
+    low, high = sampled.interval
+    share = f"{sampled.share:.1%} [{low:.1%}, {high:.1%}] " if sampled.multiplying else ""
+    found = f"{share}of {sampled.multiplying} samples among multiply-accumulates were at {sampled.precision.name}"
+    needed = f"{sampled.precision.sample_share:.1%} at the interval's lower end"
+    if sampled.covered < REQUIRED_COVER:
+        found += f", and only {sampled.covered:.0%} of the CPU time was sampled"
+        needed += f", and {REQUIRED_COVER:.0%} of the CPU time"
+    return Criterion(
+        name="precision",
+        passed=sampled.passed,
+        found=f"{'' if sampled.decided else 'unproven by samples: '}{found} ({ran or 'none'})",
+        needed=needed if sampled.decided else f"{needed}: measure for longer (STEPS, MIN_TIME)",
+    )
+
+
+def _judge_account(precision: Precision, proof: PrecisionProof) -> Criterion:
     ran = ", ".join(f"{name} {share:.0%}" for name, share in list(proof.implementations.items())[:3])
     of = precision.name if proof.instructions_told else f"{precision.name}'s data type"
     remedy = (

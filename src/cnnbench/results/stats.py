@@ -228,6 +228,14 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
     return difference, difference - below, difference + above
 
 
+def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share (Clopper, Pearson, Biometrika 26:404-413, 1934); of nothing, (0, 1)."""
+    tail = (1 - CONFIDENCE) / 2
+    low = float(special.betaincinv(successes, trials - successes + 1, tail)) if successes else 0.0
+    high = float(special.betaincinv(successes + 1, trials - successes, 1 - tail)) if successes < trials else 1.0
+    return low, high
+
+
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share of correct answers (Wilson, JASA 22:209-212, 1927)."""
     z2, share = float(special.ndtri((1 + CONFIDENCE) / 2)) ** 2, correct / total

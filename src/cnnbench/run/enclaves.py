@@ -22,7 +22,7 @@ from cnnbench.launch.trusted import hash_files, library_files
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots, epc_notes, missing_for_enclaves, missing_tools, require_sgx
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
-from cnnbench.run.measurement import worker_environment, worker_specs
+from cnnbench.run.workers import worker_environment, worker_specs
 
 TEMPLATE = "gramine.manifest.template"
 """The file of a workload's directory that its enclaves are described by."""
@@ -98,7 +98,9 @@ def render_first(job: Job, inputs: Inputs, template: Path, scratch: Path, gramin
     directory.mkdir(parents=True)
     spec = worker_specs(job, inputs, "manifest", scratch / "shared", logs)[0]
     spec.write(directory / "spec.json")
-    return describe_enclaves(job, inputs, template, gramine).render(spec, directory, worker_environment(job, spec))
+    return describe_enclaves(job, inputs, template, gramine).render(
+        spec, directory, worker_environment(job, spec, inputs.sampler)
+    )
 
 
 def _read_template(path: Path) -> str:

@@ -34,6 +34,7 @@ from cnnbench.staging.networks import (
     prepare_network,
     quantize_network,
 )
+from cnnbench.staging.sampler import NO_SAMPLER, Sampler, stage_sampler
 from cnnbench.staging.stage import staged_path
 
 
@@ -41,13 +42,14 @@ from cnnbench.staging.stage import staged_path
 class Inputs:
     """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null.
 
-    `ranks_python`: what runs MPI's ranks; None without MPI.
+    `ranks_python`: what runs MPI's ranks; None without MPI. `sampler`: what samples the instances.
     """
 
     python: Path
     images: ImageSet | None
     model: PreparedModel | None
     ranks_python: Path | None = None
+    sampler: Sampler = NO_SAMPLER
 
 
 NOTHING_STAGED = Inputs(Path(), None, None)
@@ -60,7 +62,8 @@ def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
     `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
     """
     inputs = _stage_for_engine(job, cache, in_image=in_image)
-    return dataclasses.replace(inputs, ranks_python=locked_python(RANKS, cache)) if job.ranks else inputs
+    ranks_python = locked_python(RANKS, cache) if job.ranks else None
+    return dataclasses.replace(inputs, ranks_python=ranks_python, sampler=stage_sampler(job.sampler, cache))
 
 
 def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:

@@ -36,6 +36,7 @@ from cnnbench.staging.environments import (
     planned_python,
 )
 from cnnbench.staging.inputs import require_image_set
+from cnnbench.staging.sampler import Sampler, find_sampler
 from cnnbench.staging.stage import staged_path
 
 PLATFORM_VARIABLE = "PLATFORM"
@@ -84,13 +85,14 @@ class Job(PlannedCase):
     """A planned case with what runs it here: the engine's build, and the environment of the instances.
 
     `peak_program`: what measures the machine's ceiling; None where there is none, or nothing to hold against it.
-    `mpirun`: Open MPI's; None without MPI.
+    `sampler`: what samples the instances, or why nothing does. `mpirun`: Open MPI's; None without MPI.
     `rivals`: where the engine is still to be chosen by a trial, the jobs of all that there are, its own among them.
     """
 
     variant: str
     environment: dict[str, str]
     peak_program: Path | None
+    sampler: Sampler
     mpirun: Path | None
     rivals: tuple["Job", ...] = ()
 
@@ -217,8 +219,19 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         variant=variant,
         environment=environment,
         peak_program=peak_program,
+        sampler=_choose_sampler(planned, environ),
         mpirun=find_mpirun() if planned.ranks else None,
     )
+
+
+def _choose_sampler(planned: PlannedCase, environ: Mapping[str, str]) -> Sampler:
+    """Return what samples a case's instances, where that tells anything and can be."""
+    found = find_sampler(environ)
+    if planned.precision.on_gpu:
+        return Sampler(reason="what samples here samples CPUs, not GPUs")
+    if planned.case.sgx:
+        return Sampler(reason="nothing samples in an enclave: its code is not to be read, and it has no timers")
+    return found
 
 
 def ranks_command(job: Job, python: Path, file: Path, logs: Path) -> list[str]:

@@ -83,9 +83,10 @@ def _judge_measured(run: Measured) -> RunResult:
         facts |= instance_facts(plan, figures)
         if run.contention is None:
             facts = {"contention": f"not judged: {run.window.seconds:.2f} s are too short to tell it"} | facts
+    proven = (run.sampled.facts if run.sampled else {}) | (run.proof.facts if run.proof else {})
     if not any(kpi.primary for kpi in kpis):
         criteria.append(validity.reject_without_steps(record.mode))
-    return _finish(run, results, kpis, criteria, facts | (run.proof.facts if run.proof else {}))
+    return _finish(run, results, kpis, criteria, facts | proven)
 
 
 def _judge_figures(run: Measured) -> list[Criterion]:
@@ -93,8 +94,8 @@ def _judge_figures(run: Measured) -> list[Criterion]:
     record = run.record
     affinities = {result["index"]: result["affinities"] for result in run.results}
     criteria = [validity.judge_pinning(run.plan, affinities)]
-    if run.proof is not None:
-        criteria.append(validity.judge_precision(run.precision, run.proof))
+    if run.proof or run.sampled:
+        criteria.append(validity.judge_precision(run.precision, run.proof, run.sampled))
     if run.agreement is not None:
         criteria.append(validity.judge_outputs(run.precision, run.agreement))
     if run.ceiling_failure:

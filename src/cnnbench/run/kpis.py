@@ -122,6 +122,8 @@ def _throttled_time(run: Measured) -> float | None:
 
 
 def _isa_share(run: Measured) -> float | None:
+    if run.sampled:
+        return 100 * run.sampled.share
     return 100 * run.proof.share if run.proof and run.proof.instructions_told else None
 
 

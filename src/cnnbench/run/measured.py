@@ -13,15 +13,17 @@ import numpy as np
 
 from cnnbench.base.errors import InvalidMeasurementError
 from cnnbench.cases.precisions import PRECISIONS, Precision
-from cnnbench.engines.layers import TRACE_DIRECTORY
+from cnnbench.engines.layers import LAYERS, TRACE_DIRECTORY, TRACED
 from cnnbench.launch.instances import Plan
 from cnnbench.launch.mpi import REPORT, RankReport
 from cnnbench.machine.ceiling import Ceiling, Utilization, utilize
 from cnnbench.machine.contention import Contention, Throttling, compare_quotas, compare_samples
 from cnnbench.proof.precision import PrecisionProof, judge_trace
+from cnnbench.proof.samples import SampledProof, count_samples
 from cnnbench.proof.trace import read_trace
 from cnnbench.proof.verdict import Agreement, compare_outputs
 from cnnbench.results import stats
+from cnnbench.results.samples import Samples
 from cnnbench.results.steps import COLUMNS
 from cnnbench.run.record import (
     CHECK_REFERENCE,
@@ -34,6 +36,7 @@ from cnnbench.run.record import (
     read_results,
     reading,
 )
+from cnnbench.worker.spec import SAMPLES
 
 
 def images_of_steps(steps: Sequence[np.ndarray], images_per_step: int) -> list[np.ndarray]:
@@ -160,13 +163,27 @@ class Measured:
 
     @cached_property
     def proof(self) -> PrecisionProof | None:
-        """How much of the network ran at the precision; None without a model."""
-        if self.record.macs_per_image is None:
-            return None
+        """How much of the network ran at the precision, as told by a trace or the engine; None where neither tells."""
         directory = self.directory / TRACE_DIRECTORY
+        told = (directory / LAYERS).is_file() or (directory / TRACED).is_file()
+        if self.record.macs_per_image is None or (self.record.sampled and not told):
+            return None
         with reading(directory):
             step = read_trace(directory)
         return judge_trace(self.precision, step, self.record.macs_per_image * self.record.traced_images)
+
+    @cached_property
+    def sampled(self) -> SampledProof | None:
+        """What the processor was at while measuring, by samples; None without any, or without a model."""
+        if self.record.macs_per_image is None or not self.record.sampled:
+            return None
+        firsts = {one.process: one.index for one in reversed(self.plan.instances)}
+        processes = []
+        for index in firsts.values():
+            path = self.directory / f"instance-{index}" / SAMPLES
+            with reading(path):
+                processes.append(Samples.load(path))
+        return count_samples(self.precision, processes, self.window)
 
     @cached_property
     def agreement(self) -> Agreement | None:

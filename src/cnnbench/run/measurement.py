@@ -4,7 +4,6 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,10 +13,16 @@ from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt
 from cnnbench.base.progress import SECONDS, Progress
 from cnnbench.engines.layers import TRACE_DIRECTORY
-from cnnbench.inputs.image_set import ImageSet
 from cnnbench.launch.enclave import Enclaves
-from cnnbench.launch.instances import InstancePlan
-from cnnbench.launch.local import KilledError, Limits, WorkerLaunch, run_workers, shared_directory, worker_command
+from cnnbench.launch.local import (
+    KilledError,
+    Limits,
+    WorkerLaunch,
+    run_tracer,
+    run_workers,
+    shared_directory,
+    worker_command,
+)
 from cnnbench.launch.mpi import JOB, MpirunLaunch, RankJob
 from cnnbench.machine.ceiling import measure_ceiling
 from cnnbench.machine.cgroup import read_cpu_quotas
@@ -33,9 +38,11 @@ from cnnbench.run.facts import host_facts
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job, ranks_command
 from cnnbench.run.judging import judge_run
-from cnnbench.run.measured import images_of_steps
-from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, describe_run
-from cnnbench.worker.spec import InstanceSpec, WorkerSpec
+from cnnbench.run.measured import Measured, images_of_steps
+from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, describe_run, read_record, read_seen
+from cnnbench.run.workers import share_images, trace_spec, worker_environment, worker_specs
+from cnnbench.staging.sampler import NO_SAMPLER
+from cnnbench.worker.spec import WorkerSpec
 
 DEFAULT_HANG_S = 300.0
 ENCLAVE_HANG_S = 1200.0
@@ -47,8 +54,6 @@ LOGS = (
     "another build directory (cmake -B)"
 )
 """What to do where a run's logs cannot be written."""
-TRACE_STEPS = 3
-"""How many steps are traced, of whose times the median counts."""
 
 
 def new_logs_directory(root: Path, case_name: str) -> Path:
@@ -66,72 +71,6 @@ def new_logs_directory(root: Path, case_name: str) -> Path:
                 worker = directory / f"itr-{number}" / WORKER
                 worker.mkdir()
                 return worker
-
-
-def _share_images(images: ImageSet | None, shares: int) -> list[list[str]]:
-    """Deal the images out to the instances in turn, so that every share is as mixed as the whole."""
-    if images is None:
-        return [[] for _ in range(shares)]
-    paths = images.paths()
-    return [paths[share::shares] for share in range(shares)]
-
-
-def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path) -> list[WorkerSpec]:
-    """Return what the workers of a run are told, one for each process of the plan."""
-    p, plan, model, engine = job.parameters, job.plan, inputs.model, job.engine
-    shares = _share_images(inputs.images, len(plan.instances))
-    return [
-        WorkerSpec(
-            run_id=run_id,
-            controller=os.getpid(),
-            engine=engine.name,
-            backend=engine.backend,
-            reader=engine.reader,
-            options_type=f"{engine.options.__module__}:{engine.options.__qualname__}",
-            options=job.options.model_dump(),
-            whole_steps=engine.whole_steps(job.options),
-            model=str(model.graph) if model else "",
-            precision=p.precision,
-            number_type=job.precision.data_type,
-            on_gpu=job.precision.on_gpu,
-            form=model.form if model else None,
-            batch_size=p.images_per_step,
-            micro_batch_size=p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size,
-            mode=p.mode,
-            data_type=p.data_type,
-            io_threads=max(one.threads for one in process) if p.num_io_threads == "auto" else p.num_io_threads,
-            steps=None if p.mode == "accuracy" or p.steps == "auto" else int(p.steps),
-            warmup_steps=p.warmup_steps,
-            trace_steps=None,
-            instances=[InstanceSpec(one.index, list(one.cpus), shares[one.index]) for one in process],
-            memory_node=process[0].memory_node if _in_one_node(process) else None,
-            check_images=str(model.check_images) if model else "",
-            shared=str(shared),
-            logs=str(logs),
-            verbose=p.verbose,
-            enclave=job.case.sgx,
-        )
-        for process in plan.processes
-    ]
-
-
-def _in_one_node(process: Sequence[InstancePlan]) -> bool:
-    return len({one.memory_node for one in process}) == 1
-
-
-def worker_environment(job: Job, spec: WorkerSpec) -> dict[str, str]:
-    """Return a worker's environment: the job's, with as many OpenMP threads as its instances have cores."""
-    threads = max(len(instance.cpus) for instance in spec.instances)
-    return job.environment | {"OMP_NUM_THREADS": str(threads)} | job.parameters.customer_env
-
-
-def _trace_spec(spec: WorkerSpec, directory: Path) -> WorkerSpec:
-    """Return what the tracing worker is told; an engine that parts steps itself gets one part, which has one order."""
-    first = replace(spec.instances[0], files=[])
-    batch = spec.proof_batch_size
-    size = batch if spec.whole_steps else min(spec.micro_batch_size, batch)
-    traced = replace(spec, trace_steps=TRACE_STEPS, instances=[first], logs=str(directory))
-    return replace(traced, batch_size=batch, micro_batch_size=size)
 
 
 class Measurement:
@@ -204,30 +143,45 @@ class Measurement:
         return result
 
     def _launch(self, shared: Path) -> None:
+        """Run the instances; what they cannot tell or be sampled of themselves, a tracing process runs for."""
         parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
         stops_by_itself = parameters.mode == "accuracy" or parameters.steps != "auto"
         launches = [
-            self._write_launch(spec, self._logs / f"process-{number}", worker_environment(self._job, spec))
+            self._write_launch(
+                spec, self._logs / f"process-{number}", worker_environment(self._job, spec, self._inputs.sampler)
+            )
             for number, spec in enumerate(specs)
         ]
-        trace = None
-        if self._inputs.model is not None and not self._job.precision.on_gpu:
-            directory = self._logs / TRACE_DIRECTORY
-            environment = worker_environment(self._job, specs[0])
-            if not self._job.engine.tells_layers:
-                environment |= TRACE_ENVIRONMENT
-            trace = self._write_launch(_trace_spec(specs[0], directory), directory, environment)
+        if self._inputs.model is not None and not specs[0].tells:
+            self._trace(specs[0])
         if self._job.ranks:
             launches = [self._gather_in_ranks(launches, shared)]
         run_workers(
             launches,
-            trace,
             shared,
             Limits(None if stops_by_itself else self._enough, self._hang_s),
             self._progress(),
             self._look,
         )
+        if specs[0].tells and not self._is_decided():
+            self._trace(specs[0])
+
+    def _is_decided(self) -> bool:
+        """Tell whether what was sampled and told while measuring decides about the precision."""
+        run = Measured(self._logs, read_record(self._logs), read_seen(self._logs))
+        return run.proof is not None or run.sampled is None or run.sampled.decided
+
+    def _trace(self, spec: WorkerSpec) -> None:
+        """Run a process that traces some steps, with the cores to itself."""
+        directory = self._logs / TRACE_DIRECTORY
+        environment = worker_environment(self._job, spec, NO_SAMPLER)
+        if not self._job.engine.tells_layers:
+            environment |= TRACE_ENVIRONMENT
+        launch = self._write_launch(trace_spec(spec, directory), directory, environment)
+        with Progress("tracing", 1, "processes") as progress:
+            run_tracer(launch, self._hang_s)
+            progress.advance(1)
 
     def _gather_in_ranks(self, launches: Sequence[WorkerLaunch], shared: Path) -> WorkerLaunch:
         """Return the launch of mpirun in place of the workers' own: its ranks start them, from the same specs."""
@@ -249,7 +203,7 @@ class Measurement:
         return MpirunLaunch(command, job.environment, directory / "output.log", indices)
 
     def _write_launch(self, spec: WorkerSpec, directory: Path, environment: dict[str, str]) -> WorkerLaunch:
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         spec.write(directory / "spec.json")
         command = worker_command(self._inputs.python, directory / "spec.json")
         instances = tuple(instance.index for instance in spec.instances)
@@ -260,7 +214,7 @@ class Measurement:
         p, instances = self._job.parameters, len(self._job.plan.instances)
         total: int | None = None
         if p.mode == "accuracy" and self._inputs.images is not None:
-            shares = _share_images(self._inputs.images, instances)
+            shares = share_images(self._inputs.images, instances)
             total = sum(-(-len(share) // p.images_per_step) for share in shares)
         elif p.steps == "auto":
             return Progress(f"measuring {p.mode} {p.precision} until it is precise enough", p.max_time, SECONDS)

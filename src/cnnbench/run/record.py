@@ -48,7 +48,7 @@ class Record(_Model):
     of each instance; `traced_images`: of a traced step. `reads_images`: whether they are decoded while measuring.
     `max_time_s`: how long to measure at the most where STEPS=auto leaves the number of steps open; None where it is
     given. `macs_per_image`: None without a model. `predicts`: whether there are the float32 model's predictions to
-    compare with. `host`, `inputs`: facts.
+    compare with. `sampled`: whether the instances' instructions were, while measuring. `host`, `inputs`: facts.
     """
 
     schema_version: Literal[1] = 1
@@ -70,6 +70,7 @@ class Record(_Model):
     max_time_s: float | None
     macs_per_image: int | None
     predicts: bool
+    sampled: bool = False
     host: dict[str, str]
     inputs: dict[str, str]
 
@@ -160,6 +161,7 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
         max_time_s=p.max_time if p.steps == "auto" else None,
         macs_per_image=model.macs_per_image if model else None,
         predicts=model is not None and model.predictions is not None,
+        sampled=inputs.sampler.library is not None,
         host=host,
         inputs=input_facts(inputs),
     )

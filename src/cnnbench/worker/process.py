@@ -28,7 +28,8 @@ from cnnbench.engines.registry import import_part
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.loop import measure_steps, warm_up_until_start
-from cnnbench.worker.spec import FAILURE, InstanceSpec, WorkerSpec
+from cnnbench.worker.sampler import Sampler
+from cnnbench.worker.spec import FAILURE, SAMPLES, InstanceSpec, WorkerSpec
 
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""
@@ -97,8 +98,8 @@ class Predictions:
 class Instance:
     """One instance of this worker: runs in its own pinned thread."""
 
-    def __init__(self, spec: WorkerSpec, plan: InstanceSpec, backend: Backend) -> None:
-        self._spec, self._plan, self._backend = spec, plan, backend
+    def __init__(self, spec: WorkerSpec, plan: InstanceSpec, backend: Backend, sampler: Sampler | None) -> None:
+        self._spec, self._plan, self._backend, self._sampler = spec, plan, backend, sampler
         self._logs = Path(spec.logs) / f"instance-{plan.index}"
         self._logs.mkdir(exist_ok=True)
         self._images = np.load(spec.check_images) if spec.check_images else _noise(GENERATED, seed=plan.index)
@@ -184,12 +185,16 @@ class Instance:
         self._check_outputs()
         batches = self._batches()
         endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
+        if self._sampler:
+            self._sampler.arm()
         warm_up_until_start(control, index, infer, endless, spec.warmup_steps)
+        if self._sampler:
+            self._sampler.record()
         predictions = Predictions() if spec.mode == "accuracy" else None
         keep = predictions.keep if predictions else None
         recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
-        if spec.on_gpu and index == 0:
+        if spec.tells and index == 0:
             directory = Path(spec.logs) / TRACE_DIRECTORY
             directory.mkdir()
             spec.write(directory / "spec.json")
@@ -241,6 +246,10 @@ def main(arguments: list[str]) -> None:
     os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
     memory = _bind_memory(spec.memory_node)
     began_s = time.monotonic()
+    sampler = None
+    if spec.sampling:
+        where = Path(spec.shared) / f"samples-{spec.instances[0].index}"
+        sampler = Sampler(where, spec.sampling.capacity, spec.sampling.period_ns)
     backend: Backend = import_part(spec.backend)()
     threads = max(len(instance.cpus) for instance in spec.instances)
     load = LoadSpec(
@@ -257,12 +266,14 @@ def main(arguments: list[str]) -> None:
     backend.load(load)
     load_s = time.monotonic() - began_s
 
-    instances = [Instance(spec, plan, backend) for plan in spec.instances]
+    instances = [Instance(spec, plan, backend, sampler) for plan in spec.instances]
     runners = [threading.Thread(target=instance.run) for instance in instances]
     for runner in runners:
         runner.start()
     for runner in runners:
         runner.join()
+    if sampler:
+        sampler.finish(Path(spec.logs) / f"instance-{spec.instances[0].index}" / SAMPLES)
     if spec.trace_steps is None:
         facts: dict[str, object] = {
             "load_s": round(load_s, 3),

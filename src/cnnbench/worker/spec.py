@@ -8,6 +8,9 @@ from typing import Any
 from cnnbench.inputs.image_set import CHECK_IMAGES
 from cnnbench.inputs.networks import ImageForm
 
+SAMPLES = "samples.npz"
+"""The file, in the logs of a worker's first instance, of what the sampler recorded of the worker."""
+
 FAILURE = "failure"
 """The file of an instance's logs that says why it could not go on, where it knows."""
 
@@ -30,6 +33,14 @@ class InstanceSpec:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a worker is sampled: how many samples there is room for, and the CPU time of a thread between two (ns)."""
+
+    capacity: int
+    period_ns: int
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """All a worker needs to know. Paths are absolute.
 
@@ -40,9 +51,10 @@ class WorkerSpec:
     parameter says: one batch for all steps, one of several made beforehand, or what is read. `io_threads`: how many
     decode an instance's images. `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until
     the stop sign. `trace_steps`: with a number, run so many steps, marking each, after one to warm up, and end, without
-    barrier or times. `shared`: the directory of the control block and the step times. `logs`: where results go.
-    `controller`: the process that starts the worker and without which it ends. `enclave`: whether it runs in one, where
-    its parent and its resident memory cannot be seen; what started it ties it to the controller then.
+    barrier or times. `sampling`: None where nothing samples. `tells`: whether the first instance tells what its steps
+    were, once it has measured. `shared`: the directory of the control block and the step times. `logs`: where results
+    go. `controller`: the process that starts the worker and without which it ends. `enclave`: whether it runs in one,
+    where its parent and its resident memory cannot be seen; what started it ties it to the controller then.
     """
 
     run_id: str
@@ -73,6 +85,8 @@ class WorkerSpec:
     logs: str
     verbose: bool
     enclave: bool = False
+    sampling: Sampling | None = None
+    tells: bool = False
 
     @property
     def proof_batch_size(self) -> int:
@@ -89,5 +103,6 @@ class WorkerSpec:
         """Read what `write` wrote."""
         fields = json.loads(path.read_text())
         fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
+        fields["sampling"] = Sampling(**fields["sampling"]) if fields["sampling"] else None
         fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
         return cls(**fields)

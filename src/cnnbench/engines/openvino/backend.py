@@ -57,6 +57,7 @@ class OpenVinoBackend(Backend):
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3), which are read where they are."""
+        self._size = len(batch)
         name = f"of {len(batch)}"
         if not hasattr(self._requests, name):
             setattr(self._requests, name, self._compiled(len(batch)).create_infer_request())
@@ -71,8 +72,8 @@ class OpenVinoBackend(Backend):
         return {"OpenVINO": ov.__version__, "numpy": np.__version__}
 
     def layers(self) -> list[Primitive]:
-        """Return the computing layers of the compiled model of the largest batch, which it describes itself."""
-        size = max(self._models)
+        """Return the computing layers of the compiled model of the last batch, which it describes itself."""
+        size = self._size
         macs = {
             op.get_friendly_name().removesuffix(PART_OF_GEMM): count
             for op in self._reshaped(size).get_ordered_ops()

@@ -1,0 +1,110 @@
+"""Tell from the code where a sample was taken which kind of multiply-accumulates it was among.
+
+A processor that is in a loop of multiply-accumulates mostly waits at one of the loop's other instructions. So where the
+sample's own instruction is none, the loop's count: what follows, up to where it branches back. The names of
+instructions are Intel's (Software Developer's Manual, volume 2).
+"""
+
+import re
+from collections import Counter
+from functools import cache
+from itertools import islice
+
+from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, RegisterExt
+from iced_x86 import EncodingKind as Encoding
+
+WINDOW = 48
+"""How many instructions are looked at from a sample on, at the most."""
+
+_NAMES = {value: name.lower() for name, value in vars(Mnemonic).items() if isinstance(value, int)}
+_FUSED = re.compile(r"vfn?m(?:add|sub)(?:132|213|231)(?P<packed>[ps])(?P<type>[sdh])")
+_WIDENING_INT8 = re.compile(r"v?pmaddubsw|v?pmaddwd")
+_VNNI = re.compile(r"vpdp(?:bus|wss)ds?")
+_VNNI_INT8 = re.compile(r"vpdp(?:bss|bsu|buu|wsu|wus|wuu)ds?")
+_AMX = {"tdpbf16ps": "AMX-BF16", "tdpfp16ps": "AMX-FP16"} | dict.fromkeys(
+    ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"), "AMX-INT8"
+)
+_UNFUSED = re.compile(r"v?(?P<what>mul|add)(?P<packed>[ps])(?P<type>[sd])")
+_TYPES = {"s": "f32", "d": "f64", "h": "f16"}
+
+
+def _width(instruction: Instruction) -> str:
+    register = instruction.op0_register
+    if RegisterExt.is_zmm(register):
+        return "512"
+    return "256" if RegisterExt.is_ymm(register) else "128"
+
+
+def _is_evex(instruction: Instruction) -> bool:
+    return int(instruction.encoding) == Encoding.EVEX
+
+
+def _name_class(instruction: Instruction) -> str:
+    """Return the class of a multiply-accumulate, empty for another instruction."""
+    name = _NAMES[instruction.mnemonic]
+    evex, width = _is_evex(instruction), _width(instruction)
+    if found := _FUSED.fullmatch(name):
+        isa = "AVX512-FP16" if found["type"] == "h" else "AVX-512 FMA" if evex else "FMA"
+        return f"{isa} {_TYPES[found['type']]} {width if found['packed'] == 'p' else 'scalar'}"
+    if _VNNI.fullmatch(name):
+        return f"{'AVX512-VNNI' if evex else 'AVX-VNNI'} int8 {width}"
+    if _VNNI_INT8.fullmatch(name):
+        return f"{'AVX10.2' if evex else 'AVX-VNNI-INT8'} int8 {width}"
+    if name == "vdpbf16ps":
+        return f"AVX512-BF16 bf16 {width}"
+    if name == "vdpphps":
+        return f"AVX10.2 f16 {width}"
+    if name in _AMX:
+        return f"{_AMX[name]} tile"
+    if _WIDENING_INT8.fullmatch(name):
+        isa = "AVX512BW" if evex else "AVX2" if name.startswith("v") and width == "256" else "SSE"
+        return f"{isa} int8 {width}"
+    return ""
+
+
+def _name_part(instruction: Instruction) -> tuple[str, str]:
+    """Return which part of unfused multiply-accumulates an instruction is (mul, add), and its class; else empties."""
+    name = _NAMES[instruction.mnemonic]
+    found = _UNFUSED.fullmatch(name)
+    if not found:
+        return "", ""
+    isa = "AVX-512" if _is_evex(instruction) else "AVX" if name.startswith("v") else "SSE"
+    width = _width(instruction) if found["packed"] == "p" else "scalar"
+    return found["what"], f"{isa} multiply and add {_TYPES[found['type']]} {width}"
+
+
+def _window(code: bytes, address: int) -> list[Instruction]:
+    """Return the instructions from an address on to where the flow goes elsewhere, that one included."""
+    found = []
+    for instruction in islice(Decoder(64, code, ip=address), WINDOW):
+        if instruction.is_invalid:
+            break
+        found.append(instruction)
+        flow = instruction.flow_control
+        backwards = flow == FlowControl.CONDITIONAL_BRANCH and instruction.near_branch_target <= instruction.ip
+        if backwards or flow in _ENDS:
+            break
+    return found
+
+
+_ENDS = (FlowControl.RETURN, FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH, FlowControl.INTERRUPT)
+
+
+@cache
+def classify(code: bytes, address: int) -> str:
+    """Return the class of multiply-accumulates that a sample at this code was among; empty for none.
+
+    A class says instruction set, data type and width: "FMA f32 256". Products and sums in two instructions are one
+    class where both are in the window.
+    """
+    window = _window(code, address)
+    if not window:
+        return ""
+    if own := _name_class(window[0]):
+        return own
+    classes = Counter(name for instruction in window if (name := _name_class(instruction)))
+    if classes:
+        return classes.most_common(1)[0][0]
+    parts = Counter(part for instruction in window if (part := _name_part(instruction))[0])
+    products = [(count, name) for (what, name), count in parts.items() if what == "mul" and parts["add", name]]
+    return max(products)[1] if products else ""

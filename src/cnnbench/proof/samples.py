@@ -1,0 +1,95 @@
+"""Judge from samples of the measured instances' instructions whether a precision is what ran."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cnnbench.cases.precisions import Precision
+from cnnbench.results.samples import Samples
+from cnnbench.results.stats import Window, binomial_interval
+
+REQUIRED_COVER = 0.9
+"""The share of the processes' CPU time that must have been sampled: of what threads ran besides, nothing is known."""
+
+
+@dataclass(frozen=True)
+class SampledProof:
+    """What the processor was at while measuring.
+
+    `precision`: what is to be proven. `classes`: samples by the class of multiply-accumulates that they were among,
+    the largest first; `total`: all samples in the window, those among other instructions too. `covered`: the share of
+    the CPU time of the processes that was sampled at all.
+    """
+
+    precision: Precision
+    classes: dict[str, int]
+    total: int
+    covered: float
+
+    @property
+    def multiplying(self) -> int:
+        """How many samples were among multiply-accumulates."""
+        return sum(self.classes.values())
+
+    @property
+    def proven(self) -> int:
+        """How many of these were among the precision's own."""
+        return sum(count for name, count in self.classes.items() if re.match(self.precision.instructions, name))
+
+    @property
+    def share(self) -> float:
+        """The share of the multiply-accumulate samples that are the precision's own; 0 of none."""
+        return self.proven / self.multiplying if self.multiplying else 0.0
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The exact 95 % interval of that share."""
+        return binomial_interval(self.proven, self.multiplying)
+
+    @property
+    def passed(self) -> bool:
+        """Whether they prove the precision."""
+        return self.interval[0] >= self.precision.sample_share and self.covered >= REQUIRED_COVER
+
+    @property
+    def decided(self) -> bool:
+        """Whether they prove or refute it: too few samples do neither, nor do those of a part of what ran."""
+        return self.passed or self.interval[1] < self.precision.sample_share
+
+    @property
+    def others(self) -> float:
+        """The share of all samples that was outside of multiply-accumulates."""
+        return 1 - self.multiplying / self.total if self.total else 0.0
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a result says of it."""
+        if not self.total:
+            return {}
+        facts = {"outside multiply-accumulates": f"{self.others:.1%} of {self.total} samples"}
+        if not self.classes:
+            return facts
+        name, count = next(iter(self.classes.items()))
+        return {"dominant instructions": f"{name}, {count / self.multiplying:.1%} of the samples"} | facts
+
+
+def count_samples(precision: Precision, processes: Iterable[Samples], window: Window) -> SampledProof:
+    """Classify the samples of some processes that lie in the window."""
+    from cnnbench.proof.instructions import classify  # the decoder is for judging alone
+
+    classes: Counter[str] = Counter()
+    total, sampled_ns, cpu_ns = 0, 0, 0
+    for process in processes:
+        records = process.records
+        for record in records[(records["time_ns"] >= window.start_ns) & (records["time_ns"] <= window.end_ns)]:
+            classes[classify(bytes(record["code"])[: record["length"]], int(record["address"]))] += 1
+            total += 1
+        kept = len(records) / process.seen if process.seen else 1.0
+        sampled_ns += int((records["missed"].astype(np.int64) + 1).sum() / kept) * process.period_ns if kept else 0
+        cpu_ns += process.cpu_ns
+    classes.pop("", None)
+    return SampledProof(precision, dict(classes.most_common()), total, sampled_ns / cpu_ns if cpu_ns else 0.0)

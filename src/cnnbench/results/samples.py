@@ -1,0 +1,65 @@
+"""Keep what the sampler of native/sampler.c recorded of a process: raw, and readable long after the process is gone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+CODE_BYTES = 232
+RECORD = np.dtype(
+    [
+        ("time_ns", "<u8"),
+        ("address", "<u8"),
+        ("thread", "<u4"),
+        ("missed", "<u2"),
+        ("length", "<u2"),
+        ("code", "V", CODE_BYTES),
+    ]
+)
+"""A sample: when (CLOCK_MONOTONIC), where, in which thread, how many the kernel merged into it, and the code there."""
+HEADER = np.dtype([("magic", "S8"), ("capacity", "<u8"), ("period_ns", "<u8"), ("seen", "<u8")])
+HEADER_BYTES = 4096
+MAGIC = b"CSAMPL01"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one process.
+
+    `records`: of the type RECORD, in the order in which they were taken. `period_ns`: the CPU time of a thread between
+    two. `seen`: how many there would have been with room for all. `cpu_ns`: the CPU time that the process took while
+    they were recorded. `maps`: /proc/self/maps at the end, by which an address is one of a file.
+    """
+
+    records: np.ndarray
+    period_ns: int
+    seen: int
+    cpu_ns: int
+    maps: str
+
+    def save(self, path: Path, offset_ns: int = 0) -> None:
+        """Write them, compressed; `offset_ns`: what to add to this host's clock."""
+        moved = self.records.copy()
+        moved["time_ns"] += np.uint64(offset_ns) if offset_ns >= 0 else np.uint64(2**64 + offset_ns)
+        counts = np.array([self.period_ns, self.seen, self.cpu_ns], dtype=np.int64)
+        np.savez_compressed(path, records=moved, counts=counts, maps=np.array(self.maps))
+
+    @classmethod
+    def load(cls, path: Path) -> "Samples":
+        """Read what `save` wrote; raise ValueError, KeyError or OSError for anything else."""
+        with np.load(path) as kept:
+            records = kept["records"]
+            if records.dtype != RECORD or records.ndim != 1:
+                raise ValueError(f"records of {records.dtype}, needed those of the sampler")
+            period_ns, seen, cpu_ns = (int(count) for count in kept["counts"])
+            return cls(records, period_ns, seen, cpu_ns, str(kept["maps"]))
+
+
+def read_records(path: Path) -> tuple[np.ndarray, int, int]:
+    """Return the records of the sampler's own file, the period (ns), and how many samples there would have been."""
+    header = np.fromfile(path, HEADER, count=1)[0]
+    if header["magic"] != MAGIC:
+        raise ValueError(f"{path}: no file of the sampler's")
+    count = min(int(header["seen"]), int(header["capacity"]))
+    records = np.fromfile(path, RECORD, count=count, offset=HEADER_BYTES)
+    return records, int(header["period_ns"]), int(header["seen"])
