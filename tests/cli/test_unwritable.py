@@ -20,7 +20,7 @@ CLI = (sys.executable, "-I", "-m", "cnnbench")
 MOUNTS = {
     "read-only": "mount -t tmpfs -o ro tmpfs {at}",
     "full": "mount -t tmpfs -o size=64k tmpfs {at}; head -c 1M /dev/zero > {at}/filler 2>/dev/null || true",
-    "roomy": "mount -t tmpfs -o size=8m tmpfs {at}",
+    "roomy": "mount -t tmpfs -o size=20m tmpfs {at}",
     "scant": "mount -t tmpfs -o size=2m tmpfs {at}",
     "noexec": "mount -t tmpfs -o noexec tmpfs {at}",
     "sealed": "mount --bind {at} {at}; mount -o remount,bind,ro {at}",  # read-only, with what was there

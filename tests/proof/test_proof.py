@@ -78,7 +78,7 @@ def test_a_trace_proves_its_own_precision_and_no_other(trace, proven):
 def test_int8_capped_at_avx2_is_invalid_and_names_what_ran():
     step = step_in("itex-int8-avx2.log")
     needed = sum(layer.macs for layer in step.layers)
-    criterion = judge_precision(PRECISIONS["avx_int8"], judge_trace(PRECISIONS["avx_int8"], step, needed))
+    criterion = judge_precision(PRECISIONS["avx_int8"], judge_trace(PRECISIONS["avx_int8"], step, needed), None)
     assert (criterion.passed, criterion.severity) == (False, "invalid")
     assert criterion.found.startswith("0.0% of the multiply-accumulates ran as avx_int8 (")
     assert "jit_uni_int8_1x1:avx2 s8 " in criterion.found
@@ -163,5 +163,5 @@ def test_of_layers_whose_engine_does_not_tell_the_instructions_the_type_counts_a
     assert not proof.instructions_told
     assert (
         "66.7% of the multiply-accumulates ran as avx_fp32's data type"
-        in judge_precision(PRECISIONS["avx_fp32"], proof).found
+        in judge_precision(PRECISIONS["avx_fp32"], proof, None).found
     )

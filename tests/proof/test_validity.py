@@ -65,7 +65,7 @@ def test_instances_on_one_cpu():
 )
 def test_precision_needs_95_percent_of_the_work_and_not_more_than_all(share, passed):
     proof = PrecisionProof(share, {"brgconv:avx512_core f32": 0.9, "ref:any f32": 0.1}, [])
-    criterion = validity.judge_precision(FP32, proof)
+    criterion = validity.judge_precision(FP32, proof, None)
     assert (criterion.passed, criterion.severity, criterion.needed) == (
         passed,
         "invalid",
@@ -79,11 +79,11 @@ def test_precision_needs_95_percent_of_the_work_and_not_more_than_all(share, pas
 @pytest.mark.parametrize(("name", "told"), [("mkl_sgemm f32", False), ("mkl_sgemm:avx512_core f32", True)])
 def test_work_of_mkl_that_names_no_instructions_is_told_with_what_to_do(name, told):
     proof = PrecisionProof(0.56, {"brgconv:avx2 f32": 0.56, name: 0.44}, [])
-    assert ("take a larger BATCH_SIZE" in validity.judge_precision(FP32, proof).needed) is not told
+    assert ("take a larger BATCH_SIZE" in validity.judge_precision(FP32, proof, None).needed) is not told
 
 
 def test_no_trace_is_no_proof():
-    criterion = validity.judge_precision(FP32, PrecisionProof(0.0, {}, []))
+    criterion = validity.judge_precision(FP32, PrecisionProof(0.0, {}, []), None)
     assert not criterion.passed
     assert criterion.found.endswith("(no trace)")
 

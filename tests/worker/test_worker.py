@@ -75,7 +75,7 @@ def test_a_batch_has_its_size_and_repeats_the_images(count, size, expected):
 @pytest.mark.parametrize("copied", [True, False], ids=["for a CPU", "for a GPU"])
 def test_generated_batches_are_copied_to_one_place_or_handed_to_a_gpus_engine_as_they_are(tmp_path, copied):
     spec = replace(SPEC, on_gpu=not copied, data_type="generated", logs=str(tmp_path))
-    batches = Instance(spec, InstanceSpec(0, [0], []), NullBackend())._batches()
+    batches = Instance(spec, InstanceSpec(0, [0], []), NullBackend(), None)._batches()
     seen = [(batch.ctypes.data, float(batch.sum())) for batch, _ in zip(batches, range(2 * GENERATED), strict=False)]
     assert seen[:GENERATED] == seen[GENERATED:]
     assert len({content for _, content in seen}) == GENERATED
@@ -105,7 +105,7 @@ def test_the_output_check_of_accuracy_does_not_grow_with_the_batch(tmp_path, mod
     sizes, images = {"batch_size": 300, "micro_batch_size": 300}, str(tmp_path / "check_images.npy")
     backend = TellingBackend()
     spec = replace(SPEC, **sizes, mode=mode, check_images=images, logs=str(tmp_path))
-    Instance(spec, InstanceSpec(0, [0], []), backend)._check_outputs()
+    Instance(spec, InstanceSpec(0, [0], []), backend, None)._check_outputs()
     assert backend.batches == [size]
     assert len(np.load(tmp_path / "instance-0" / "check.npy")) == 4
 
@@ -118,7 +118,7 @@ def count_images(monkeypatch, directory, spec):
     spec, control, backend = replace(spec, **paths, warmup_steps=2), ControlBlock.create(directory, 2), TellingBackend()
     control.start_ns = time.monotonic_ns()
     control.stop()
-    instance = Instance(spec, spec.instances[0], backend)
+    instance = Instance(spec, spec.instances[0], backend, None)
     measured = [np.zeros((spec.batch_size, 8, 8, 3), np.float32)] * 3
     monkeypatch.setattr(instance, "_batches", lambda: iter(measured))
     instance._measure()
@@ -144,14 +144,14 @@ def test_what_an_accuracy_run_infers_beside_its_images_does_not_grow_with_its_ba
         assert len(read_trace(logs).layers) == parts
 
 
-def measure_telling(monkeypatch, logs, on_gpu, index=0):
+def measure_telling(monkeypatch, logs, on_gpu, tells=True, index=0):
     """Measure steps of 4 images in parts of 2, and a last step of 1; return what the engine was handed."""
-    changes = {"on_gpu": on_gpu, "mode": "accuracy", "batch_size": 4}
+    changes = {"on_gpu": on_gpu, "tells": tells, "mode": "accuracy", "batch_size": 4}
     spec = replace(SPEC, **changes, shared=str(logs), logs=str(logs))
     control, backend = ControlBlock.create(logs, 2), TellingBackend()
     control.start_ns = time.monotonic_ns()
     control.stop()
-    instance = Instance(spec, InstanceSpec(index, [0], []), backend)
+    instance = Instance(spec, InstanceSpec(index, [0], []), backend, None)
     monkeypatch.setattr(instance, "_batches", lambda: iter([_noise(1, seed=0)]))
     instance._measure()
     return spec, backend.batches
@@ -166,8 +166,14 @@ def test_on_a_gpu_what_was_measured_tells_the_layers_of_a_whole_step_in_the_end(
     assert others[-1] == 1  # the first instance has told it
 
 
-def test_on_a_cpu_nothing_is_told_by_what_was_measured(tmp_path, monkeypatch):
+def test_on_a_cpu_it_tells_those_of_one_part_where_accuracy_is_measured(tmp_path, monkeypatch):
     _, batches = measure_telling(monkeypatch, tmp_path, on_gpu=False)
+    assert batches[-3:] == [1, PROFILE, 2]
+    assert [layer.macs for layer in read_trace(tmp_path / "trace").layers] == [len(batches)]
+
+
+def test_nothing_is_told_where_a_tracing_process_does(tmp_path, monkeypatch):
+    _, batches = measure_telling(monkeypatch, tmp_path, on_gpu=False, tells=False)
     assert batches[-1] == 1
     assert not (tmp_path / "trace").exists()
 

@@ -24,7 +24,7 @@ class Precision:
     numbers, empty for float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference.
     `top1_agreement`: the share of the check batch whose best class must be the reference's. `peak`: the kind of
     native/peak.c that is its ceiling, empty on a GPU, which that cannot measure. `instructions`: what the class of a
-    sample of its multiply-accumulates must begin as. `speedup`: how many times as fast as the fastest others these are.
+    sample of its multiply-accumulates must begin as.
     """
 
     name: str
@@ -37,15 +37,6 @@ class Precision:
     peak: str
     fpmath: str = ""
     instructions: str = r"(?!)"
-    speedup: int = 1
-
-    @property
-    def sample_share(self) -> float:
-        """The share of the multiply-accumulates' time that its instructions must have taken at the least.
-
-        With it, REQUIRED_SHARE of the multiply-accumulates were theirs even if all others ran as fast as others can.
-        """
-        return REQUIRED_SHARE / (REQUIRED_SHARE + (1 - REQUIRED_SHARE) * self.speedup)
 
     @property
     def is_int8(self) -> bool:
@@ -103,7 +94,6 @@ PRECISIONS = {
             top1_agreement=0.9,
             peak="avx512_bf16",
             instructions="AVX512-BF16",
-            speedup=2,
         ),
         Precision(
             "avx_int8",
@@ -115,7 +105,6 @@ PRECISIONS = {
             top1_agreement=0.85,
             peak="vnni",
             instructions=r"AVX(?:512)?-VNNI",
-            speedup=2,
         ),
         Precision(
             "amx_bfloat16",
@@ -127,7 +116,6 @@ PRECISIONS = {
             top1_agreement=0.9,
             peak="amx_bf16",
             instructions="AMX-BF16",
-            speedup=8,
         ),
         Precision(
             "amx_bfloat32",
@@ -139,7 +127,6 @@ PRECISIONS = {
             top1_agreement=0.9,
             peak="amx_bf16",
             instructions="AMX-BF16",
-            speedup=8,
             fpmath="bf16",
         ),
         Precision(
@@ -152,7 +139,6 @@ PRECISIONS = {
             top1_agreement=0.85,
             peak="amx_int8",
             instructions="AMX-INT8",
-            speedup=8,
         ),
         _on_gpu("fp32", "f32", softmax_bound=1e-3, top1_agreement=1.0),
         _on_gpu("float16", "f16", softmax_bound=0.1, top1_agreement=0.9),

@@ -29,8 +29,8 @@ from cnnbench.worker.control import ControlBlock, State
 from cnnbench.worker.spec import FAILURE
 
 SHARED_PREFIX = ".cnnbench-run-"
-SHARED_BYTES = 4_000_000
-"""How much room its shared files need at the least; an instance that finds none for its times is killed (SIGBUS)."""
+SHARED_BYTES = 16_000_000
+"""How much room its shared files need, samples among them; an instance with none for its times is killed (SIGBUS)."""
 STALE_S = 60.0
 """Age from which a directory of shared files that nobody holds is a killed run's, and not one just being made."""
 
@@ -299,7 +299,7 @@ def run_workers(
     progress: Progress,
     look: Callable[[list[int]], object],
 ) -> None:
-    """Run all workers from start to end.
+    """Run all workers from start to end; `shared` has their control block.
 
     `progress` counts the steps measured, or the seconds when `limits.enough` decides. `look` is called
     with the workers' process ids when measuring begins and again when it ends, under full load. Raises KilledError when
@@ -307,7 +307,6 @@ def run_workers(
     """
     launches = list(launches)
     instances = sum(len(launch.instances) for launch in launches)
-    ControlBlock.create(shared, instances)
     with ExitStack() as stack:
         workers = [start_process(stack, launch) for launch in launches]
         run = Run(workers, range(instances), shared, limits)

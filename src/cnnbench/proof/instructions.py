@@ -1,20 +1,25 @@
 """Tell from the code where a sample was taken which kind of multiply-accumulates it was among.
 
-A processor that is in a loop of multiply-accumulates mostly waits at one of the loop's other instructions. So where the
-sample's own instruction is none, the loop's count: what follows, up to where it branches back. The names of
+A processor that is in a loop of multiply-accumulates mostly waits at one of the loop's other instructions. So it is the
+loop that counts: the sample's instruction and what follows, up to where it branches back. Code that multiplies and adds
+to each number it stores, as BatchNorm and activations do, accumulates nothing, and is none of these. The names of
 instructions are Intel's (Software Developer's Manual, volume 2).
 """
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from itertools import islice
 
-from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, RegisterExt
+from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, RegisterExt
 from iced_x86 import EncodingKind as Encoding
 
 WINDOW = 48
 """How many instructions are looked at from a sample on, at the most."""
+
+PRODUCTS_PER_STORE = 2
+"""More products than so many for each store are accumulated; fewer are a part of what is computed of each number."""
 
 _NAMES = {value: name.lower() for name, value in vars(Mnemonic).items() if isinstance(value, int)}
 _FUSED = re.compile(r"vfn?m(?:add|sub)(?:132|213|231)(?P<packed>[ps])(?P<type>[sdh])")
@@ -62,15 +67,28 @@ def _name_class(instruction: Instruction) -> str:
     return ""
 
 
-def _name_part(instruction: Instruction) -> tuple[str, str]:
-    """Return which part of unfused multiply-accumulates an instruction is (mul, add), and its class; else empties."""
-    name = _NAMES[instruction.mnemonic]
-    found = _UNFUSED.fullmatch(name)
-    if not found:
-        return "", ""
-    isa = "AVX-512" if _is_evex(instruction) else "AVX" if name.startswith("v") else "SSE"
-    width = _width(instruction) if found["packed"] == "p" else "scalar"
-    return found["what"], f"{isa} multiply and add {_TYPES[found['type']]} {width}"
+def _count_unfused(window: Sequence[Instruction]) -> Counter[str]:
+    """Count the products of a window that another instruction adds to a sum, by their class."""
+    products: dict[int, str] = {}
+    classes: Counter[str] = Counter()
+    for instruction in window:
+        found = _UNFUSED.fullmatch(name := _NAMES[instruction.mnemonic])
+        if not found:
+            continue
+        isa = "AVX-512" if _is_evex(instruction) else "AVX" if name.startswith("v") else "SSE"
+        width = _width(instruction) if found["packed"] == "p" else "scalar"
+        addend = instruction.op_register(instruction.op_count - 1)
+        if found["what"] == "mul":
+            products[instruction.op0_register] = f"{isa} multiply and add {_TYPES[found['type']]} {width}"
+        elif addend != instruction.op0_register and addend in products:
+            classes[products[addend]] += 1
+    return classes
+
+
+def _stores(instruction: Instruction) -> bool:
+    """Tell whether an instruction writes a vector register, or a part of one, to memory."""
+    vector = instruction.op_count > 1 and RegisterExt.is_vector_register(instruction.op1_register)
+    return vector and instruction.op0_kind == OpKind.MEMORY
 
 
 def _window(code: bytes, address: int) -> list[Instruction]:
@@ -98,13 +116,27 @@ def classify(code: bytes, address: int) -> str:
     class where both are in the window.
     """
     window = _window(code, address)
-    if not window:
-        return ""
-    if own := _name_class(window[0]):
-        return own
     classes = Counter(name for instruction in window if (name := _name_class(instruction)))
-    if classes:
-        return classes.most_common(1)[0][0]
-    parts = Counter(part for instruction in window if (part := _name_part(instruction))[0])
-    products = [(count, name) for (what, name), count in parts.items() if what == "mul" and parts["add", name]]
-    return max(products)[1] if products else ""
+    classes = classes or _count_unfused(window)
+    if sum(classes.values()) <= PRODUCTS_PER_STORE * sum(map(_stores, window)):
+        return ""
+    return _name_class(window[0]) or classes.most_common(1)[0][0]
+
+
+_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int16": 16}
+_WITHOUT_VNNI = ("SSE", "AVX2", "AVX512BW")
+_TILES = {"AMX-INT8": 512.0, "AMX-BF16": 256.0, "AMX-FP16": 256.0}
+
+
+def rate(name: str) -> float:
+    """Return how many multiply-accumulates a class does for each instruction, or of AMX in an instruction's time.
+
+    Two instructions make one of those that are not fused, and three one of int8 without VNNI.
+    """
+    isa = name.split()[0]
+    if isa in _TILES:
+        return _TILES[isa]
+    data_type, width = name.split()[-2:]
+    lanes = 1 if width == "scalar" else int(width) / _BITS[data_type]
+    instructions = 2 if "multiply and add" in name else 3 if isa in _WITHOUT_VNNI else 1
+    return lanes / instructions

@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from cnnbench.cases.precisions import Precision
+from cnnbench.cases.precisions import REQUIRED_SHARE, Precision
+from cnnbench.proof.instructions import classify, rate
 from cnnbench.results.samples import Samples
 from cnnbench.results.stats import Window, binomial_interval
 
@@ -38,7 +39,7 @@ class SampledProof:
     @property
     def proven(self) -> int:
         """How many of these were among the precision's own."""
-        return sum(count for name, count in self.classes.items() if re.match(self.precision.instructions, name))
+        return sum(count for name, count in self.classes.items() if self._is_own(name))
 
     @property
     def share(self) -> float:
@@ -50,15 +51,34 @@ class SampledProof:
         """The exact 95 % interval of that share."""
         return binomial_interval(self.proven, self.multiplying)
 
+    @cached_property
+    def needed(self) -> float:
+        """The share of the samples with which REQUIRED_SHARE of the multiply-accumulates were the precision's own.
+
+        Samples tell time, and in the same time wide instructions compute more than narrow ones: both are taken to run
+        at the same part of what they can.
+        """
+        own = {name for name in self.classes if self._is_own(name)}
+        if not own or len(own) == len(self.classes):
+            return REQUIRED_SHARE
+        ratio = self._mean_rate(own) / self._mean_rate(set(self.classes) - own)
+        return REQUIRED_SHARE / (REQUIRED_SHARE + (1 - REQUIRED_SHARE) * ratio)
+
+    def _is_own(self, name: str) -> bool:
+        return re.match(self.precision.instructions, name) is not None
+
+    def _mean_rate(self, names: Collection[str]) -> float:
+        return sum(rate(name) * self.classes[name] for name in names) / sum(self.classes[name] for name in names)
+
     @property
     def passed(self) -> bool:
         """Whether they prove the precision."""
-        return self.interval[0] >= self.precision.sample_share and self.covered >= REQUIRED_COVER
+        return self.interval[0] >= self.needed and self.covered >= REQUIRED_COVER
 
     @property
     def decided(self) -> bool:
         """Whether they prove or refute it: too few samples do neither, nor do those of a part of what ran."""
-        return self.passed or self.interval[1] < self.precision.sample_share
+        return self.passed or self.interval[1] < self.needed
 
     @property
     def others(self) -> float:
@@ -79,8 +99,6 @@ class SampledProof:
 
 def count_samples(precision: Precision, processes: Iterable[Samples], window: Window) -> SampledProof:
     """Classify the samples of some processes that lie in the window."""
-    from cnnbench.proof.instructions import classify  # the decoder is for judging alone
-
     classes: Counter[str] = Counter()
     total, sampled_ns, cpu_ns = 0, 0, 0
     for process in processes:

@@ -88,7 +88,7 @@ def _judge_samples(sampled: SampledProof) -> Criterion:
     low, high = sampled.interval
     share = f"{sampled.share:.1%} [{low:.1%}, {high:.1%}] " if sampled.multiplying else ""
     found = f"{share}of {sampled.multiplying} samples among multiply-accumulates were at {sampled.precision.name}"
-    needed = f"{sampled.precision.sample_share:.1%} at the interval's lower end"
+    needed = f"{sampled.needed:.1%} at the interval's lower end"
     if sampled.covered < REQUIRED_COVER:
         found += f", and only {sampled.covered:.0%} of the CPU time was sampled"
         needed += f", and {REQUIRED_COVER:.0%} of the CPU time"

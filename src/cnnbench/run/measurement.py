@@ -42,6 +42,7 @@ from cnnbench.run.measured import Measured, images_of_steps
 from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, describe_run, read_record, read_seen
 from cnnbench.run.workers import share_images, trace_spec, worker_environment, worker_specs
 from cnnbench.staging.sampler import NO_SAMPLER
+from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.spec import WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -146,6 +147,7 @@ class Measurement:
         """Run the instances; what they cannot tell or be sampled of themselves, a tracing process runs for."""
         parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
+        ControlBlock.create(shared, len(self._job.plan.instances))
         stops_by_itself = parameters.mode == "accuracy" or parameters.steps != "auto"
         launches = [
             self._write_launch(

@@ -168,7 +168,7 @@ class Instance:
         """Write what the engine says that a step computes, where it does."""
         layers = self._backend.layers()
         if layers is not None:
-            write_layers(layers * -(-self._spec.batch_size // self._spec.micro_batch_size), directory)
+            write_layers(layers * -(-len(self._batch) // self._spec.micro_batch_size), directory)
 
     def _measure(self) -> None:
         spec, index, infer = self._spec, self._plan.index, self._infer
