@@ -165,7 +165,9 @@ def test_accuracy_in_parts_of_large_steps_is_proven_by_one_part(run_case, engine
     run = load_run(logs)
     precision = next(one for one in run.criteria if one.name == "precision")
     assert precision.passed
-    assert re.search(r"; (9[7-9]|100)\.\d% of the multiply-accumulates ran as avx_fp32", precision.found), precision.found
+    assert re.search(r"; (9[7-9]|100)\.\d% of the multiply-accumulates ran as avx_fp32", precision.found), (
+        precision.found
+    )
     assert {one.name: one.passed for one in run.criteria}["measured outputs"]
 
 

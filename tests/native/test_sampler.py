@@ -73,14 +73,15 @@ def test_each_thread_is_sampled_by_the_cpu_time_that_it_takes(run_sampled):
     burn(0.4)
     for thread in threads:
         thread.join()
-    print(began, time.monotonic_ns(), threading.get_native_id())
+    print(began, time.monotonic_ns(), threading.get_native_id(), *(thread.native_id for thread in threads))
     """
     samples, said = run_sampled(code)
-    began, ended, main = map(int, said.split())
+    began, ended, *busy, asleep = map(int, said.split())
     records = samples.records
     assert len(records) == samples.seen
-    assert set(records["thread"]) >= {main}
-    assert len(set(records["thread"])) == 2  # the one that slept took no CPU time
+    assert set(busy) <= set(records["thread"])
+    assert asleep not in records["thread"]
+    assert np.isin(records["thread"], busy).mean() > 0.9
     assert ((began <= records["time_ns"]) & (records["time_ns"] <= ended)).all()
     assert covered(samples) == pytest.approx(1, abs=0.1)
     mapped = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in samples.maps.splitlines()]
@@ -128,13 +129,13 @@ def test_a_thousand_threads_come_and_go_and_leave_nothing(run_sampled):
     for _ in range(100):
         once(10)
     time.sleep(0.3)  # Python joins a thread before the C library has ended it
-    timers = Path("/proc/self/timers").read_text().count("ID:")
-    print(before, count(), timers)
+    timers = Path("/proc/self/timers").read_text().count("notify:")
+    print(before, count(), timers - len(os.listdir("/proc/self/task")))
     """
     samples, said = run_sampled(code)
-    before, after, timers = map(int, said.split())
+    before, after, timers_too_many = map(int, said.split())
     assert after - before < 50  # the C library keeps some stacks for the next threads, the sampler none
-    assert timers == 1
+    assert timers_too_many == 0
     assert covered(samples) > 0.5  # a thread of 2 ms ends before its first sample is due
 
 
