@@ -41,7 +41,7 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-enum { CODE_BYTES = 232, HEADER_BYTES = 4096, PAGE_BYTES = 4096, SIGNAL_STACK_BYTES = 64 << 10 };
+enum { CODE_BYTES = 231, HEADER_BYTES = 4096, PAGE_BYTES = 4096, SIGNAL_STACK_BYTES = 64 << 10 };
 
 /* The file: this header in its first page, then records. worker/sampler.py reads the same. */
 struct header {
@@ -54,6 +54,7 @@ struct record {
     uint32_t thread;
     uint16_t missed; /* how often the timer had fired besides since the last sample */
     uint16_t length; /* of the code */
+    uint8_t in_kernel; /* whether the thread was about to come back from a system call */
     uint8_t code[CODE_BYTES];
 };
 
@@ -105,6 +106,8 @@ static void take_sample(int number, siginfo_t *info, void *context)
     record->thread = (uint32_t)me->id;
     record->missed = (uint16_t)(info->si_overrun < UINT16_MAX ? info->si_overrun : UINT16_MAX);
     record->length = (uint16_t)(to_page_end < CODE_BYTES ? to_page_end : CODE_BYTES);
+    const uint8_t *before = (const uint8_t *)address - 2; /* of the same page, or perhaps of one that is not mapped */
+    record->in_kernel = address % PAGE_BYTES >= 2 && before[0] == 0x0f && before[1] == 0x05; /* syscall */
     memcpy(record->code, (const void *)address, record->length);
 }
 

@@ -9,10 +9,11 @@ instructions are Intel's (Software Developer's Manual, volume 2).
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, RegisterExt
+from iced_x86 import Decoder, FlowControl, Formatter, FormatterSyntax, Instruction, Mnemonic, OpKind, RegisterExt
 from iced_x86 import EncodingKind as Encoding
 
 WINDOW = 48
@@ -30,6 +31,17 @@ _AMX = {"tdpbf16ps": "AMX-BF16", "tdpfp16ps": "AMX-FP16"} | dict.fromkeys(
     ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"), "AMX-INT8"
 )
 _UNFUSED = re.compile(r"v?(?P<what>mul|add)(?P<packed>[ps])(?P<type>[sd])")
+_PAUSING = {"pause", "tpause", "umwait"}
+_MOVES = ("mov", "movaps", "movups", "movdqa", "movdqu", "movntps", "movntdq", "movapd", "movupd", "movntpd", "movnti")
+_MOVING = {
+    *_MOVES,
+    *(f"v{name}{size}" for name in _MOVES for size in ("", "8", "16", "32", "64")),
+    *("add", "sub", "inc", "dec", "lea", "cmp", "test", "sfence", "prefetcht0", "prefetchnta", "vzeroupper", "ret"),
+    *(f"j{condition}" for condition in ("mp", "a", "ae", "b", "be", "e", "ne", "g", "ge", "l", "le")),
+}
+"""The instructions that a loop has which only copies or sets."""
+_SCALAR = re.compile("[sd][sd]$|^v?movq$|^v?movd$|si$")
+_TO_MEMORY = {OpKind.MEMORY, OpKind.MEMORY_ESDI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_ESRDI}
 _TYPES = {"s": "f32", "d": "f64", "h": "f16"}
 
 
@@ -65,6 +77,53 @@ def _name_class(instruction: Instruction) -> str:
         isa = "AVX512BW" if evex else "AVX2" if name.startswith("v") and width == "256" else "SSE"
         return f"{isa} int8 {width}"
     return ""
+
+
+MULTIPLYING = "multiply-accumulate kernels"
+OTHER_KERNELS = "other kernels"
+COPYING = "memory copies and zeroing"
+WAITING = "waiting at barriers"
+IN_KERNEL = "the operating system"
+FRAMEWORK = "framework and Python"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a sample was at.
+
+    `kind`: of work. `instructions`: the class of its multiply-accumulates, empty for none.
+    """
+
+    kind: str
+    instructions: str
+
+
+@cache
+def describe_place(code: bytes, address: int, in_kernel: bool) -> Place:
+    """Return what a sample at this code was at; `in_kernel`: whether it was coming back from a system call."""
+    window, instructions = _window(code, address), classify(code, address)
+    if in_kernel:
+        return Place(IN_KERNEL, "")
+    if instructions:
+        return Place(MULTIPLYING, instructions)
+    names = {_NAMES[instruction.mnemonic] for instruction in window}
+    if names & _PAUSING:
+        return Place(WAITING, "")
+    moving = names <= _MOVING or (window and _NAMES[window[0].mnemonic].startswith(("movs", "stos")))
+    if moving and any(instruction.op0_kind in _TO_MEMORY for instruction in window):
+        return Place(COPYING, "")
+    vectors = any(
+        RegisterExt.is_vector_register(instruction.op0_register) and not _SCALAR.search(name)
+        for instruction in window
+        if (name := _NAMES[instruction.mnemonic])
+    )
+    return Place(OTHER_KERNELS if vectors else FRAMEWORK, "")
+
+
+def disassemble(code: bytes, address: int, lines: int) -> list[str]:
+    """Return the first instructions of some code in Intel's syntax."""
+    formatter = Formatter(FormatterSyntax.INTEL)
+    return [formatter.format(instruction) for instruction in islice(Decoder(64, code, ip=address), lines)]
 
 
 def _count_unfused(window: Sequence[Instruction]) -> Counter[str]:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-CODE_BYTES = 232
+SAMPLES = "samples.npz"
+"""The file, in the logs of a worker's first instance, of what was recorded of the worker."""
+
+CODE_BYTES = 231
 RECORD = np.dtype(
     [
         ("time_ns", "<u8"),
@@ -13,10 +16,13 @@ RECORD = np.dtype(
         ("thread", "<u4"),
         ("missed", "<u2"),
         ("length", "<u2"),
+        ("in_kernel", "u1"),
         ("code", "V", CODE_BYTES),
     ]
 )
-"""A sample: when (CLOCK_MONOTONIC), where, in which thread, how many the kernel merged into it, and the code there."""
+"""A sample: when (CLOCK_MONOTONIC), where, in which thread, how many the kernel merged into it, and the code there.
+
+`in_kernel`: whether it was coming back from a system call, whose time it stands for."""
 HEADER = np.dtype([("magic", "S8"), ("capacity", "<u8"), ("period_ns", "<u8"), ("seen", "<u8")])
 HEADER_BYTES = 4096
 MAGIC = b"CSAMPL01"

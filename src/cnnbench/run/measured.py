@@ -23,7 +23,7 @@ from cnnbench.proof.samples import SampledProof, count_samples
 from cnnbench.proof.trace import read_trace
 from cnnbench.proof.verdict import Agreement, compare_outputs
 from cnnbench.results import stats
-from cnnbench.results.samples import Samples
+from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.results.steps import COLUMNS
 from cnnbench.run.record import (
     CHECK_REFERENCE,
@@ -36,7 +36,6 @@ from cnnbench.run.record import (
     read_results,
     reading,
 )
-from cnnbench.worker.spec import SAMPLES
 
 
 def images_of_steps(steps: Sequence[np.ndarray], images_per_step: int) -> list[np.ndarray]:

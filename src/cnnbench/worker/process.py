@@ -25,11 +25,12 @@ from cnnbench.base.signals import end_with_parent
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import STEP_MARK, TRACE_DIRECTORY, write_layers
 from cnnbench.engines.registry import import_part
+from cnnbench.results.samples import SAMPLES
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.loop import measure_steps, warm_up_until_start
 from cnnbench.worker.sampler import Sampler
-from cnnbench.worker.spec import FAILURE, SAMPLES, InstanceSpec, WorkerSpec
+from cnnbench.worker.spec import FAILURE, InstanceSpec, WorkerSpec
 
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""

@@ -8,9 +8,6 @@ from typing import Any
 from cnnbench.inputs.image_set import CHECK_IMAGES
 from cnnbench.inputs.networks import ImageForm
 
-SAMPLES = "samples.npz"
-"""The file, in the logs of a worker's first instance, of what the sampler recorded of the worker."""
-
 FAILURE = "failure"
 """The file of an instance's logs that says why it could not go on, where it knows."""
 
