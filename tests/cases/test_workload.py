@@ -173,7 +173,7 @@ def test_a_bad_value_in_a_settings_file_is_told_with_the_file(make_workload, wri
     ("case", "expected"),
     [
         ("throughput_avx_fp32", {"batch_size": 32, "steps": "auto", "data_type": "dummy"}),
-        ("throughput_avx_fp32_gated", {"batch_size": 1, "steps": 10}),
+        ("throughput_avx_fp32_gated", {"batch_size": 1, "steps": 50}),
         ("throughput_avx_fp32_pkm", {"batch_size": 32, "steps": "auto"}),
         ("latency_avx_fp32", {"batch_size": 1, "steps": "auto"}),
         ("accuracy_avx_fp32", {"data_type": "real", "steps": "auto"}),

@@ -129,7 +129,7 @@ def test_shared_files_go_where_there_is_room_and_else_the_error_names_both_place
     assert "set TMPDIR to a directory with room" in done.stderr
     done = run_mounted([small[1], ("scant", shared)], run, tmp_path, TMPDIR=str(shared))
     assert done.returncode == 1
-    assert f"/dev/shm and {shared}: neither can be written to and has 4.0 MB free" in done.stderr
+    assert f"/dev/shm and {shared}: neither can be written to and has 16.0 MB free" in done.stderr
     assert "TMPDIR" in done.stderr
 
 

@@ -33,12 +33,12 @@ QUICK = ("--warmup_steps=1", "--steps=8")
 def run_case(engine_cache, tmp_path_factory):
     """Run a case to its end; return what it printed and its logs."""
 
-    def run(case, *arguments):
+    def run(case, *arguments, **environment):
         root = tmp_path_factory.mktemp("engine")
         command = ["--workload", str(WORKLOAD), "--case", case, "--logs-root", str(root), *arguments]
         done = subprocess.run(
             [sys.executable, "-m", "cnnbench", "case", *command],
-            env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+            env=clean_environment(CNNBENCH_CACHE=str(engine_cache), **environment),
             capture_output=True,
             text=True,
         )
@@ -83,12 +83,37 @@ def test_the_gated_case_measures_real_images(real):
     assert run_kpi(real, WORKLOAD / "kpi.sh").returncode == 0
 
 
-def test_the_trace_is_of_a_process_of_its_own(real):
-    measured = (real / "process-0" / "output.log").read_text(errors="replace")
-    traced = (real / "trace" / "output.log").read_text(errors="replace")
-    assert "_verbose," not in measured
+def precision_of(run):
+    return next(one for one in run.criteria if one.name == "precision")
+
+
+def test_what_was_measured_was_sampled_and_nothing_was_traced_for_it(real, capsys):
+    assert "_verbose," not in (real / "process-0" / "output.log").read_text(errors="replace")
+    assert not (real / "trace" / "output.log").exists()
+    run = load_run(real)
+    assert re.match(r"9\d.\d%|100.0% \[.*\] of \d+ samples among multiply-accumulates", precision_of(run).found)
+    assert run.facts["dominant instructions"].split()[0] in ("FMA", "AVX-512")
+    assert main(["hotspots", str(real), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kinds = {one["kind"]: one["share"] for one in found if one["record"] == "kind"}
+    assert sum(kinds.values()) == pytest.approx(1)
+    assert kinds["multiply-accumulate kernels"] == max(kinds.values())
+    assert any("fma" in one["code"] for one in found if one["record"] == "place")
+
+
+def test_without_the_sampler_a_process_of_its_own_is_traced_and_the_run_says_so(run_case, capsys):
+    done, logs = run_case(GATED, *QUICK, CNNBENCH_SAMPLER="off")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "_verbose," not in (logs / "process-0" / "output.log").read_text(errors="replace")
+    traced = (logs / "trace" / "output.log").read_text(errors="replace")
     assert ",exec," in traced
     assert traced.count("cnnbench_trace,step,") == 3
+    run = load_run(logs)
+    assert kpis(run)["ISA share"] >= 95
+    assert "of the multiply-accumulates ran as avx_fp32 (" in precision_of(run).found
+    assert any("traced in a process of their own" in note and "CNNBENCH_SAMPLER=off" in note for note in run.notes)
+    assert main(["hotspots", str(logs)]) == 1
+    assert "has no samples" in capsys.readouterr().err
 
 
 def test_the_layers_of_a_run_are_all_of_the_network(real, capsys):
@@ -206,7 +231,9 @@ def test_another_instruction_set_than_the_precisions_is_invalid(run_case):
     done, logs = run_case(GATED, "--customer_env=ONEDNN_MAX_CPU_ISA=SSE41", *QUICK)
     assert done.returncode == 3, done.stdout + done.stderr
     (reason,) = (line for line in done.stdout.splitlines() if line.startswith("#INVALID RESULT: "))
-    assert "precision: 0.0% of the multiply-accumulates ran as avx_fp32" in reason
+    assert re.search(
+        r"precision: 0.0% \[0.0%, .*\] of \d+ samples .* were at avx_fp32 \(SSE multiply and add f32 128 ", reason
+    )
     assert not any(line.startswith("*") for line in done.stdout.splitlines())
     kpi = run_kpi(logs)
     assert kpi.returncode == 3
@@ -227,7 +254,7 @@ def test_bfloat16_runs_or_says_what_the_cpu_lacks(run_case, precision, variant):
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(logs)
     assert kpis(run)["ISA share"] >= 95
-    assert ("amx" in run.facts["dominant implementation"]) == precision.startswith("amx")
+    assert run.facts["dominant instructions"].startswith("AMX" if precision.startswith("amx") else "AVX512-BF16")
     assert criteria(run)["outputs"]
 
 
@@ -235,7 +262,10 @@ def test_amx_capped_away_is_invalid_and_names_what_ran(run_case):
     if not {"amx_bf16", "avx512_bf16"} <= read_cpuinfo().flags:
         pytest.skip("needs AMX")
     done, logs = run_case(
-        f"{PREFIX}throughput_amx_bfloat16_gated", "--customer_env=ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16", *QUICK
+        f"{PREFIX}throughput_amx_bfloat16_gated",
+        "--customer_env=ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16",
+        *QUICK,
+        CNNBENCH_SAMPLER="off",
     )
     assert done.returncode == 3, done.stdout + done.stderr
     (reason,) = (line for line in done.stdout.splitlines() if line.startswith("#INVALID RESULT: "))
@@ -250,13 +280,13 @@ def test_an_instruction_set_without_bfloat16_is_invalid(run_case):
     case = f"{PREFIX}throughput_avx_bfloat16_gated"
     done, logs = run_case(case, "--customer_env=ONEDNN_MAX_CPU_ISA=AVX2", "--variant=stock", *QUICK)
     assert done.returncode == 3, done.stdout + done.stderr
-    assert "the tracing process" in load_run(logs).facts["what was seen"]
+    assert "process-0/output.log" in load_run(logs).facts["what was seen"]
 
 
 def test_fp32_on_avx2_is_valid_and_named(run_case):
     done, logs = run_case(GATED, "--customer_env=ONEDNN_MAX_CPU_ISA=AVX2", *QUICK)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ":avx2 f32" in load_run(logs).facts["dominant implementation"]
+    assert load_run(logs).facts["dominant instructions"].startswith("FMA f32 256")
 
 
 def test_every_requested_parameter_is_in_the_result(real):

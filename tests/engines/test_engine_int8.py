@@ -1,6 +1,7 @@
 """int8 on real engines: quantised while staging, or given as an int8 graph."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -107,5 +108,4 @@ def test_int8_on_another_instruction_set_is_invalid_and_names_what_ran(run_case,
     done, _ = run_case(INT8, "--customer_env=ONEDNN_MAX_CPU_ISA=AVX2", *QUICK)
     assert done.returncode == 3, done.stdout + done.stderr
     (reason,) = (line for line in done.stdout.splitlines() if line.startswith("#INVALID RESULT: "))
-    assert "0.0% of the multiply-accumulates ran as avx_int8" in reason
-    assert "int8:avx2" in reason or "int8_1x1:avx2" in reason
+    assert re.search(r"0.0% \[0.0%, .*\] of \d+ samples .* were at avx_int8 \(AVX2 int8 256 ", reason)

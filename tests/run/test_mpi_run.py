@@ -21,6 +21,7 @@ from cnnbench.launch.local import SHARED_PREFIX
 from cnnbench.launch.mpi import find_mpirun
 from cnnbench.machine.topology import read_topology
 from cnnbench.results.record import KILLED, load_run
+from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.staging.environments import RANKS, locked_python
 from cnnbench.worker.control import ControlBlock, State
 from damaged_images import damage_image
@@ -152,7 +153,7 @@ def test_the_instances_are_ranks_bound_to_cores_of_their_own(workload):
 
 
 @pytest.mark.engine
-def test_a_network_is_measured_in_ranks_and_traced_before(engine_cache, pytorch_python, tmp_path):
+def test_a_network_is_measured_and_sampled_in_ranks(engine_cache, pytorch_python, tmp_path):
     case = f"test_{SLUG}_inference_throughput_avx_fp32_resnet18"
     command = ["--workload", str(DIRECTORY), "--case", case, "--logs-root", str(tmp_path)]
     each = min(2, len(TOPOLOGY.cores_of_socket(TOPOLOGY.sockets[0])))
@@ -171,6 +172,9 @@ def test_a_network_is_measured_in_ranks_and_traced_before(engine_cache, pytorch_
     for one in run.instances:
         steps = np.load(tmp_path / f"logs-{case}/itr-1/worker-0/instance-{one['index']}/steps.npy")
         assert steps.shape == (8, 3)
+        samples = Samples.load(tmp_path / f"logs-{case}/itr-1/worker-0/instance-{one['index']}" / SAMPLES)
+        assert np.mean(steps[0, 0] <= samples.records["time_ns"].astype(np.int64)) > 0.9
+    assert "samples among multiply-accumulates" in next(one.found for one in run.criteria if one.name == "precision")
 
 
 @pytest.mark.engine
@@ -401,6 +405,9 @@ def test_two_hosts_are_measured_over_one_window_and_their_logs_come_through_mpi(
     assert (workload.logs() / f"process-{each}" / "output.log").exists()
     begins = [rows[0, 0] / 1e9 for rows in steps]
     assert max(begins) - min(begins) < 10  # the second's own clock is 100,000 s ahead
+    for index, rows in enumerate(steps):
+        times = Samples.load(workload.logs() / f"instance-{index}" / SAMPLES).records["time_ns"].astype(np.int64)
+        assert (np.abs(times - rows[0, 0]) < 20e9).all()
     throughput = next(kpi.value for kpi in run.kpis if kpi.primary)
     window_s = (min(rows[-1, 2] for rows in steps) - max(rows[0, 0] for rows in steps)) / 1e9
     completed = sum(len(rows) for rows in steps)

@@ -80,7 +80,7 @@ class Parameters(BaseModel):
     function: Function = Field("inference", description="what to run")
     mode: Mode = Field("throughput", description="what to measure")
     case_type: CaseType = Field(
-        "", description="gated: a quick run with STEPS=10, BATCH_SIZE=1 and all cores of a socket; pkm: the common run"
+        "", description="gated: a quick run with STEPS=50, BATCH_SIZE=1 and all cores of a socket; pkm: the common run"
     )
     precision: PrecisionName = Field("avx_fp32", description="data type, and the instruction set or device")
     data_type: Literal["dummy", "generated", "real"] = Field(
@@ -106,6 +106,9 @@ class Parameters(BaseModel):
     warmup_steps: Annotated[int, Field(ge=1, le=10_000)] = Field(5, description="steps before the measured ones")
     min_time: Annotated[float, Field(ge=0.1, le=86_400)] = Field(10, description="least seconds of STEPS=auto")
     max_time: Annotated[float, Field(ge=0.1, le=86_400)] = Field(60, description="most seconds of STEPS=auto")
+    accuracy_time: Annotated[float, Field(ge=0.1, le=86_400)] | Literal["all"] = Field(
+        "all", description="accuracy: seconds after which no more images are taken; all: when the set has no more"
+    )
     weight_sharing: bool = _of(
         "graph",
         False,

@@ -14,6 +14,7 @@ from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.run.inputs import stage_engine
 from cnnbench.staging.inputs import (
+    fit_embedded_model,
     stage_embedded_model,
     stage_imagenet_set,
     stage_procedural,
@@ -35,6 +36,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="stage nothing, but read every byte of what is staged again"
     )
+    parser.add_argument(
+        "--fit",
+        type=Path,
+        metavar="DIRECTORY",
+        help=f"fit the embedded {EMBEDDED} to the drawn images again, which takes minutes; for maintainers",
+    )
     parser.add_argument("--engine", help="besides, prepare the models of this engine for the image sets staged")
 
 
@@ -49,6 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.verify and (arguments.source or arguments.engine):
         raise UsageError("--verify reads what is staged and stages nothing: leave --from and --engine out")
+    if arguments.fit:
+        if arguments.names or arguments.verify or arguments.engine:
+            raise UsageError("--fit makes what the sources keep and stages nothing: leave names and --engine out")
+        engine = find_part("embeds")
+        print(fit_embedded_model(engine, _build_of(engine), cache, arguments.fit))
+        return 0
     names = arguments.names or ([] if arguments.engine else list(MADE_HERE))
     if (arguments.source or arguments.sha256) and len(names) != 1:
         raise UsageError("--from and --sha256 are for one NAME at a time")

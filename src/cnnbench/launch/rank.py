@@ -45,6 +45,7 @@ from cnnbench.launch.plan import place_instance
 from cnnbench.machine.contention import sample_cpu_time, with_siblings
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.spec import WorkerSpec
 
@@ -288,6 +289,10 @@ class Rank:
             if path.name == "steps.npy":
                 buffer = BytesIO()
                 np.save(buffer, np.load(path) + self._offset_ns)
+                content = buffer.getvalue()
+            elif path.name == SAMPLES:
+                buffer = BytesIO()
+                Samples.load(path).save(buffer, self._offset_ns)
                 content = buffer.getvalue()
             elif path.name == "result.json":
                 where = {"host": self._host, "rank": self._comm.rank}

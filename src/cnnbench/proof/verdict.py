@@ -23,6 +23,8 @@ DRIFT_BOUND = 0.05
 DRIFT_SIGNIFICANCE = 0.05
 SPREAD_BOUND = 0.10
 TOP1_LOSS_BOUND = 0.005
+LEAST_ANSWERED = 100
+"""Of how many images at the least an accuracy is told that had a time: its interval is some 20 % wide then."""
 AUTO_HALF_WIDTH = 0.01
 """STEPS=auto measures until the 95 % interval of throughput is within this share of the mean."""
 
@@ -272,8 +274,16 @@ def judge_loss(loss: float) -> Criterion:
     )
 
 
-def judge_coverage(predicted: int, images: int) -> Criterion:
-    """Judge whether an accuracy run answered for every image of the set."""
+def is_covered(answered: int, images: int, time_s: float | None) -> bool:
+    """Tell whether an accuracy run answered for the images that it was to: all, or those that its time allowed."""
+    return answered == images or (time_s is not None and LEAST_ANSWERED <= answered < images)
+
+
+def judge_coverage(answered: int, images: int, time_s: float | None) -> Criterion:
+    """Judge whether an accuracy run answered for enough images; `time_s`: how long it took images at the most."""
     return Criterion(
-        name="coverage", passed=predicted == images, found=f"{predicted} of {images} images answered", needed="all"
+        name="coverage",
+        passed=is_covered(answered, images, time_s),
+        found=f"{answered} of {images} images answered" + (f" in ACCURACY_TIME={time_s:g} s" if time_s else ""),
+        needed=f"all, or {LEAST_ANSWERED}: raise ACCURACY_TIME" if time_s else "all",
     )

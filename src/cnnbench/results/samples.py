@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -43,12 +44,12 @@ class Samples:
     cpu_ns: int
     maps: str
 
-    def save(self, path: Path, offset_ns: int = 0) -> None:
+    def save(self, file: Path | BinaryIO, offset_ns: int = 0) -> None:
         """Write them, compressed; `offset_ns`: what to add to this host's clock."""
         moved = self.records.copy()
-        moved["time_ns"] += np.uint64(offset_ns) if offset_ns >= 0 else np.uint64(2**64 + offset_ns)
+        moved["time_ns"] = (moved["time_ns"].astype(np.int64) + offset_ns).astype(np.uint64)
         counts = np.array([self.period_ns, self.seen, self.cpu_ns], dtype=np.int64)
-        np.savez_compressed(path, records=moved, counts=counts, maps=np.array(self.maps))
+        np.savez_compressed(file, records=moved, counts=counts, maps=np.array(self.maps))
 
     @classmethod
     def load(cls, path: Path) -> "Samples":

@@ -104,7 +104,7 @@ def _judge_figures(run: Measured) -> list[Criterion]:
     elif run.utilization is not None:
         criteria.append(validity.judge_ceiling(run.utilization))
     if run.is_accuracy:
-        criteria.append(validity.judge_coverage(run.answered, run.images_given))
+        criteria.append(validity.judge_coverage(run.answered, run.images_given, record.accuracy_time_s))
         if run.measured_top1 is not None:
             criteria.append(validity.judge_measured_outputs(run.precision, run.measured_top1))
         if run.loss is not None:

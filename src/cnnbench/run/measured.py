@@ -18,6 +18,7 @@ from cnnbench.launch.instances import Plan
 from cnnbench.launch.mpi import REPORT, RankReport
 from cnnbench.machine.ceiling import Ceiling, Utilization, utilize
 from cnnbench.machine.contention import Contention, Throttling, compare_quotas, compare_samples
+from cnnbench.proof import verdict as validity
 from cnnbench.proof.precision import PrecisionProof, judge_trace
 from cnnbench.proof.samples import SampledProof, count_samples
 from cnnbench.proof.trace import read_trace
@@ -200,26 +201,28 @@ class Measured:
 
     @cached_property
     def _labels(self) -> np.ndarray:
-        return self._in_shares(read_array(self.directory / LABELS))
+        return read_array(self.directory / LABELS)
 
     def _in_shares(self, values: np.ndarray) -> np.ndarray:
-        """Return what belongs to the images in the order in which the instances' shares of them follow each other."""
+        """Return what belongs to the images answered, in the order in which the instances' shares follow each other."""
         shares = len(self._instances)
-        return np.concatenate([values[share::shares] for share in range(shares)])
+        parts = (values[share::shares][: len(rows)] for share, rows in enumerate(self._predictions))
+        return np.concatenate(list(parts))
 
     @cached_property
     def measured_top1(self) -> float | None:
         """The share of the fixed batch's images, the set's first, that the measured steps answer as the reference does.
 
-        None where no accuracy is measured, or not all images are answered.
+        None where no accuracy is measured, or none of them is answered.
         """
         if self.hits is None:
             return None
         wanted = read_array(self.directory / CHECK_REFERENCE).argmax(axis=1)
-        best = np.empty(self.answered, dtype=np.int64)
+        best = np.full(self.images_given, -1, dtype=np.int64)
         for share, rows in enumerate(self._predictions):
-            best[share :: len(self._predictions)] = rows[:, 0]
-        return float((best[: len(wanted)] == wanted).mean())
+            best[share :: len(self._predictions)][: len(rows)] = rows[:, 0]
+        found = best[: len(wanted)]
+        return float((found == wanted)[found >= 0].mean()) if (found >= 0).any() else None
 
     @property
     def answered(self) -> int:
@@ -233,10 +236,12 @@ class Measured:
 
     @cached_property
     def hits(self) -> np.ndarray | None:
-        """Whether each of an image's best classes is its label (bool, images x 5); None unless all are answered."""
-        if not self.is_accuracy or self.answered != self.images_given:
+        """Whether each of an image's best classes is its label (bool, images x 5); None unless enough are answered."""
+        if not self.is_accuracy or not validity.is_covered(
+            self.answered, self.images_given, self.record.accuracy_time_s
+        ):
             return None
-        hits: np.ndarray = np.concatenate(self._predictions) == self._labels[:, None]
+        hits: np.ndarray = np.concatenate(self._predictions) == self._in_shares(self._labels)[:, None]
         return hits
 
     @cached_property
@@ -244,5 +249,5 @@ class Measured:
         """What of top-1 accuracy is lost against the float32 model, with its interval; None where not compared."""
         if self.hits is None or not self.record.predicts:
             return None
-        expected = self._in_shares(read_array(self.directory / EXPECTED)) == self._labels
+        expected = self._in_shares(read_array(self.directory / EXPECTED)) == self._in_shares(self._labels)
         return stats.paired_difference(expected, self.hits[:, 0])

@@ -148,7 +148,7 @@ class Measurement:
         parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
         ControlBlock.create(shared, len(self._job.plan.instances))
-        stops_by_itself = parameters.mode == "accuracy" or parameters.steps != "auto"
+        timed = parameters.accuracy_time != "all" if parameters.mode == "accuracy" else parameters.steps == "auto"
         launches = [
             self._write_launch(
                 spec, self._logs / f"process-{number}", worker_environment(self._job, spec, self._inputs.sampler)
@@ -162,7 +162,7 @@ class Measurement:
         run_workers(
             launches,
             shared,
-            Limits(None if stops_by_itself else self._enough, self._hang_s),
+            Limits(self._enough if timed else None, self._hang_s),
             self._progress(),
             self._look,
         )
@@ -215,6 +215,8 @@ class Measurement:
     def _progress(self) -> Progress:
         p, instances = self._job.parameters, len(self._job.plan.instances)
         total: int | None = None
+        if p.mode == "accuracy" and p.accuracy_time != "all":
+            return Progress(f"measuring accuracy {p.precision} for its time", p.accuracy_time, SECONDS)
         if p.mode == "accuracy" and self._inputs.images is not None:
             shares = share_images(self._inputs.images, instances)
             total = sum(-(-len(share) // p.images_per_step) for share in shares)
@@ -233,11 +235,13 @@ class Measurement:
         self._writer.add(Look(time_s=time_s, cpu_time=cpu_time, quotas=quotas, frequency_mhz=frequency_mhz))
 
     def _enough(self, steps: list[np.ndarray]) -> bool:
-        """Tell whether STEPS=auto has measured long and precisely enough."""
+        """Tell whether STEPS=auto has measured long and precisely enough, or accuracy's time is up."""
         p = self._job.parameters
         if any(len(rows) == 0 for rows in steps):
             return False
         window = stats.common_window(steps)
+        if p.mode == "accuracy":
+            return window.seconds >= float(p.accuracy_time)
         if window.seconds < p.min_time:
             return False
         width = stats.estimate_throughput(steps, images_of_steps(steps, p.images_per_step), window).relative_half_width

@@ -48,7 +48,9 @@ class Record(_Model):
     of each instance; `traced_images`: of a traced step. `reads_images`: whether they are decoded while measuring.
     `max_time_s`: how long to measure at the most where STEPS=auto leaves the number of steps open; None where it is
     given. `macs_per_image`: None without a model. `predicts`: whether there are the float32 model's predictions to
-    compare with. `sampled`: whether the instances' instructions were, while measuring. `host`, `inputs`: facts.
+    compare with. `sampled`: whether the instances' instructions were, while measuring.
+    `accuracy_time_s`: how long accuracy takes images at the most; None for as long as there are any. `host`, `inputs`:
+    facts.
     """
 
     schema_version: Literal[1] = 1
@@ -71,6 +73,7 @@ class Record(_Model):
     macs_per_image: int | None
     predicts: bool
     sampled: bool = False
+    accuracy_time_s: float | None = None
     host: dict[str, str]
     inputs: dict[str, str]
 
@@ -142,6 +145,12 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
             f"instructions and outputs were checked with {traced} images at a time, not {part}: where accuracy is "
             "measured, no batch is timed; what the larger ones answered to the checked images was compared too",
         )
+    sampled = inputs.sampler.library is not None
+    if model and not sampled and not planned.precision.on_gpu:
+        notes += (
+            "the instructions are those of steps traced in a process of their own, as the measured instances were not "
+            f"sampled: {inputs.sampler.reason}",
+        )
     return Record(
         run_id=run_id,
         started=started,
@@ -161,7 +170,8 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
         max_time_s=p.max_time if p.steps == "auto" else None,
         macs_per_image=model.macs_per_image if model else None,
         predicts=model is not None and model.predictions is not None,
-        sampled=inputs.sampler.library is not None,
+        sampled=sampled,
+        accuracy_time_s=None if p.accuracy_time == "all" else p.accuracy_time,
         host=host,
         inputs=input_facts(inputs),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.base.checkout import PACKAGE
+from cnnbench.base.disk import make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.base.start import START
 from cnnbench.cases.artefacts import load_artefacts
@@ -146,11 +147,18 @@ def stage_embedded_model(engine: Engine, variant: str, cache: Path) -> Path:
     path = embedded_model_path(engine, cache)
 
     def build(directory: Path) -> None:
-        calibration, training = (stage_procedural(part, cache).root for part in ("calibration", "training"))
-        run_steps(engine, variant, "embeds", cache, "embedded", calibration, training, directory)
+        run_steps(engine, variant, "embeds", cache, "embedded", directory)
 
     install_directory(build, path.parent)
     return _check_embedded_model(path)
+
+
+def fit_embedded_model(engine: Engine, variant: str, cache: Path, destination: Path) -> Path:
+    """Find again, from the drawn images, what is kept of the embedded model among the sources; return `destination`."""
+    calibration, training = (stage_procedural(part, cache).root for part in ("calibration", "training"))
+    make_directory(destination, "give another directory")
+    run_steps(engine, variant, "embeds", cache, "fit", calibration, training, destination.absolute())
+    return destination
 
 
 def verify_embedded_model(engine: Engine, cache: Path) -> Path:

@@ -82,7 +82,7 @@ ENGINES = (
         environment=_environment,
         embeds=Steps(
             "cnnbench.engines.tensorflow.prepare",
-            (*_PREPARED_BY, "engines/tensorflow/resnet50.py", "inputs/head.py", "inputs/procedural.py"),
+            (*_PREPARED_BY, "engines/tensorflow/resnet50.py", "engines/tensorflow/fitted.npz"),
         ),
         prepares_graphs=Steps("cnnbench.engines.tensorflow.prepare", _PREPARED_BY),
         quantizes_graphs=Steps(

@@ -1,9 +1,10 @@
 """Make the embedded model, and make any model ready to be measured. Runs in the engine's environment.
 
-`start.py cnnbench.engines.tensorflow.prepare embedded CALIBRATION TRAINING DESTINATION` builds ResNet50 v1.5 with
-seeded weights and a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen graph and
-records what it answers to a fixed batch before any rewriting, which is the reference for every measured graph.
-`... predict MODEL IMAGES DESTINATION` records the best class of every image, likewise by the graph as it was given.
+`start.py cnnbench.engines.tensorflow.prepare embedded DESTINATION` builds ResNet50 v1.5 with seeded weights, and the
+BatchNorms and the head of `fitted.npz`. `... fit CALIBRATION TRAINING DESTINATION` makes that file: BatchNorms measured
+on the calibration images, a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen
+graph and records what it answers to a fixed batch before any rewriting, which is the reference for every measured
+graph. `... predict MODEL IMAGES DESTINATION` records the best class of every image, likewise by the graph as it was given.
 """
 
 import argparse
@@ -66,10 +67,8 @@ def _read_images(images: ImageSet, count: int) -> np.ndarray:
     return np.concatenate(list(read_batches(files, BATCH, THREADS, repeat=False)))
 
 
-def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
-    """Write the embedded model as `model.pb`, and `model.json` with its digest and how it was made."""
-    import tensorflow as tf
-
+def fit_embedded(calibration: Path, training: Path, destination: Path) -> None:
+    """Write `fitted.npz`: what of the embedded model comes from images, which takes minutes to find."""
     print("resnet50v1_5: calibrating the BatchNorms of the seeded weights", file=sys.stderr, flush=True)
     images = _read_images(load_image_set(calibration), CALIBRATION_IMAGES)
     weights = resnet50.calibrate(resnet50.seeded_weights(), images)
@@ -82,14 +81,19 @@ def make_embedded(calibration: Path, training: Path, destination: Path) -> None:
             features.append(features_of(batch))
             progress.advance(len(batch))
     kernel, bias = fit_head(np.concatenate(features), examples.labels)
-    graph = resnet50.freeze(weights, kernel, bias)
+    present = np.unique(examples.labels)
+    resnet50.write_fitted(destination / resnet50.FITTED.name, weights, kernel[:, present], bias, present)
+
+
+def make_embedded(destination: Path) -> None:
+    """Write the embedded model as `model.pb`, and `model.json` with its digest and how it was made."""
+    import tensorflow as tf
+
+    moments, kernel, bias = resnet50.read_fitted()
+    graph = resnet50.freeze(resnet50.seeded_weights() | moments, kernel, bias)
     model = graph.SerializeToString(deterministic=True)
     (destination / "model.pb").write_bytes(model)
-    facts = {
-        "sha256": hashlib.sha256(model).hexdigest(),
-        "images_sha256": examples.sha256,
-        "made_with": framework_versions(),
-    }
+    facts = {"sha256": hashlib.sha256(model).hexdigest(), "made_with": framework_versions()}
     (destination / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     tf.compat.v1.reset_default_graph()
 
@@ -135,13 +139,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="cnnbench.engines.tensorflow.prepare", description=__doc__)
     steps = parser.add_subparsers(required=True)
     embedded = steps.add_parser("embedded")
-    embedded.set_defaults(step=lambda a: make_embedded(a.calibration, a.training, a.destination))
+    embedded.set_defaults(step=lambda a: make_embedded(a.destination))
+    fit = steps.add_parser("fit")
+    fit.set_defaults(step=lambda a: fit_embedded(a.calibration, a.training, a.destination))
     graph = steps.add_parser("graph")
     graph.set_defaults(step=lambda a: prepare_graph(a.model, a.images, a.destination))
     predictions = steps.add_parser("predict")
     predictions.set_defaults(step=lambda a: predict(a.model, a.images, a.destination))
     given = ("model", "images")
-    for step, names in ((embedded, ("calibration", "training")), (graph, given), (predictions, given)):
+    of_images = ("calibration", "training")
+    for step, names in ((embedded, ()), (fit, of_images), (graph, given), (predictions, given)):
         for name in (*names, "destination"):
             step.add_argument(name, type=Path)
     parsed = parser.parse_args(arguments)

@@ -9,10 +9,13 @@ means that the stride of a downsampling block sits in its 3x3 convolution (He et
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cnnbench.base.cache import digest_file
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.engines.tensorflow.graph import IMAGE_SIZE, INPUT, OUTPUT
 
 FEATURES = "resnet50/features"
@@ -24,6 +27,10 @@ LAST_GAMMA = 0.05
 """Scale of each block's last BatchNorm: small, so that 16 residual branches of random weights stay well-behaved."""
 
 Weights = dict[str, np.ndarray]
+
+FITTED = Path(__file__).with_name("fitted.npz")
+"""What of the embedded model comes from images: `cnnbench stage --fit DIRECTORY` makes it again."""
+FITTED_SHA256 = "260b5a35c7398a9a7a2ea43b6888d8119374ccb856a41d9b9ca9947626c3f9b4"
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,25 @@ def calibrate(weights: Weights, images: np.ndarray) -> Weights:
 
     _forward(tf.constant(images), weights, normalise)
     return weights | moments
+
+
+def write_fitted(path: Path, weights: Weights, kernel: np.ndarray, bias: np.ndarray, present: np.ndarray) -> None:
+    """Write what images have decided: the BatchNorms' moments and the head.
+
+    `kernel`: of the classes `present` alone (2048 x those). It is kept in half precision, so that the file is small.
+    """
+    moments: dict[str, Any] = {name: value for name, value in weights.items() if name.endswith(("/mean", "/variance"))}
+    np.savez_compressed(path, kernel=kernel.astype(np.float16), bias=bias, present=present, **moments)
+
+
+def read_fitted(path: Path = FITTED, sha256: str = FITTED_SHA256) -> tuple[Weights, np.ndarray, np.ndarray]:
+    """Return the BatchNorms' moments, the head's kernel (float32, 2048 x 1001) and bias; raise for another file."""
+    if (found := digest_file(path)) != sha256:
+        raise CnnbenchError(f"{path}: SHA-256 is {found}, needed {sha256}: it was changed; check it out again")
+    with np.load(path) as kept:
+        bias, kernel = kept["bias"], np.zeros((kept["kernel"].shape[0], len(kept["bias"])), dtype=np.float32)
+        kernel[:, kept["present"]] = kept["kernel"]
+        return {name: kept[name] for name in kept.files if name.endswith(("/mean", "/variance"))}, kernel, bias
 
 
 def freeze(weights: Weights, head_kernel: np.ndarray, head_bias: np.ndarray) -> Any:
