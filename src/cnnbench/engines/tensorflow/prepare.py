@@ -4,7 +4,8 @@
 BatchNorms and the head of `fitted.npz`. `... fit CALIBRATION TRAINING DESTINATION` makes that file: BatchNorms measured
 on the calibration images, a head fitted to the training images. `... graph MODEL IMAGES DESTINATION` folds a frozen
 graph and records what it answers to a fixed batch before any rewriting, which is the reference for every measured
-graph. `... predict MODEL IMAGES DESTINATION` records the best class of every image, likewise by the graph as it was given.
+graph. `... predict MODEL IMAGES DESTINATION` records the best class of every image, likewise by the graph as it was
+given.
 """
 
 import argparse
