@@ -3,4 +3,5 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 "$root/script/setup.sh"
+export CNNBENCH_SETUP_S=$SECONDS # for --timings
 exec "$root/.venv/bin/python" -I -m cnnbench quickstart "$@"

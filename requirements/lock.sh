@@ -22,4 +22,5 @@ lock openvino-cpu "$@"
 lock onnxruntime-cpu "$@"
 lock mpi-ranks "$@"
 lock pytorch-cuda --override pytorch-cpu.override "$@"
-lock pytorch-cpu --override pytorch-cpu.override "$@" # needs UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+lock pytorch-zentorch --override pytorch-cpu.override "$@" # it and the next need
+lock pytorch-cpu --override pytorch-cpu.override "$@" # UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu

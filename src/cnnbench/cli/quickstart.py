@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
@@ -24,6 +26,7 @@ from cnnbench.engines.registry import Engine, find_engine
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
+from cnnbench.report.text import align
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult, load_run
 from cnnbench.run.inputs import stage_engine
 from cnnbench.run.job import graph_quantizer_obstacle
@@ -43,9 +46,14 @@ HELP = """\
 run.sh [OPTION]... [CTEST ARGUMENT]...
 
 Stage, configure and build what is not there yet, run the cases that characterise this machine, and tabulate their KPIs.
-With arguments that choose cases, such as -R REGEX, those are run in their place. All arguments are those of ctest.sh:
+With arguments that choose cases, such as -R REGEX, those are run in their place. --timings tells at the end where the
+time went. All other arguments are those of ctest.sh:
 
 """
+
+TIMINGS = "--timings"
+SETUP_VARIABLE = "CNNBENCH_SETUP_S"
+"""Environment variable: how many seconds run.sh took to set up what this runs with."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,21 +61,58 @@ def run(arguments: argparse.Namespace) -> int:
     if {"-h", "--help"} & set(arguments.rest):
         print(HELP + ctest.HELP, end="")
         return 0
-    return quickstart(cache_root(os.environ), arguments.rest)
+    rest = [word for word in arguments.rest if word != TIMINGS]
+    timings = Timings(float(os.environ.get(SETUP_VARIABLE) or 0)) if len(rest) < len(arguments.rest) else None
+    return quickstart(cache_root(os.environ), rest, timings)
 
 
-def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, name: str = WORKLOAD) -> int:
+class Timings:
+    """Where the time of a quick start goes; `setup_s`: what run.sh took before it (s)."""
+
+    def __init__(self, setup_s: float) -> None:
+        self._parts = [("set up", setup_s)]
+        self._last_s = time.monotonic()
+
+    def note(self, what: str) -> None:
+        """Take down that something has been done since the last note."""
+        now_s = time.monotonic()
+        self._parts.append((what, now_s - self._last_s))
+        self._last_s = now_s
+
+    def table(self, runs: Mapping[Path, RunResult]) -> str:
+        """Return the parts, and of each case how long it took from its record to its result, loaded and measured."""
+        parts = [[what, f"{seconds:.1f}"] for what, seconds in self._parts]
+        parts.append(["together", f"{sum(seconds for _, seconds in self._parts):.1f}"])
+        cases = [
+            [
+                " ".join(run.requested[name] for name in ("MODE", "PRECISION")),
+                f"{(path / RUN_FILE).stat().st_mtime - datetime.fromisoformat(run.started).timestamp():.1f}",
+                f"{max((one.get('load_s', 0.0) for one in run.instances), default=0.0):.1f}",
+                run.facts.get("measured for", "").partition(" s,")[0],
+            ]
+            for path, run in runs.items()
+        ]
+        tables = [align(["part", "seconds"], parts)]
+        return "\n\n".join([*tables, *([align(["case", "seconds", "loading", "measuring"], cases)] if cases else [])])
+
+
+def quickstart(
+    cache: Path, arguments: Sequence[str], timings: Timings | None = None, root: Path = REPOSITORY, name: str = WORKLOAD
+) -> int:
     """Run a workload's quick cases and print the table; return ctest's exit code. `arguments` are those of ctest.sh."""
+    timings, told = timings or Timings(0), timings
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what stages or configures is ended with us
     source, build = root / "workload" / name, root / "build"
     workload, cpu = load_workload(source), read_cpuinfo()
     int8 = any(one.is_int8 and not missing_for_precision(one, cpu.flags) for one in PRECISIONS.values())
     _configure(root, build, detect_platform(cpu))
+    timings.note("configure")
     directory, tool = build / "workload" / name, _tool("ctest")
     is_choice = any(word.split("=")[0] in CHOOSING for word in arguments)
     if is_choice:
         ctest.check_choice(directory, tool, arguments)  # a slip is told before minutes of staging
     stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
+    timings.note("stage")
     before = _runs(directory)
 
     def run_choice(choice: Sequence[str]) -> int:
@@ -88,6 +133,7 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, n
         if code < 128:  # else it was interrupted
             fastest = TestCase(workload.slug, "latency", _fastest(precisions, new_runs().values()))
             code = run_choice(_choose([fastest])) or code
+    timings.note("run the cases")
     if runs := new_runs():
         results = list(runs.values())
         repeated = len(results) > len({result.case for result in results})  # by --set or --loop
@@ -96,6 +142,8 @@ def quickstart(cache: Path, arguments: Sequence[str], root: Path = REPOSITORY, n
         print("\n".join(f"  {path}" for path in runs))
     for reason in lacking:
         print(f"not run: {reason}")
+    if told:
+        print(f"\n{told.table(runs)}")
     return code
 
 

@@ -114,6 +114,12 @@ def _cpu_obstacle(_cpu: CpuInfo, python: PythonVersion) -> str:
     return f"its lock file has no PyTorch for Python {python[0]}.{python[1]}, only for 3.11"
 
 
+def _zentorch_obstacle(cpu: CpuInfo, python: PythonVersion) -> str:
+    if cpu.vendor != "AuthenticAMD":
+        return "zentorch is AMD's, for its own processors"
+    return _cpu_obstacle(cpu, python)
+
+
 def _compiler_obstacle(environ: Mapping[str, str], on_gpu: bool) -> str:
     """Say that the compiler is missing that Inductor calls: of C++, or of C for what Triton has on GPUs."""
     variable, default = ("CC", "gcc") if on_gpu else ("CXX", "g++")
@@ -161,6 +167,18 @@ ENGINES = (
         summary="torch.compile with frozen weights",
         options=InductorOptions,
         heeds=frozenset({"ENABLE_FAST_GROUPNORM"}),
+        check=check_compiled,
+        environment=_compiled_into,
+        obstacle=_compiler_obstacle,
+        builds_networks=None,
+    ),
+    replace(
+        _EAGER,
+        name="zentorch",
+        backend="cnnbench.engines.pytorch.backend:ZentorchBackend",
+        summary="torch.compile with AMD's zentorch",
+        builds=(Build("cpu", "pytorch-zentorch", _zentorch_obstacle, index=INDEX),),
+        options=InductorOptions,
         check=check_compiled,
         environment=_compiled_into,
         obstacle=_compiler_obstacle,

@@ -118,3 +118,20 @@ class InductorBackend(EagerBackend):
         inductor.freezing = True
         inductor.compile_threads = 1  # no helper processes that outlive the compilation
         return torch.compile(network)
+
+
+class ZentorchBackend(EagerBackend):
+    """The network compiled by torch.compile for ZenDNN's kernels, AMD's own."""
+
+    def _compile(self, network: nn.Module) -> Call:
+        import torch._inductor.config as inductor
+        import zentorch  # registers the backend
+
+        self._zentorch = zentorch
+        inductor.freezing = True
+        inductor.compile_threads = 1  # as above
+        return torch.compile(network, backend="zentorch")
+
+    def describe(self) -> dict[str, str]:
+        """Return the versions of what runs."""
+        return super().describe() | {"zentorch": self._zentorch.__version__}
