@@ -92,7 +92,7 @@ GOOD_VALUES = {
 
 BAD_VALUES = [
     ("DATA_TYPE", "jpeg", "dummy, generated, real"),
-    ("ENGINE", "caffe", "onnxruntime, openvino, pytorch, inductor, auto"),
+    ("ENGINE", "caffe", "onnxruntime, openvino, pytorch, inductor, zentorch, auto"),
     ("NORM_TYPE", "layer", "batch, group, none"),
     ("NORM_NUM_GROUPS", "0", "1 to 4096 or auto"),
     ("ENABLE_FAST_GROUPNORM", "2", "True, False"),

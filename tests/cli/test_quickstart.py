@@ -44,7 +44,7 @@ from pathlib import Path
 from cnnbench.cli import quickstart
 from cnnbench.cli.main import main
 root, on_any = Path(sys.argv[1]), quickstart.quickstart
-quickstart.quickstart = lambda cache, arguments: on_any(cache, arguments, root, "Harness")
+quickstart.quickstart = lambda cache, arguments, timings: on_any(cache, arguments, timings, root, "Harness")
 sys.exit(main(["quickstart", *sys.argv[2:]]))
 """
 """`cnnbench quickstart`, but on the workload of a checkout of the null engine."""
@@ -99,6 +99,20 @@ def test_a_run_ends_with_a_table_of_its_logs_and_uses_the_quick_settings(checkou
     assert "precision" not in output[output.index("Throughput") :]
     quick = load_sections(WORKLOAD / DEFAULTS)["*"]
     assert {name: result.effective[name] for name in quick} == quick
+
+
+def test_where_the_time_went_is_told_when_asked_for(checkout):
+    options = ("--options", f"--steps=20 {step_of(2)}")
+    code, output, _ = run(checkout, "--timings", *options, CNNBENCH_SETUP_S="3")
+    assert code == 0, output
+    parts, cases = (read_table(table) for table in output[output.index("part  ") :].split("\n\n"))
+    assert [row["part"] for row in parts] == ["set up", "configure", "stage", "run the cases", "together"]
+    seconds = [float(row["seconds"]) for row in parts]
+    assert seconds[0] == 3
+    assert seconds[-1] == pytest.approx(sum(seconds[:-1]), abs=0.3)
+    (case,) = cases
+    assert case["case"] == "throughput avx_fp32"
+    assert 0 < float(case["measuring"]) <= float(case["seconds"]) < seconds[3]
 
 
 def test_what_a_user_sets_is_stronger_than_the_quick_settings(checkout, tmp_path):

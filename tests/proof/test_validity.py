@@ -196,7 +196,7 @@ def test_a_quota_may_hold_back_next_to_nothing(share, passed):
     ],
 )
 def test_the_interval_that_auto_steps_measure_for(half_width, passed, found):
-    criterion = validity.judge_interval(Estimate(100.0, half_width), max_time_s=60)
+    criterion = validity.judge_interval(Estimate(100.0, half_width), max_time_s=60, measured_s=60)
     assert (criterion.passed, criterion.found, criterion.severity) == (passed, found, "unstable")
     assert "MAX_TIME=60 s" in criterion.needed
 
@@ -208,8 +208,44 @@ def test_a_loss_of_accuracy_has_a_bound(loss, passed):
     assert criterion.found == f"{100 * loss:.2f} % of top-1 accuracy against the float32 model"
 
 
-@pytest.mark.parametrize(("predicted", "passed"), [(1000, True), (999, False), (1001, False), (0, False)])
-def test_accuracy_covers_the_whole_set(predicted, passed):
-    criterion = validity.judge_coverage(predicted, 1000)
+def test_an_interval_that_got_no_narrower_is_told_with_the_time_it_took():
+    criterion = validity.judge_interval(Estimate(100.0, 2.6), max_time_s=60, measured_s=21.24)
+    assert criterion.found == "±2.6% of the mean after 21.2 s, where it got no narrower"
+
+
+@pytest.mark.parametrize(
+    ("contention", "throttling", "displaced", "cause"),
+    [
+        (Contention(0.031, 0.02), None, 0, "other processes took 3.1% of the cores' time and the hypervisor took 2.0%"),
+        (Contention(0.0, 0.004), None, 45.2, "threads were displaced 45 times a second on each core"),
+        (None, Throttling(1.0, 0.2), 0, "a CPU quota took 20.0%"),
+        (None, None, 1, "nothing was seen to take its cores: what shares their caches, memory or clock is not"),
+    ],
+)
+def test_what_disturbed_a_run_is_named_where_it_did_not_hold_still(contention, throttling, displaced, cause):
+    found = validity.name_cause(contention, throttling, displaced)
+    assert found == cause
+    good, bad = (validity.judge_interval(Estimate(100.0, width), 60, 60) for width in (0.5, 2.5))
+    assert validity.explain(good, found) == good
+    assert validity.explain(bad, found).found == f"±2.5% of the mean ({cause})"
+
+
+@pytest.mark.parametrize(
+    ("answered", "time_s", "passed"),
+    [
+        (1000, None, True),
+        (999, None, False),
+        (1001, None, False),
+        (0, None, False),
+        (1000, 4.0, True),
+        (100, 4.0, True),
+        (99, 4.0, False),
+        (1001, 4.0, False),
+    ],
+)
+def test_accuracy_covers_the_whole_set_or_what_its_time_allows(answered, time_s, passed):
+    criterion = validity.judge_coverage(answered, 1000, time_s)
     assert (criterion.passed, criterion.severity) == (passed, "invalid")
-    assert criterion.found == f"{predicted} of 1000 images answered"
+    in_time = " in ACCURACY_TIME=4 s" if time_s else ""
+    assert criterion.found == f"{answered} of 1000 images answered{in_time}"
+    assert ("raise ACCURACY_TIME" in criterion.needed) is (time_s is not None)

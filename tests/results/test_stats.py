@@ -153,6 +153,15 @@ def test_stopping_when_the_interval_is_narrow_enough_costs_little_of_its_confide
     assert 0.88 <= covered / runs <= 0.95
 
 
+def test_of_steps_that_are_alike_the_interval_narrows_and_of_a_run_that_changes_it_does_not():
+    random = np.random.default_rng(3)
+    alike = back_to_back(random.gamma(250, 0.4 * MS, size=600))
+    slower = back_to_back(np.concatenate([random.gamma(250, 0.4 * MS, size=300), np.full(300, 300 * MS)]))
+    few = alike[:5]
+    found = [stats.is_narrowing([one], [images_of(one)], stats.common_window([one])) for one in (alike, slower, few)]
+    assert found == [True, False, True]
+
+
 def test_the_interval_covers_the_true_latency_as_often_as_it_says():
     random = np.random.default_rng(20240301)
     covered = 0

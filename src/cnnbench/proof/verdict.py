@@ -23,6 +23,8 @@ DRIFT_BOUND = 0.05
 DRIFT_SIGNIFICANCE = 0.05
 SPREAD_BOUND = 0.10
 TOP1_LOSS_BOUND = 0.005
+DISTURBING_SHARE, DISTURBING_SWITCHES = 0.005, 5.0
+"""From what share of the cores' time, and how many involuntary switches a second of each, a cause is named."""
 LEAST_ANSWERED = 100
 """Of how many images at the least an accuracy is told that had a time: its interval is some 20 % wide then."""
 AUTO_HALF_WIDTH = 0.01
@@ -245,13 +247,35 @@ def judge_steadiness(steady: Steadiness | None) -> list[Criterion]:
     ]
 
 
-def judge_interval(throughput: Estimate, max_time_s: float) -> Criterion:
-    """Judge whether STEPS=auto reached the interval it measures for."""
+def name_cause(contention: Contention | None, throttling: Throttling | None, displaced_per_s: float) -> str:
+    """Return what was seen to disturb a run that did not hold still; `displaced_per_s`: involuntary switches a core."""
+    seen = []
+    if contention and contention.others > DISTURBING_SHARE:
+        seen.append(f"other processes took {contention.others:.1%} of the cores' time")
+    if contention and contention.steal > DISTURBING_SHARE:
+        seen.append(f"the hypervisor took {contention.steal:.1%}")
+    if throttling and throttling.share > 0:
+        seen.append(f"a CPU quota took {throttling.share:.1%}")
+    if displaced_per_s > DISTURBING_SWITCHES:
+        seen.append(f"threads were displaced {displaced_per_s:.0f} times a second on each core")
+    return " and ".join(seen) or "nothing was seen to take its cores: what shares their caches, memory or clock is not"
+
+
+def explain(criterion: Criterion, cause: str) -> Criterion:
+    """Return a criterion of how still a run held, with what disturbed it where it did not."""
+    return criterion if criterion.passed else criterion.model_copy(update={"found": f"{criterion.found} ({cause})"})
+
+
+def judge_interval(throughput: Estimate, max_time_s: float, measured_s: float) -> Criterion:
+    """Judge whether STEPS=auto reached the interval it measures for; `measured_s`: after what time it stopped."""
     width = throughput.relative_half_width
+    found = "no interval from so few steps" if width is None else f"±{width:.1%} of the mean"
+    if width is not None and width > AUTO_HALF_WIDTH and measured_s < max_time_s:
+        found += f" after {measured_s:.1f} s, where it got no narrower"
     return Criterion(
         name="interval",
         passed=width is not None and width <= AUTO_HALF_WIDTH,
-        found="no interval from so few steps" if width is None else f"±{width:.1%} of the mean",
+        found=found,
         needed=f"±{AUTO_HALF_WIDTH:.0%} within MAX_TIME={max_time_s:g} s; raise MAX_TIME or quiet the machine",
         severity="unstable",
     )

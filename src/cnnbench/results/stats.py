@@ -15,6 +15,8 @@ CONFIDENCE = 0.95
 MAX_SLICES = 20
 MIN_SLICES = 3
 
+NARROWING = 0.9
+
 PERCENTILE_FLOORS = {50: 6, 90: 64, 95: 130, 99: 662, 99.9: 6636}
 """Samples without which a percentile is not printed. Six is the least that give the median a 95 % interval at all
 (1 - 2 * 0.5**6 = 0.97); the others are MLPerf's early-stopping minima for 99 % confidence."""
@@ -109,6 +111,16 @@ def estimate_throughput(steps: Sequence[np.ndarray], images: Sequence[np.ndarray
         float(np.diff(images_by(rows, counts, ends))[0]) for rows, counts in zip(steps, images, strict=True)
     )
     return Estimate(completed / window.seconds, _half_width(slice_rates(steps, images, window)))
+
+
+def is_narrowing(steps: Sequence[np.ndarray], images: Sequence[np.ndarray], window: Window) -> bool:
+    """Tell whether the interval of throughput still gets narrower: by a tenth since half of the time had passed.
+
+    Of steps that are alike it is then by three tenths. True where either half has too few steps to tell.
+    """
+    half = Window(window.start_ns, (window.start_ns + window.end_ns) // 2)
+    before, now = (estimate_throughput(steps, images, part).relative_half_width for part in (half, window))
+    return before is None or now is None or now <= NARROWING * before
 
 
 def instance_figures(

@@ -110,9 +110,11 @@ def _judge_figures(run: Measured) -> list[Criterion]:
         if run.loss is not None:
             criteria.append(validity.judge_loss(run.loss[0]))
         return criteria
-    criteria += validity.judge_steadiness(run.steadiness)
+    still = validity.judge_steadiness(run.steadiness)
     if record.max_time_s is not None:
-        criteria.append(validity.judge_interval(run.throughput, record.max_time_s))
+        still.append(validity.judge_interval(run.throughput, record.max_time_s, run.window.seconds))
+    cause = validity.name_cause(run.contention, run.throttling, run.displaced_per_s)
+    criteria += [validity.explain(one, cause) for one in still]
     if run.contention is not None:
         criteria.append(validity.judge_contention(run.contention))
     if run.throttling is not None:

@@ -141,6 +141,12 @@ class Measured:
         return compare_quotas(first.quotas, last.quotas, len(self.plan.cpus), last.time_s - first.time_s)
 
     @property
+    def displaced_per_s(self) -> float:
+        """How often a second the instances' threads lost a core that they wanted to keep, of each core."""
+        of_process = {(one.get("host"), one["pid"]): one.get("involuntary_switches", 0) for one in self.results}
+        return sum(of_process.values()) / (self.window.seconds * self.plan.cores)
+
+    @property
     def frequencies_mhz(self) -> list[float]:
         """The clock under load, where it could be told."""
         return [look.frequency_mhz for look in self.seen.looks if look.frequency_mhz is not None]

@@ -244,8 +244,11 @@ class Measurement:
             return window.seconds >= float(p.accuracy_time)
         if window.seconds < p.min_time:
             return False
-        width = stats.estimate_throughput(steps, images_of_steps(steps, p.images_per_step), window).relative_half_width
-        return window.seconds >= p.max_time or (width is not None and width <= AUTO_HALF_WIDTH)
+        images = images_of_steps(steps, p.images_per_step)
+        width = stats.estimate_throughput(steps, images, window).relative_half_width
+        if window.seconds >= p.max_time or (width is not None and width <= AUTO_HALF_WIDTH):
+            return True
+        return window.seconds >= 2 * p.min_time and not stats.is_narrowing(steps, images, window)
 
     def _keep_times(self, shared: Path) -> None:
         """Keep the raw times that the instances of a disturbed run had."""

@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import resource
 import signal
 import threading
 import time
@@ -79,6 +80,11 @@ def _resident_bytes() -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/self/status has no VmRSS")
+
+
+def _involuntary_switches() -> int:
+    """Return how often the kernel has taken a core from a thread of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 class Predictions:
@@ -193,7 +199,9 @@ class Instance:
             self._sampler.record()
         predictions = Predictions() if spec.mode == "accuracy" else None
         keep = predictions.keep if predictions else None
+        switches = _involuntary_switches()
         recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
+        switches = _involuntary_switches() - switches
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
         if spec.tells and index == 0:
             directory = Path(spec.logs) / TRACE_DIRECTORY
@@ -211,6 +219,7 @@ class Instance:
             "index": index,
             "pid": os.getpid(),
             "steps": recorded,
+            "involuntary_switches": switches,
             "cpus": self._plan.cpus,
         }
 
