@@ -46,7 +46,7 @@ def load_trace(directory: Path) -> Trace:
     if not described.is_file() or not (log.is_file() or (trace / LAYERS).is_file()):
         raise CnnbenchError(
             f"{runs[-1]}: has no trace (trace/spec.json, and trace/output.log or trace/{LAYERS}); a run leaves one "
-            "whose engine has a model and that got as far as tracing"
+            "whose engine tells its layers itself; have that of others traced by ONEDNN_VERBOSE=True"
         )
     spec = WorkerSpec.read(described)
     step = read_trace(trace)

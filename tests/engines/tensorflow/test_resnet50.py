@@ -7,8 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnbench.base.cache import digest_file
 from cnnbench.base.checkout import SOURCES
-from cnnbench.engines.tensorflow.resnet50 import CONVS, seeded_weights
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.engines.tensorflow.resnet50 import (
+    CONVS,
+    FITTED,
+    FITTED_SHA256,
+    read_fitted,
+    seeded_weights,
+    write_fitted,
+)
 from cnnbench.inputs.head import CLASSES, fit_head
 from null_workload import clean_environment
 
@@ -61,6 +70,29 @@ def test_the_weights_are_fixed_by_the_seed():
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert len(CONVS) == 53
     assert not np.array_equal(first["resnet50/conv0/kernel"], seeded_weights(seed=51)["resnet50/conv0/kernel"])
+
+
+def test_what_was_fitted_is_whole_and_another_file_is_refused(tmp_path):
+    moments, kernel, bias = read_fitted()
+    assert set(moments) == {f"{conv.name}/{what}" for conv in CONVS for what in ("mean", "variance")}
+    assert all(moments[f"{conv.name}/variance"].shape == (conv.filters,) for conv in CONVS)
+    assert (kernel.shape, kernel.dtype, bias.shape) == ((2048, CLASSES), np.float32, (CLASSES,))
+    assert np.array_equal(np.flatnonzero(np.abs(kernel).sum(axis=0)), np.arange(1, 101))  # the drawn classes
+    assert bias[101:].max() < bias[1:101].min()
+    changed = tmp_path / "fitted.npz"
+    changed.write_bytes(FITTED.read_bytes()[:-1])
+    with pytest.raises(CnnbenchError, match=rf"{changed}: SHA-256 is .*, needed {FITTED_SHA256}"):
+        read_fitted(changed)
+
+
+def test_what_is_fitted_is_written_as_it_is_read(tmp_path):
+    weights = {f"{conv.name}/{what}": np.ones(conv.filters) for conv in CONVS for what in ("mean", "variance", "beta")}
+    path, kernel = tmp_path / "fitted.npz", np.arange(2048 * 2).reshape(2048, 2) / 4096
+    write_fitted(path, weights, kernel, np.arange(CLASSES), np.array([3, 7]))
+    moments, found, bias = read_fitted(path, digest_file(path))
+    assert set(moments) == {name for name in weights if not name.endswith("beta")}
+    assert np.array_equal(found[:, [3, 7]], kernel.astype(np.float16))
+    assert (found.sum(), bias[7]) == (pytest.approx(kernel.sum(), rel=1e-3), 7)
 
 
 def test_the_head_learns_what_can_be_told_apart():
