@@ -53,6 +53,7 @@ def main() -> int:
     from interleaved import compare, make_job, make_parser  # not in the engine's environment: what these import
 
     from cnnbench.base.cache import cache_root
+    from cnnbench.base.checkout import SOURCES
     from cnnbench.base.progress import Progress
     from cnnbench.launch.local import Limits, Run
     from cnnbench.results import stats
@@ -67,7 +68,7 @@ def main() -> int:
     command = [inputs.python, __file__, "work", inputs.model.graph, inputs.model.check_images, arguments.precision]
     process = subprocess.Popen(
         [str(word) for word in (*command, *numbers)],
-        env=job.environment,
+        env=job.environment | {"PYTHONPATH": str(SOURCES)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None,

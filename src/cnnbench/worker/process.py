@@ -247,6 +247,25 @@ def _fill_batch(images: np.ndarray, size: int) -> np.ndarray:
     return batch
 
 
+def load_backend(spec: WorkerSpec) -> Backend:
+    """Return the engine's backend with the network loaded."""
+    backend: Backend = import_part(spec.backend)()
+    backend.load(
+        LoadSpec(
+            model=Path(spec.model),
+            number_type=spec.number_type,
+            on_gpu=spec.on_gpu,
+            threads=max(len(instance.cpus) for instance in spec.instances),
+            callers=len(spec.instances),
+            verbose=spec.verbose,
+            micro_batch_size=spec.micro_batch_size,
+            data_type=spec.data_type,
+            options=import_part(spec.options_type)(**spec.options),
+        )
+    )
+    return backend
+
+
 def main(arguments: list[str]) -> None:
     """Run the worker that a spec file describes."""
     spec = WorkerSpec.read(Path(arguments[0]))
@@ -260,20 +279,7 @@ def main(arguments: list[str]) -> None:
     if spec.sampling:
         where = Path(spec.shared) / f"samples-{spec.instances[0].index}"
         sampler = Sampler(where, spec.sampling.capacity, spec.sampling.period_ns)
-    backend: Backend = import_part(spec.backend)()
-    threads = max(len(instance.cpus) for instance in spec.instances)
-    load = LoadSpec(
-        model=Path(spec.model),
-        number_type=spec.number_type,
-        on_gpu=spec.on_gpu,
-        threads=threads,
-        callers=len(spec.instances),
-        verbose=spec.verbose,
-        micro_batch_size=spec.micro_batch_size,
-        data_type=spec.data_type,
-        options=import_part(spec.options_type)(**spec.options),
-    )
-    backend.load(load)
+    backend = load_backend(spec)
     load_s = time.monotonic() - began_s
 
     instances = [Instance(spec, plan, backend, sampler) for plan in spec.instances]

@@ -37,11 +37,15 @@ class Sampler:
         """Keep samples from now on; called again, it does nothing."""
         if self._began_ns is None:
             self._began_ns = time.process_time_ns()
-            self._library.cnnbench_sampler_record(1)
+        self._library.cnnbench_sampler_record(1)
+
+    def pause(self) -> None:
+        """Stop the timers, until they are armed again."""
+        self._library.cnnbench_sampler_disarm()
 
     def finish(self, into: Path) -> None:
         """Stop, and write what there is."""
-        self._library.cnnbench_sampler_disarm()
+        self.pause()
         cpu_ns = 0 if self._began_ns is None else time.process_time_ns() - self._began_ns
         records, period_ns, seen = read_records(self._path)
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
