@@ -10,6 +10,7 @@ import pytest
 
 from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
+from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.run.judging import judge_run
 from container_engine import CLI
 from null_workload import CORES, SLUG, THROUGHPUT, NullWorkload, clean_environment, run_kpi, step_of
@@ -43,6 +44,8 @@ def test_ctest_sh_runs_a_case_in_a_container(images, ctest):
     names = {path.name for path in worker.iterdir()}
     assert names >= {"run.json", "kpi.log", "status", "container.log", "container.json", "instance-0", "process-0"}
     assert "export.tar" not in names
+    assert json.loads((worker / "record.json").read_text())["sampled"]
+    assert Samples.load(worker / "instance-0" / SAMPLES).maps.count("libcnnbench-sampler.so") > 1
     assert (worker / "status").read_text() == "0\n"
     assert "measuring throughput avx_fp32: 20 of 20 steps" in (worker / "container.log").read_text()
     described = json.loads((worker / "container.json").read_text())

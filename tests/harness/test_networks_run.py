@@ -82,6 +82,51 @@ def test_an_engine_measures_a_network_and_answers_as_pytorch_does(run_case, engi
     assert any("the weights are random" in note for note in run.notes)
 
 
+HELD_DOWN = {
+    "pytorch": "ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default",
+    "inductor": "ONEDNN_MAX_CPU_ISA=SSE41",
+    "openvino": "ONEDNN_MAX_CPU_ISA=SSE41",
+}
+
+
+@pytest.mark.parametrize("engine", HELD_DOWN)
+def test_a_precision_that_is_held_down_is_invalid(run_case, engine):
+    done, logs = run_case("resnet18", f"--engine={engine}", "--batch_size=8", f"--customer_env={HELD_DOWN[engine]}")
+    assert done.returncode == 3, done.stdout + done.stderr
+    reason = load_run(logs).reason
+    assert re.match(r"precision: \d+\.\d% \[.*\] of \d+ samples .* avx_fp32 \(SSE multiply and add f32 128 ", reason)
+
+
+def test_an_engine_that_takes_the_cpu_for_an_older_one_is_invalid_by_its_samples_alone(
+    run_case, engine_cache, tmp_path
+):
+    """ONNX Runtime asks the CPU alone what it has: here, of a copy of it, the answer says no AVX2 and no AVX-512."""
+    python = engine_python(find_engine("onnxruntime"), "cpu", engine_cache)
+    cache, environment = tmp_path / "cache", python.parents[1]
+    for path in engine_cache.iterdir():
+        if path.name != "environments":
+            (cache / path.name).parent.mkdir(exist_ok=True)
+            (cache / path.name).symlink_to(path)
+    (cache / "environments").mkdir()
+    for path in (engine_cache / "environments").iterdir():
+        if path != environment:
+            (cache / "environments" / path.name).symlink_to(path)
+    copy = cache / "environments" / environment.name
+    shutil.copytree(environment, copy, symlinks=True, copy_function=os.link)
+    (library,) = copy.glob("lib/python*/site-packages/onnxruntime/capi/onnxruntime_pybind11_state*.so")
+    code = library.read_bytes()
+    asks = bytes.fromhex("b8070000000fa2")  # mov eax, 7; cpuid
+    assert asks in code
+    library.unlink()
+    library.write_bytes(code.replace(asks, bytes.fromhex("b80700000031db")))  # xor ebx, ebx
+    done, logs = run_case("resnet18", "--engine=onnxruntime", "--batch_size=8", CNNBENCH_CACHE=str(cache))
+    assert done.returncode == 3, done.stdout + done.stderr
+    reason = load_run(logs).reason
+    assert re.search(r" samples among .* avx_fp32 \((AVX|SSE) multiply and add f32 ", reason)
+    assert "100.0% of the multiply-accumulates ran as avx_fp32's data type" in reason
+    assert "; the two disagree" in reason
+
+
 def test_bytes_generated_on_the_host_are_normalised_inside_and_answered_alike_and_profiled(run_case):
     options = ("--eight_bit_io", "--normalization_location=device", "--data_type=generated")
     done, logs = run_case("mobilenet_v3_small", *options, "--batch_size=16", "--micro_batch_size=16", "--profile")

@@ -221,6 +221,7 @@ def test_each_configuration_is_planned(config, capsys):
         (("--model", "vgg16"), "--model vgg16: no such network; there are resnet18, "),
         (("--config", "vgg16"), "--config vgg16: not in .*configs.yml; there are resnet50, efficientnet-b0"),
         (("--model", "resnet18", "--batch-size", "0"), "--batch-size 0: must be 1 or more, or a range"),
+        (("--model", "resnet18", "--trials", "0"), "--trials 0: must be 1 to 1000"),
         (("--model", "resnet18", "--batch-size", "8..1"), "--batch-size 8..1: must go upwards"),
         (("--model", "resnet18", "--random-weights", "--weights", "w.pth"), "--random-weights with --weights w.pth"),
     ],

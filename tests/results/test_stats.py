@@ -153,6 +153,12 @@ def test_stopping_when_the_interval_is_narrow_enough_costs_little_of_its_confide
     assert 0.88 <= covered / runs <= 0.95
 
 
+def test_trials_have_students_interval_from_three_on():
+    found = stats.estimate_trials([10.0, 11.0, 12.0])
+    assert (found.mean, found.half_width) == (11.0, pytest.approx(2.484, abs=1e-3))  # t(0.975, 2) = 4.303, / sqrt(3)
+    assert stats.estimate_trials([10.0, 11.0]) == stats.Estimate(10.5, None)
+
+
 def test_of_steps_that_are_alike_the_interval_narrows_and_of_a_run_that_changes_it_does_not():
     random = np.random.default_rng(3)
     alike = back_to_back(random.gamma(250, 0.4 * MS, size=600))

@@ -70,18 +70,23 @@ SWITCHES = {
     "cuda-graphs": "CUDA_GRAPHS",
 }
 """The options without a value that are a parameter of the cases."""
+MOST_TRIALS = 1000
 RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One line: the workload's directory, its runs as case names with settings, in order, and where their logs go."""
+    """One line: the workload's directory, its runs as case names with settings, in order, and where their logs go.
+
+    `trials`: how often all of them are run, each time by processes of their own.
+    """
 
     workload: Path
     runs: tuple[tuple[str, dict[str, str]], ...]
     logs_root: Path
     dry_run: bool
     timeout_s: float | None
+    trials: int = 1
 
 
 def make_parser(command: str = "run") -> argparse.ArgumentParser:
@@ -132,6 +137,9 @@ def make_parser(command: str = "run") -> argparse.ArgumentParser:
         "--half-type", choices=HALF_TYPES, help="what 16 bits are on a GPU (default: float16); on CPUs bfloat16 alone"
     )
     parser.add_argument("--logs-root", type=Path, metavar="DIR", help="where logs-<case> goes (default: here)")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="run all that often, in turns, and tell the interval between the trials"
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds until a run is ended as invalid")
     parser.add_argument("--dry-run", action="store_true", help="print the plans and stop")
     return parser
@@ -175,6 +183,8 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
     if settings.get("ENGINE") in engines_that_take("graph"):
         workload = _find_workload(settings.pop("ENGINE"), network)
         case = TestCase(load_workload(workload).slug, mode, precision)
+    if not 1 <= (trials := options.get("trials", 1)) <= MOST_TRIALS:
+        raise UsageError(f"--trials {trials}: must be 1 to {MOST_TRIALS}")
     sizes = read_sizes(options.get("batch_size", []))
     batches: list[dict[str, str]] = [{"BATCH_SIZE": str(size)} for size in sizes] or [{}]
     return Request(
@@ -183,6 +193,7 @@ def read_request(words: Sequence[str], cpu_flags: frozenset[str], command: str =
         logs_root=options.get("logs_root", Path.cwd()),
         dry_run=options.get("dry_run", False),
         timeout_s=options.get("timeout"),
+        trials=trials,
     )
 
 

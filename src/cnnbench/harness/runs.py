@@ -20,6 +20,7 @@ from cnnbench.machine.ceiling import PEAK_VARIABLE
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.table import list_kpis
 from cnnbench.report.text import WORDS, Footnotes, align
+from cnnbench.results import stats
 from cnnbench.results.kpi_text import format_number, kpi_lines
 from cnnbench.results.record import RunResult, find_runs, load_run
 from cnnbench.run.job import Job, describe_job, plan_case, prepare_job
@@ -36,10 +37,12 @@ def run_request(request: Request) -> int:
     check_timeout("--timeout", request.timeout_s)
     check_directory(f"--logs-root {request.logs_root}", request.logs_root)
     codes, logs = [], []
-    for job in _jobs(request):
-        if request.dry_run:
-            print("\n".join(describe_job(job, cache_root(os.environ))))
-            continue
+    trials: list[list[RunResult]] = [[] for _ in request.runs]
+    jobs = _jobs(request)
+    if request.dry_run:
+        print("\n".join(line for job in jobs for line in describe_job(job, cache_root(os.environ))))
+        return 0
+    for number, job in [*enumerate(jobs)] * request.trials:
         result, directory = _measure(job, request.logs_root, request.timeout_s)
         print("\n".join(kpi_lines(result)))
         print(f"# logs: {directory}", flush=True)
@@ -47,9 +50,31 @@ def run_request(request: Request) -> int:
             raise KeyboardInterrupt
         codes.append(result.exit_code)
         logs.append(directory)
+        trials[number].append(result)
     if len(logs) > 1:
         print("\n" + list_kpis(logs).text)
+    if request.trials > 1:
+        print("\n" + tabulate_trials(trials))
     return max(codes, default=0)
+
+
+def tabulate_trials(trials: Sequence[Sequence[RunResult]]) -> str:
+    """Return a table of the primary KPI of each run over its trials: the mean, and its interval between them."""
+    rows = []
+    for results in trials:
+        found = [kpi for result in results for kpi in result.kpis if kpi.primary and result.verdict != "invalid"]
+        kpi = f"{found[0].key} ({found[0].unit})" if found else ""
+        estimate = stats.estimate_trials([one.value for one in found]) if found else None
+        interval = "" if estimate is None or estimate.half_width is None else f" ±{format_number(estimate.half_width)}"
+        rows.append(
+            [
+                results[0].effective["BATCH_SIZE"],
+                f"{len(found)} of {len(results)}",
+                kpi,
+                f"{format_number(estimate.mean)}{interval}" if estimate else WORDS["invalid"],
+            ]
+        )
+    return align(["BATCH_SIZE", "good trials", "KPI", "mean, 95 % interval between trials"], rows)
 
 
 def _jobs(request: Request, env: Mapping[str, str] = {}) -> list[Job]:
@@ -106,6 +131,9 @@ def run_spec(variants: Sequence[Variant], output: Path, timeout_s: float | None)
     check_timeout("--timeout", timeout_s)
     flags = read_cpuinfo().flags
     requests = [variant.read(flags) for variant in variants]  # before the first is run, as a line may make no sense
+    for variant, request in zip(variants, requests, strict=True):
+        if request.trials > 1:
+            raise UsageError(f"{variant.key}: --trials {request.trials}: is for `cnnbench run` and `launch`")
     another = "make room, or give another --output"
     make_directory(output, another)
     entries = []

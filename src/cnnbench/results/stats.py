@@ -113,6 +113,16 @@ def estimate_throughput(steps: Sequence[np.ndarray], images: Sequence[np.ndarray
     return Estimate(completed / window.seconds, _half_width(slice_rates(steps, images, window)))
 
 
+def estimate_trials(figures: Sequence[float]) -> Estimate:
+    """Return the mean of a figure over trials, each of processes of its own, with Student's interval between them.
+
+    It has in it what differs from one start to the next, such as where memory lies, and what no interval within one
+    run can tell.
+    """
+    samples = np.asarray(figures, dtype=np.float64)
+    return Estimate(float(samples.mean()), _half_width(samples))
+
+
 def is_narrowing(steps: Sequence[np.ndarray], images: Sequence[np.ndarray], window: Window) -> bool:
     """Tell whether the interval of throughput still gets narrower: by a tenth since half of the time had passed.
 

@@ -13,8 +13,8 @@ from cnnbench.run.job import Job
 from cnnbench.staging.sampler import Sampler
 from cnnbench.worker.spec import InstanceSpec, Sampling, WorkerSpec
 
-TICK_NS = 4_000_000
-"""How often a thread is sampled at the most: Linux mostly looks at CPU timers each 4 ms."""
+PERIOD_NS = 10_000_000
+"""The least CPU time of a thread between two samples: 4 ms cost OpenVINO a hundredth (benchmarks/sampler.py)."""
 MOST_SAMPLES = 40_000
 """How many samples a run has room for: they are rarer where many cores measure for long."""
 TRACE_STEPS = 3
@@ -73,7 +73,7 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
 def _sampling(job: Job, threads: int) -> Sampling:
     """Return how a worker of so many threads is sampled, so that there is room for all that is measured in MAX_TIME."""
     total_ns = sum(one.threads for one in job.plan.instances) * job.parameters.max_time * 1e9
-    period_ns = max(TICK_NS, int(total_ns / MOST_SAMPLES))
+    period_ns = max(PERIOD_NS, int(total_ns / MOST_SAMPLES))
     return Sampling(math.ceil(MOST_SAMPLES * threads / sum(one.threads for one in job.plan.instances)), period_ns)
 
 
