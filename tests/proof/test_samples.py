@@ -17,10 +17,6 @@ CODE = bytes.fromhex("c4e26db8cb" * 3 + "75e0")
 TOLD, FELL_BACK = PrecisionProof(1.0, {"brgconv:avx2 f32": 1.0}, []), PrecisionProof(0.2, {"ref:any f32": 0.8}, [])
 
 
-def proof(precision, covered=1.0, total=1000, **classes):
-    return SampledProof(precision, {name.replace("_", " "): count for name, count in classes.items()}, total, covered)
-
-
 def sampled(precision, classes, covered=1.0):
     return SampledProof(precision, classes, sum(classes.values()) + 100, covered)
 
@@ -87,7 +83,8 @@ def test_samples_and_the_engines_account_must_agree(classes, told, passed, disag
 def test_facts_of_a_result():
     facts = sampled(FP32, {FMA: 300, SSE: 100}).facts
     assert facts == {
-        "dominant instructions": "FMA f32 256, 75.0% of the samples",
+        "dominant instructions": "FMA f32 256, 75.0% [70.5%, 79.2%] of the samples",
+        "other instructions 1": "SSE multiply and add f32 128, 25.0% [20.8%, 29.5%] of the samples",
         "outside multiply-accumulates": "20.0% of 500 samples",
     }
     assert SampledProof(FP32, {}, 0, 0.0).facts == {}

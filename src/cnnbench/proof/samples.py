@@ -17,6 +17,9 @@ REQUIRED_COVER = 0.9
 """The share of the processes' CPU time that must have been sampled: of what threads ran besides, nothing is known."""
 
 
+CLASSES_SHOWN = 6
+
+
 @dataclass(frozen=True)
 class SampledProof:
     """What the processor was at while measuring.
@@ -91,10 +94,11 @@ class SampledProof:
         if not self.total:
             return {}
         facts = {"outside multiply-accumulates": f"{self.others:.1%} of {self.total} samples"}
-        if not self.classes:
-            return facts
-        name, count = next(iter(self.classes.items()))
-        return {"dominant instructions": f"{name}, {count / self.multiplying:.1%} of the samples"} | facts
+        for number, (name, count) in enumerate(list(self.classes.items())[:CLASSES_SHOWN]):
+            low, high = binomial_interval(count, self.multiplying)
+            what = f"other instructions {number}" if number else "dominant instructions"
+            facts[what] = f"{name}, {count / self.multiplying:.1%} [{low:.1%}, {high:.1%}] of the samples"
+        return facts
 
 
 def count_samples(precision: Precision, processes: Iterable[Samples], window: Window) -> SampledProof:
