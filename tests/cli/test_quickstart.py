@@ -113,7 +113,7 @@ def test_where_the_time_went_is_told_when_asked_for(checkout):
     header, case = read_tables(output)[-1]
     assert header == ["case", "seconds", "loading", "measuring"]
     assert case[0] == "throughput avx_fp32"
-    assert 0 < float(case[3]) <= float(case[1]) < seconds[3]
+    assert 0 < float(case[3]) <= float(case[1]) < seconds[3] + 1.1  # a run began in the second that its record tells
 
 
 def test_what_a_user_sets_is_stronger_than_the_quick_settings(checkout, tmp_path):
