@@ -107,11 +107,18 @@ static void take_sample(int number, siginfo_t *info, void *context)
     record->missed = (uint16_t)(info->si_overrun < UINT16_MAX ? info->si_overrun : UINT16_MAX);
     record->length = (uint16_t)(to_page_end < CODE_BYTES ? to_page_end : CODE_BYTES);
     const uint8_t *before = (const uint8_t *)address - 2; /* of the same page, or perhaps of one that is not mapped */
-    record->in_kernel = address % PAGE_BYTES >= 2 && before[0] == 0x0f && before[1] == 0x05; /* syscall */
+    const uint8_t *here = (const uint8_t *)address;
+    record->in_kernel = (address % PAGE_BYTES >= 2 && before[0] == 0x0f && before[1] == 0x05) || /* after a syscall, */
+                        (record->length >= 2 && here[0] == 0x0f && here[1] == 0x05);            /* or it is restarted */
     memcpy(record->code, (const void *)address, record->length);
 }
 
 /* ---- Threads: met as they begin, given a signal stack and a timer, and let go as they end ---- */
+
+static struct timespec as_timespec(uint64_t ns)
+{
+    return (struct timespec){(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+}
 
 static int arm(struct thread *thread)
 {
@@ -124,8 +131,9 @@ static int arm(struct thread *thread)
     event._sigev_un._tid = thread->id;
     if (timer_create(clock, &event, &thread->timer) != 0)
         return errno;
-    struct timespec period = {(time_t)(header->period_ns / 1000000000u), (long)(header->period_ns % 1000000000u)};
-    struct itimerspec setting = {period, period};
+    /* Each thread's first sample is due at another time, so that those of threads that run alike are not one. */
+    uint64_t first_ns = 1 + (uint64_t)thread->id * 2654435761u % header->period_ns;
+    struct itimerspec setting = {as_timespec(header->period_ns), as_timespec(first_ns)};
     if (timer_settime(thread->timer, 0, &setting, NULL) != 0) {
         error = errno;
         timer_delete(thread->timer);
@@ -161,7 +169,7 @@ static void enter(struct thread *thread)
 {
     stack_t stack = {.ss_sp = (char *)thread + sizeof *thread, .ss_size = SIGNAL_STACK_BYTES - sizeof *thread};
     thread->self = pthread_self();
-    thread->id = gettid();
+    thread->id = (pid_t)syscall(SYS_gettid); /* gettid is younger than some C libraries */
     if (sigaltstack(&stack, NULL) != 0 || pthread_setspecific(leaving, thread) != 0)
         return;
     me = thread;
@@ -236,6 +244,9 @@ static void after_fork(void)
 static void in_fork(void)
 {
     threads = NULL;
+    if (me)
+        me->armed = false; /* its timer stayed with the parent */
+    me = NULL;
     arming = meeting = false;
     atomic_store(&recording, false);
     pthread_mutex_unlock(&lock);

@@ -128,7 +128,9 @@ class Rank:
         planned.write_text(text)
         spec = WorkerSpec.read(planned)
         files = [one.files[0] for one in spec.instances if one.files]
-        for path in filter(None, (self._job.python, spec.model, spec.check_images, *files)):
+        named = self._job.environments[self._comm.rank].get("LD_PRELOAD", "").split(":")
+        preloaded = [path for path in named if "/" in path]  # others are looked for by the loader
+        for path in filter(None, (self._job.python, spec.model, spec.check_images, *files, *preloaded)):
             if not Path(path).exists():
                 raise InvalidMeasurementError(
                     f"{self._name}: {path} is not there; every host needs the checkout, the cache with its "

@@ -81,7 +81,7 @@ class SampledProof:
     @property
     def decided(self) -> bool:
         """Whether they prove or refute it: too few samples do neither, nor do those of a part of what ran."""
-        return self.passed or self.interval[1] < self.needed
+        return self.passed or (self.covered >= REQUIRED_COVER and self.interval[1] < self.needed)
 
     @property
     def others(self) -> float:

@@ -1,5 +1,6 @@
 """Keep what the sampler of native/sampler.c recorded of a process: raw, and readable long after the process is gone."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -54,7 +55,11 @@ class Samples:
     @classmethod
     def load(cls, path: Path) -> "Samples":
         """Read what `save` wrote; raise ValueError, KeyError or OSError for anything else."""
-        with np.load(path) as kept:
+        try:
+            archive = np.load(path)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"cut off or damaged: {error}") from error
+        with archive as kept:
             records = kept["records"]
             if records.dtype != RECORD or records.ndim != 1:
                 raise ValueError(f"records of {records.dtype}, needed those of the sampler")
@@ -69,4 +74,5 @@ def read_records(path: Path) -> tuple[np.ndarray, int, int]:
         raise ValueError(f"{path}: no file of the sampler's")
     count = min(int(header["seen"]), int(header["capacity"]))
     records = np.fromfile(path, RECORD, count=count, offset=HEADER_BYTES)
+    records = records[records["length"] > 0]  # a sample that was being taken when the process was stopped has none yet
     return records, int(header["period_ns"]), int(header["seen"])

@@ -226,12 +226,11 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
 
 def _choose_sampler(planned: PlannedCase, environ: Mapping[str, str]) -> Sampler:
     """Return what samples a case's instances, where that tells anything and can be."""
-    found = find_sampler(environ)
     if planned.precision.on_gpu:
         return Sampler(reason="what samples here samples CPUs, not GPUs")
     if planned.case.sgx:
         return Sampler(reason="nothing samples in an enclave: its code is not to be read, and it has no timers")
-    return found
+    return find_sampler(environ)
 
 
 def ranks_command(job: Job, python: Path, file: Path, logs: Path) -> list[str]:

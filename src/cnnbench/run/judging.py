@@ -108,7 +108,8 @@ def _judge_figures(run: Measured) -> list[Criterion]:
         if run.measured_top1 is not None:
             criteria.append(validity.judge_measured_outputs(run.precision, run.measured_top1))
         if run.loss is not None:
-            criteria.append(validity.judge_loss(run.loss[0]))
+            whole = run.answered == run.images_given
+            criteria.append(validity.judge_loss(run.loss[0], None if whole else run.loss[1]))
         return criteria
     still = validity.judge_steadiness(run.steadiness)
     if record.max_time_s is not None:

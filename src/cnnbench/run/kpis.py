@@ -122,7 +122,7 @@ def _throttled_time(run: Measured) -> float | None:
 
 
 def _isa_share(run: Measured) -> float | None:
-    if run.sampled:
+    if run.sampled and run.sampled.decided:
         return 100 * run.sampled.share
     return 100 * run.proof.share if run.proof and run.proof.instructions_told else None
 

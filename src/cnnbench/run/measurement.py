@@ -1,5 +1,6 @@
 """Run a job: launch its workers, watch the machine meanwhile, write down all that is seen, and have it judged."""
 
+import math
 import os
 import secrets
 import time
@@ -30,7 +31,7 @@ from cnnbench.machine.contention import sample_cpu_time, with_siblings
 from cnnbench.machine.host import sample_frequency_mhz
 from cnnbench.machine.topology import read_topology
 from cnnbench.proof.trace import TRACE_ENVIRONMENT
-from cnnbench.proof.verdict import AUTO_HALF_WIDTH
+from cnnbench.proof.verdict import AUTO_HALF_WIDTH, LEAST_ANSWERED
 from cnnbench.results import stats
 from cnnbench.results.record import INTERRUPTED_RUN, TIMEOUT, WORKER, Criterion, RunResult, find_iterations
 from cnnbench.results.steps import StepTimes
@@ -241,13 +242,16 @@ class Measurement:
             return False
         window = stats.common_window(steps)
         if p.mode == "accuracy":
-            return window.seconds >= float(p.accuracy_time)
+            answered = sum(map(len, steps)) * p.images_per_step
+            return window.seconds >= float(p.accuracy_time) and answered >= LEAST_ANSWERED
         if window.seconds < p.min_time:
             return False
         images = images_of_steps(steps, p.images_per_step)
         width = stats.estimate_throughput(steps, images, window).relative_half_width
         if window.seconds >= p.max_time or (width is not None and width <= AUTO_HALF_WIDTH):
             return True
+        if width is None or width * math.sqrt(window.seconds / p.max_time) <= AUTO_HALF_WIDTH:
+            return False  # of steps that are alike it will be narrow enough in time
         return window.seconds >= 2 * p.min_time and not stats.is_narrowing(steps, images, window)
 
     def _keep_times(self, shared: Path) -> None:

@@ -13,8 +13,11 @@ from cnnbench.run.job import Job
 from cnnbench.staging.sampler import Sampler
 from cnnbench.worker.spec import InstanceSpec, Sampling, WorkerSpec
 
-PERIOD_NS = 10_000_000
-"""The least CPU time of a thread between two samples: 4 ms cost OpenVINO a hundredth (benchmarks/sampler.py)."""
+PERIOD_NS = 9_700_000
+"""The least CPU time of a thread between two samples: no round number, so as not to keep pace with steps.
+
+Each 4 ms cost OpenVINO a hundredth of its throughput (benchmarks/sampler.py).
+"""
 MOST_SAMPLES = 40_000
 """How many samples a run has room for: they are rarer where many cores measure for long."""
 TRACE_STEPS = 3

@@ -77,5 +77,5 @@ def _given_sampler(given: str) -> Sampler:
 def _compile(compiler: str, place: Path) -> None:
     require_loadable(place, MOVE)
     options = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-o", str(place / LIBRARY), str(SOURCE))
-    command = [compiler, *options, "-ldl", "-lrt", "-lpthread"]
+    command = [compiler, *options, "-Wl,-z,defs,-z,now", "-ldl", "-lrt", "-lpthread"]
     subprocess.run(command, capture_output=True, text=True, check=True)

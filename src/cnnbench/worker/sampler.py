@@ -8,9 +8,11 @@ from pathlib import Path
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.results.samples import Samples, read_records
 
+REMEDY = "CNNBENCH_SAMPLER=off goes without, and has a trace prove the precision"
+
 
 class Sampler:
-    """The sampler of this process: its timers are started once all is warm, and samples kept while measuring.
+    """The sampler of this process: its timers are started before the warm-up, and samples kept while measuring.
 
     `path`: where its file is made. `capacity`: how many samples that has room for. `period_ns`: the CPU time of a
     thread from one to the next; the kernel looks once a tick, mostly each 4 ms.
@@ -20,14 +22,14 @@ class Sampler:
         self._path = path
         self._library = ctypes.CDLL(None)
         if not hasattr(self._library, "cnnbench_sampler_open"):
-            raise CnnbenchError("the sampler was to be preloaded into this process, and is not: see its first lines")
+            raise CnnbenchError(f"the sampler was to be preloaded into this process, and is not; {REMEDY}")
         self._library.cnnbench_sampler_open.argtypes = (ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64)
         self._check("open", self._library.cnnbench_sampler_open(os.fsencode(path), capacity, period_ns))
         self._began_ns: int | None = None
 
     def _check(self, what: str, error: int) -> None:
         if error:
-            raise CnnbenchError(f"the sampler could not {what}: {os.strerror(error)}")
+            raise CnnbenchError(f"the sampler could not {what}: {os.strerror(error)}; {REMEDY}")
 
     def arm(self) -> None:
         """Start the timers of all threads; called again, it does nothing."""

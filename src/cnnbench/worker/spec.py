@@ -100,6 +100,6 @@ class WorkerSpec:
         """Read what `write` wrote."""
         fields = json.loads(path.read_text())
         fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
-        fields["sampling"] = Sampling(**fields["sampling"]) if fields["sampling"] else None
+        fields["sampling"] = Sampling(**fields["sampling"]) if fields.get("sampling") else None
         fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
         return cls(**fields)
