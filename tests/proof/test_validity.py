@@ -226,8 +226,10 @@ def test_what_disturbed_a_run_is_named_where_it_did_not_hold_still(contention, t
     found = validity.name_cause(contention, throttling, displaced)
     assert found == cause
     good, bad = (validity.judge_interval(Estimate(100.0, width), 60, 60) for width in (0.5, 2.5))
-    assert validity.explain(good, found) == good
-    assert validity.explain(bad, found).found == f"±2.5% of the mean ({cause})"
+    few = validity.judge_interval(Estimate(100.0, None), 60, 60)
+    told = validity.explain([good, few, bad, bad], found)
+    assert told[0].found == good.found
+    assert [one.found for one in told[1:]] == [few.found, f"±2.5% of the mean ({cause})", bad.found]
 
 
 @pytest.mark.parametrize(

@@ -261,11 +261,14 @@ def name_cause(contention: Contention | None, throttling: Throttling | None, dis
     return " and ".join(seen) or "nothing was seen to take its cores: what shares their caches, memory or clock is not"
 
 
-def explain(criterion: Criterion, cause: str) -> Criterion:
-    """Return a criterion of how still a run held, with what disturbed it where it did not."""
-    if criterion.passed or criterion.name == "steadiness" or criterion.found.startswith("no interval"):
-        return criterion
-    return criterion.model_copy(update={"found": f"{criterion.found} ({cause})"})
+def explain(criteria: Sequence[Criterion], cause: str) -> list[Criterion]:
+    """Return the criteria of how still a run held, the first that it failed by a figure with what disturbed it."""
+    found = list(criteria)
+    for number, one in enumerate(found):
+        if not one.passed and one.name != "steadiness" and not one.found.startswith("no interval"):
+            found[number] = one.model_copy(update={"found": f"{one.found} ({cause})"})
+            break
+    return found
 
 
 def judge_interval(throughput: Estimate, max_time_s: float, measured_s: float) -> Criterion:

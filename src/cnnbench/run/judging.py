@@ -115,7 +115,7 @@ def _judge_figures(run: Measured) -> list[Criterion]:
     if record.max_time_s is not None:
         still.append(validity.judge_interval(run.throughput, record.max_time_s, run.window.seconds))
     cause = validity.name_cause(run.contention, run.throttling, run.displaced_per_s)
-    criteria += [validity.explain(one, cause) for one in still]
+    criteria += validity.explain(still, cause)
     if run.contention is not None:
         criteria.append(validity.judge_contention(run.contention))
     if run.throttling is not None:
