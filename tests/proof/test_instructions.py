@@ -9,6 +9,7 @@ INSTRUCTIONS = {
     "62f26d48b8cb": "AVX-512 FMA f32 512",  # vfmadd231ps zmm1,zmm2,zmm3
     "62f26d58b808": "AVX-512 FMA f32 512",  # vfmadd231ps zmm1,zmm2,[rax]{1to16}
     "c4e26db8cb": "FMA f32 256",  # vfmadd231ps ymm1,ymm2,ymm3
+    "c4e26da8cb": "",  # vfmadd213ps ymm1,ymm2,ymm3: a step of a polynomial
     "c4e269b9cb": "FMA f32 scalar",  # vfmadd231ss xmm1,xmm2,xmm3
     "62f66d48b8cb": "AVX512-FP16 f16 512",  # vfmadd231ph zmm1,zmm2,zmm3
     "62f26e4852cb": "AVX512-BF16 bf16 512",  # vdpbf16ps zmm1,zmm2,zmm3

@@ -2,8 +2,9 @@
 
 A processor that is in a loop of multiply-accumulates mostly waits at one of the loop's other instructions. So it is the
 loop that counts: the sample's instruction and what follows, up to where it branches back. Code that multiplies and adds
-to each number it stores, as BatchNorm and activations do, accumulates nothing, and is none of these. The names of
-instructions are Intel's (Software Developer's Manual, volume 2).
+to each number it stores, as BatchNorm and activations do, accumulates nothing, and is none of these. Nor are the fused
+instructions that add something to a product in place of a factor (132, 213), of which polynomials are made: sums of
+products stay where they are (231). The names of instructions are Intel's (Software Developer's Manual, volume 2).
 """
 
 import re
@@ -23,7 +24,7 @@ PRODUCTS_PER_STORE = 2
 """More products than so many for each store are accumulated; fewer are a part of what is computed of each number."""
 
 _NAMES = {value: name.lower() for name, value in vars(Mnemonic).items() if isinstance(value, int)}
-_FUSED = re.compile(r"vfn?m(?:add|sub)(?:132|213|231)(?P<packed>[ps])(?P<type>[sdh])")
+_FUSED = re.compile(r"vfn?m(?:add|sub)231(?P<packed>[ps])(?P<type>[sdh])")
 _WIDENING_INT8 = re.compile(r"v?pmaddubsw|v?pmaddwd")
 _VNNI = re.compile(r"vpdp(?:bus|wss)ds?")
 _VNNI_INT8 = re.compile(r"vpdp(?:bss|bsu|buu|wsu|wus|wuu)ds?")
