@@ -43,6 +43,7 @@ _MOVING = {
 """The instructions that a loop has which only copies or sets."""
 _SCALAR = re.compile("[sd][sd]$|^v?movq$|^v?movd$|si$")
 _TO_MEMORY = {OpKind.MEMORY, OpKind.MEMORY_ESDI, OpKind.MEMORY_ESEDI, OpKind.MEMORY_ESRDI}
+_ENDS = (FlowControl.RETURN, FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH, FlowControl.INTERRUPT)
 _TYPES = {"s": "f32", "d": "f64", "h": "f16"}
 
 
@@ -165,9 +166,6 @@ def _window(code: bytes, address: int) -> list[Instruction]:
     return found
 
 
-_ENDS = (FlowControl.RETURN, FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH, FlowControl.INTERRUPT)
-
-
 @cache
 def classify(code: bytes, address: int) -> str:
     """Return the class of multiply-accumulates that a sample at this code was among; empty for none.
@@ -183,7 +181,7 @@ def classify(code: bytes, address: int) -> str:
     return _name_class(window[0]) or classes.most_common(1)[0][0]
 
 
-_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int16": 16}
+_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8}
 _WITHOUT_VNNI = ("SSE", "AVX2", "AVX512BW")
 _TILES = {"AMX-INT8": 512.0, "AMX-BF16": 256.0, "AMX-FP16": 256.0}
 

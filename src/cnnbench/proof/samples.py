@@ -16,8 +16,8 @@ from cnnbench.results.stats import Window, binomial_interval
 REQUIRED_COVER = 0.9
 """The share of the processes' CPU time that must have been sampled: of what threads ran besides, nothing is known."""
 
-
 CLASSES_SHOWN = 6
+"""How many classes a result tells of, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def count_samples(precision: Precision, processes: Iterable[Samples], window: Wi
     total, sampled_ns, cpu_ns = 0, 0, 0
     for process in processes:
         records = process.records
-        for record in records[(records["time_ns"] >= window.start_ns) & (records["time_ns"] <= window.end_ns)]:
-            classes[classify(bytes(record["code"])[: record["length"]], int(record["address"]))] += 1
+        for code, address, _ in process.within(window.start_ns, window.end_ns):
+            classes[classify(code, address)] += 1
             total += 1
         kept = len(records) / process.seen if process.seen else 1.0
         sampled_ns += int((records["missed"].astype(np.int64) + 1).sum() / kept) * process.period_ns if kept else 0

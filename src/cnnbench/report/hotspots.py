@@ -15,7 +15,7 @@ from cnnbench.base.errors import CnnbenchError
 from cnnbench.proof.instructions import Place, describe_place, disassemble
 from cnnbench.report.table import Format
 from cnnbench.report.text import align
-from cnnbench.results.record import find_runs
+from cnnbench.results.record import find_last_run
 from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.results.stats import Window, common_window
 
@@ -84,12 +84,7 @@ class _Hot:
 
 def load_samples(directory: Path) -> tuple[Path, list[Samples], Window]:
     """Return the last run in a logs-<case>, itr-N or worker directory, its samples, and the window that counts."""
-    if not directory.is_dir():
-        raise CnnbenchError(f"{directory}: no such directory; needed is a logs-<case>, itr-N or worker-0")
-    runs = find_runs(directory)
-    if not runs:
-        raise CnnbenchError(f"{directory}: no itr-N there; no run of the case has begun")
-    run = runs[-1]
+    run = find_last_run(directory)
     paths = sorted(run.glob(f"instance-*/{SAMPLES}"))
     if not paths:
         raise CnnbenchError(
@@ -126,10 +121,9 @@ def _gather(processes: list[Samples], window: Window) -> tuple[list[_Hot], int]:
     found: dict[tuple[str, str, int], Counter[_Met]] = {}
     total = 0
     for process in processes:
-        memory, times = _Memory(process.maps), process.records["time_ns"]
-        for record in process.records[(times >= window.start_ns) & (times <= window.end_ns)]:
-            code, address = bytes(record["code"])[: record["length"]], int(record["address"])
-            place = describe_place(code, address, bool(record["in_kernel"]))
+        memory = _Memory(process.maps)
+        for code, address, in_kernel in process.within(window.start_ns, window.end_ns):
+            place = describe_place(code, address, in_kernel)
             name, offset = memory.locate(address)
             found.setdefault((place.kind, name, offset // PLACE_BYTES), Counter())[
                 _Met(place, code, address, offset)

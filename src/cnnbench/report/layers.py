@@ -14,7 +14,7 @@ from cnnbench.proof.precision import ran_as
 from cnnbench.proof.trace import TracedStep, read_trace
 from cnnbench.report.table import Format
 from cnnbench.report.text import align
-from cnnbench.results.record import find_runs
+from cnnbench.results.record import find_last_run
 from cnnbench.worker.spec import WorkerSpec
 
 COLUMNS = (
@@ -36,16 +36,12 @@ class Trace:
 
 def load_trace(directory: Path) -> Trace:
     """Read the trace of the last run in a logs-<case>, itr-N or worker directory; raise CnnbenchError without one."""
-    if not directory.is_dir():
-        raise CnnbenchError(f"{directory}: no such directory; needed is a logs-<case>, itr-N or worker-0")
-    runs = find_runs(directory)
-    if not runs:
-        raise CnnbenchError(f"{directory}: no itr-N there; no run of the case has begun")
-    trace = runs[-1] / TRACE_DIRECTORY
+    run = find_last_run(directory)
+    trace = run / TRACE_DIRECTORY
     described, log = trace / "spec.json", trace / "output.log"
     if not described.is_file() or not (log.is_file() or (trace / LAYERS).is_file()):
         raise CnnbenchError(
-            f"{runs[-1]}: has no trace (trace/spec.json, and trace/output.log or trace/{LAYERS}); a run leaves one "
+            f"{run}: has no trace (trace/spec.json, and trace/output.log or trace/{LAYERS}); a run leaves one "
             "whose engine tells its layers itself; have that of others traced by ONEDNN_VERBOSE=True"
         )
     spec = WorkerSpec.read(described)
@@ -54,7 +50,7 @@ def load_trace(directory: Path) -> Trace:
         raise CnnbenchError(
             f"{trace}: shows no layer of a step; the last lines of its output tell what the process did"
         )
-    return Trace(runs[-1], PRECISIONS[spec.precision], spec.batch_size, step)
+    return Trace(run, PRECISIONS[spec.precision], spec.batch_size, step)
 
 
 def show_layers(directory: Path, output_format: Format) -> str:

@@ -127,6 +127,15 @@ def find_runs(directory: Path) -> list[Path]:
     return [directory]
 
 
+def find_last_run(directory: Path) -> Path:
+    """Return the last run in a logs-<case>, itr-N or worker directory; raise CnnbenchError without one."""
+    if not directory.is_dir():
+        raise CnnbenchError(f"{directory}: no such directory; needed is a logs-<case>, itr-N or worker-0")
+    if not (runs := find_runs(directory)):
+        raise CnnbenchError(f"{directory}: no itr-N there; no run of the case has begun")
+    return runs[-1]
+
+
 def load_run(directory: Path) -> RunResult:
     """Read a worker directory's run.json; raise CnnbenchError when it is missing, cut off or of another schema."""
     path = directory / RUN_FILE

@@ -1,6 +1,7 @@
 """Keep what the sampler of native/sampler.c recorded of a process: raw, and readable long after the process is gone."""
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +45,12 @@ class Samples:
     seen: int
     cpu_ns: int
     maps: str
+
+    def within(self, start_ns: int, end_ns: int) -> Iterator[tuple[bytes, int, bool]]:
+        """Yield code, address and `in_kernel` of each sample of a span of time."""
+        times = self.records["time_ns"]
+        for record in self.records[(times >= start_ns) & (times <= end_ns)]:
+            yield bytes(record["code"])[: record["length"]], int(record["address"]), bool(record["in_kernel"])
 
     def save(self, file: Path | BinaryIO, offset_ns: int = 0) -> None:
         """Write them, compressed; `offset_ns`: what to add to this host's clock."""
