@@ -173,6 +173,7 @@ def test_stage_lists_what_can_be_staged(cnnbench, tmp_path):
         (["resnet50v1_5", "--from", "a.pb"], "--from a.pb: resnet50v1_5 is made on this machine"),
         (["imagenet2012-val", "--from", "/no/such.tar"], "/no/such.tar: not a file that can be read"),
         (["imagenet2021"], "imagenet2021"),
+        (["procedural", "--fit", "out"], "--fit out: makes what the sources keep and stages nothing; leave names"),
         (["imagenet2012-val", "--verify", "--from", "a.tar"], "--verify reads what is staged and stages nothing"),
         (["--verify", "--engine", "tensorflow"], "leave --from and --engine out"),
         (["--verify", "imagenet2021"], "imagenet2021"),

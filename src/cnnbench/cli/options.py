@@ -26,6 +26,14 @@ def add_container_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--release", default="latest", help="the images' tag")
 
 
+def add_run_to_show(parser: argparse.ArgumentParser) -> None:
+    """Add the run that a command shows, and the format that it does so in."""
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="a logs-<case> (its last run), itr-N or worker-0 directory"
+    )
+
+
 def split_words(option: str, text: str) -> list[str]:
     """Split a text into words as a shell does; raise UsageError when a quotation does not end."""
     try:

@@ -58,7 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--verify reads what is staged and stages nothing: leave --from and --engine out")
     if arguments.fit:
         if arguments.names or arguments.verify or arguments.engine:
-            raise UsageError("--fit makes what the sources keep and stages nothing: leave names and --engine out")
+            raise UsageError(
+                f"--fit {arguments.fit}: makes what the sources keep and stages nothing; leave names, --verify and "
+                "--engine out"
+            )
         engine = find_part("embeds")
         print(fit_embedded_model(engine, _build_of(engine), cache, arguments.fit))
         return 0
