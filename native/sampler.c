@@ -15,6 +15,10 @@
  * it begins, for which pthread_create is wrapped; one that the C library did not start is not sampled. Programs that
  * the process runs in turn, and its forks, are not sampled: the library takes itself out of LD_PRELOAD.
  *
+ * System calls that a signal interrupts are restarted (SA_RESTART), but for those that the kernel never restarts: poll,
+ * select, epoll_wait, sleeps, semop and the like (signal(7)) return EINTR. A thread's timer counts its own CPU time only,
+ * so its signal is due while it runs, and finds it in such a wait only if it became due on the way into it.
+ *
  * The file is mapped and all there from the beginning (posix_fallocate), so that no record finds its place missing. One
  * that is full takes no more: the process goes on.
  */

@@ -116,6 +116,13 @@ def test_where_the_time_went_is_told_when_asked_for(checkout):
     assert 0 < float(case[3]) <= float(case[1]) < seconds[3] + 1.1  # a run began in the second that its record tells
 
 
+def test_a_time_of_setting_up_that_is_none_is_refused(checkout):
+    with start(checkout, "--timings", CNNBENCH_SETUP_S="soon") as process:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "CNNBENCH_SETUP_S=soon: needed whole seconds" in output
+
+
 def test_what_a_user_sets_is_stronger_than_the_quick_settings(checkout, tmp_path):
     config = tmp_path / "my.yaml"
     config.write_text("'*': {DATA_TYPE: dummy, STEPS: 20}")

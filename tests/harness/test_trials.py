@@ -35,7 +35,7 @@ def test_the_mean_of_each_runs_trials_has_the_interval_between_them():
     assert header == ["BATCH_SIZE", "good trials", "KPI", "mean, 95 % interval between trials"]
     assert rows == [
         ["1", "3 of 3", "Throughput (img/s)", "11.00 ±2.484"],
-        ["8", "2 of 2", "Throughput (img/s)", "41.00"],
-        ["16", "1 of 2", "Throughput (img/s)", "50.00"],
+        ["8", "2 of 2", "Throughput (img/s)", "41.00, no interval of fewer than 3"],
+        ["16", "1 of 2", "Throughput (img/s)", "50.00, no interval of fewer than 3"],
         ["32", "0 of 1", "-", "INVALID"],
     ]

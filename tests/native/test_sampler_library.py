@@ -230,25 +230,37 @@ def test_what_a_kernel_keeps_below_the_stack_pointer_stays(run_sampled, tmp_path
 @pytest.mark.parametrize(
     ("before", "message"),
     [
-        ("signal.signal(signal.SIGRTMAX - 7, lambda *_: None)", "could not open: Device or resource busy"),
-        ("Path({file!r}).touch()", "could not open: File exists"),
-        ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))", "could not open: File too large"),
+        ("signal.signal(signal.SIGRTMAX - 7, lambda *_: None)", "could not make its file: Device or resource busy"),
+        ("Path({file!r}).touch()", "could not make its file: File exists"),
+        (
+            "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))",
+            "could not make its file: File too large",
+        ),
     ],
 )
-def test_why_it_cannot_sample_is_told(library, tmp_path, before, message):
+def test_why_it_cannot_sample_is_kept_and_the_process_goes_on(library, tmp_path, before, message):
     file = tmp_path / "samples"
     words = {"sources": str(SOURCES), "file": str(file), "capacity": 100}
     begin = BEGIN.format(**words).replace("\nsampler = ", f"\n{before.format(file=str(file))}\nsampler = ")
-    environment = os.environ | {"LD_PRELOAD": str(library)}
-    done = subprocess.run([sys.executable, "-c", begin], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert f"the sampler {message}" in done.stderr
+    found = run_to_failure(begin, tmp_path, os.environ | {"LD_PRELOAD": str(library)})
+    assert found.failure == f"it {message}"
 
 
-def test_a_process_without_it_is_told_so(tmp_path):
+def test_a_process_without_it_says_so_and_goes_on(tmp_path):
     begin = BEGIN.format(sources=str(SOURCES), file=str(tmp_path / "samples"), capacity=100)
-    done = subprocess.run([sys.executable, "-c", begin], capture_output=True, text=True, check=False)
-    assert "the sampler was to be preloaded into this process, and is not" in done.stderr
+    found = run_to_failure(begin, tmp_path, os.environ)
+    assert found.failure == "it was not preloaded into this process"
+
+
+def run_to_failure(begin, tmp_path, environment):
+    kept = tmp_path / "kept.npz"
+    program = begin + "\nburn(0.1)" + END.format(kept=str(kept))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    found = Samples.load(kept)
+    assert done.stdout == f"not sampled: {found.failure}\n"
+    assert len(found.records) == 0
+    assert found.cpu_ns >= 0.1e9
+    return found
 
 
 def test_outputs_are_the_same_bits_with_it(run_sampled):

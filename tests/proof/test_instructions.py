@@ -42,6 +42,7 @@ LOAD = "c5fc1000"  # vmovups ymm0,[rax]
 FMA = "c4e26db8cb"
 STORE = "c5fc1109"  # vmovups [rcx],ymm1
 BACK = "75e0"  # jnz backwards
+MADD_BYTES, MADD_WORDS = "c4e26d04cb", "c5edf5cb"  # vpmaddubsw, vpmaddwd ymm1,ymm2,ymm3
 SSE_LOOP = "0f59e2" + "0f58cc" + BACK  # mulps xmm4,xmm2; addps xmm1,xmm4
 SSE_BIAS = "0f59ca" + "0f58cb" + BACK  # mulps xmm1,xmm2; addps xmm1,xmm3: one number times another, plus a third
 
@@ -60,6 +61,10 @@ SSE_BIAS = "0f59ca" + "0f58cb" + BACK  # mulps xmm1,xmm2; addps xmm1,xmm3: one n
         (SSE_BIAS, ""),
         ("c5dc59e2" + "c5f458cc" + BACK, "AVX multiply and add f32 256"),  # vmulps ymm4,..; vaddps ymm1,ymm1,ymm4
         ("f30f59e2" + "f30f58cc" + BACK, "SSE multiply and add f32 scalar"),  # mulss xmm4,xmm2; addss xmm1,xmm4
+        (MADD_BYTES + MADD_WORDS + BACK, "AVX2 int8 256"),  # both are steps of int8's sum
+        (MADD_WORDS + MADD_BYTES + BACK, "AVX2 int8 256"),
+        (MADD_WORDS + "c5ddfee1" + BACK, "AVX2 int16 256"),  # widened before, or a JPEG decoder's
+        ("c4e2625cca" + STORE * 3 + BACK, "AMX-BF16 tile"),  # tdpbf16ps between rows of the tile before
         ("", ""),
         ("06", ""),  # no instruction in 64-bit code
         (FMA[:6], ""),  # cut off by the end of its page

@@ -80,6 +80,39 @@ def test_samples_and_the_engines_account_must_agree(classes, told, passed, disag
     assert f"{told.share:.1%} of the multiply-accumulates" in criterion.found
 
 
+DATA_TYPE_TOLD = PrecisionProof(1.0, {"instructions not told f32": 1.0}, [])
+NO_TIMERS = SampledProof(FP32, {}, 0, 0.0, "it could not start its timers: Resource temporarily unavailable")
+
+
+def test_an_account_of_data_types_alone_makes_up_for_samples_only_where_there_can_be_none():
+    few = judge_precision(FP32, DATA_TYPE_TOLD, sampled(FP32, {FMA: 5}))
+    assert not few.passed
+    assert "measure for longer" in few.needed
+    none = judge_precision(FP32, DATA_TYPE_TOLD, NO_TIMERS)
+    assert none.passed
+    assert none.found.startswith(f"not sampled: {NO_TIMERS.failure}; 100.0% of the multiply-accumulates ran as ")
+    assert not judge_precision(FP32, FELL_BACK, NO_TIMERS).passed
+    assert NO_TIMERS.facts == {"not sampled": NO_TIMERS.failure}
+
+
+@pytest.mark.parametrize(("precision", "classes"), [(FP32, {}), (INT8, {"AVX2 int16 256": 2})])
+def test_products_of_int16_tell_against_int8_and_nothing_of_others(precision, classes):
+    widening = records([1, 2])  # vpmaddwd ymm1,ymm2,ymm3; vpaddd ymm4,ymm4,ymm1; and back
+    code = bytes.fromhex("c5edf5cbc5ddfee175f6")
+    widening["length"], widening["code"] = len(code), np.frombuffer(code.ljust(231, b"\0"), RECORD["code"])[0]
+    found = count_samples(precision, [Samples(widening, 4_000_000, 2, 8_000_000, "")], Window(0, 9))
+    assert (found.classes, found.total) == (classes, 2)
+    assert not found.passed
+
+
+def test_a_failure_of_one_process_is_told(tmp_path):
+    Samples(np.empty(0, RECORD), 1, 0, 8_000_000, "", "no timers").save(tmp_path / "samples.npz")
+    good = Samples(records([1, 2]), 4_000_000, 2, 8_000_000, "")
+    found = count_samples(FP32, [good, Samples.load(tmp_path / "samples.npz")], Window(0, 9))
+    assert (found.covered, found.failure, found.facts["not sampled"]) == (0.5, "no timers", "no timers")
+    assert "only 50% of the CPU time was sampled: no timers" in judge_precision(FP32, None, found).found
+
+
 def test_facts_of_a_result():
     facts = sampled(FP32, {FMA: 300, SSE: 100}).facts
     assert facts == {

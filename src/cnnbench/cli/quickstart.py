@@ -14,7 +14,7 @@ from pathlib import Path
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.disk import check_directory
-from cnnbench.base.errors import CnnbenchError, SkippedError
+from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import PrecisionName
 from cnnbench.cases.platforms import detect_platform
@@ -62,8 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(HELP + ctest.HELP, end="")
         return 0
     rest = [word for word in arguments.rest if word != TIMINGS]
-    timings = Timings(float(os.environ.get(SETUP_VARIABLE) or 0)) if len(rest) < len(arguments.rest) else None
+    timings = Timings(_setup_s(os.environ)) if len(rest) < len(arguments.rest) else None
     return quickstart(cache_root(os.environ), rest, timings)
+
+
+def _setup_s(environ: Mapping[str, str]) -> float:
+    given = environ.get(SETUP_VARIABLE) or "0"
+    if not given.isdecimal():
+        raise UsageError(f"{SETUP_VARIABLE}={given}: needed whole seconds, as run.sh sets it; leave it out")
+    return float(given)
 
 
 class Timings:

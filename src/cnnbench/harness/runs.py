@@ -65,7 +65,8 @@ def tabulate_trials(trials: Sequence[Sequence[RunResult]]) -> str:
         found = [kpi for result in results for kpi in result.kpis if kpi.primary and result.verdict != "invalid"]
         kpi = f"{found[0].key} ({found[0].unit})" if found else ""
         estimate = stats.estimate_trials([one.value for one in found]) if found else None
-        interval = "" if estimate is None or estimate.half_width is None else f" ±{format_number(estimate.half_width)}"
+        width = estimate.half_width if estimate else None
+        interval = f", no interval of fewer than {stats.MIN_SLICES}" if width is None else f" ±{format_number(width)}"
         rows.append(
             [
                 results[0].effective["BATCH_SIZE"],

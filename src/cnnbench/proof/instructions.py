@@ -23,9 +23,12 @@ WINDOW = 48
 PRODUCTS_PER_STORE = 2
 """More products than so many for each store are accumulated; fewer are a part of what is computed of each number."""
 
+TILE_ROWS = 16
+"""As many products of rows is one of AMX tiles, whose rows are stored one by one."""
+
 _NAMES = {value: name.lower() for name, value in vars(Mnemonic).items() if isinstance(value, int)}
 _FUSED = re.compile(r"vfn?m(?:add|sub)231(?P<packed>[ps])(?P<type>[sdh])")
-_WIDENING_INT8 = re.compile(r"v?pmaddubsw|v?pmaddwd")
+_WIDENING = {"pmaddubsw": "int8", "pmaddwd": "int16"}
 _VNNI = re.compile(r"vpdp(?:bus|wss)ds?")
 _VNNI_INT8 = re.compile(r"vpdp(?:bss|bsu|buu|wsu|wus|wuu)ds?")
 _AMX = {"tdpbf16ps": "AMX-BF16", "tdpfp16ps": "AMX-FP16"} | dict.fromkeys(
@@ -75,9 +78,9 @@ def _name_class(instruction: Instruction) -> str:
         return f"AVX10.2 f16 {width}"
     if name in _AMX:
         return f"{_AMX[name]} tile"
-    if _WIDENING_INT8.fullmatch(name):
+    if data_type := _WIDENING.get(name.removeprefix("v")):
         isa = "AVX512BW" if evex else "AVX2" if name.startswith("v") and width == "256" else "SSE"
-        return f"{isa} int8 {width}"
+        return f"{isa} {data_type} {width}"
     return ""
 
 
@@ -103,10 +106,10 @@ class Place:
 @cache
 def describe_place(code: bytes, address: int, in_kernel: bool) -> Place:
     """Return what a sample at this code was at; `in_kernel`: whether it was coming back from a system call."""
-    window, instructions = _window(code, address), classify(code, address)
     if in_kernel:
         return Place(IN_KERNEL, "")
-    if instructions:
+    window = _window(code, address)
+    if instructions := _classify(window):
         return Place(MULTIPLYING, instructions)
     names = {_NAMES[instruction.mnemonic] for instruction in window}
     if names & _PAUSING:
@@ -171,17 +174,23 @@ def classify(code: bytes, address: int) -> str:
     """Return the class of multiply-accumulates that a sample at this code was among; empty for none.
 
     A class says instruction set, data type and width: "FMA f32 256". Products and sums in two instructions are one
-    class where both are in the window.
+    class where both are in the window. Products of int16 count as int8's where they add up such.
     """
-    window = _window(code, address)
-    classes = Counter(name for instruction in window if (name := _name_class(instruction)))
-    classes = classes or _count_unfused(window)
-    if sum(classes.values()) <= PRODUCTS_PER_STORE * sum(map(_stores, window)):
+    return _classify(_window(code, address))
+
+
+def _classify(window: Sequence[Instruction]) -> str:
+    names = [_name_class(instruction) for instruction in window]
+    if widened := next((name for name in names if " int8 " in name and name.startswith(_WITHOUT_VNNI)), ""):
+        names = [widened if " int16 " in name else name for name in names]
+    classes = Counter(filter(None, names)) or _count_unfused(window)
+    products = sum(count * (TILE_ROWS if name.endswith(" tile") else 1) for name, count in classes.items())
+    if products <= PRODUCTS_PER_STORE * sum(map(_stores, window)):
         return ""
-    return _name_class(window[0]) or classes.most_common(1)[0][0]
+    return names[0] or classes.most_common(1)[0][0]
 
 
-_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int8": 8}
+_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "int16": 16, "int8": 8}
 _WITHOUT_VNNI = ("SSE", "AVX2", "AVX512BW")
 _TILES = {"AMX-INT8": 512.0, "AMX-BF16": 256.0, "AMX-FP16": 256.0}
 
@@ -196,5 +205,5 @@ def rate(name: str) -> float:
         return _TILES[isa]
     data_type, width = name.split()[-2:]
     lanes = 1 if width == "scalar" else int(width) / _BITS[data_type]
-    instructions = 2 if "multiply and add" in name else 3 if isa in _WITHOUT_VNNI else 1
+    instructions = 2 if "multiply and add" in name or data_type == "int16" else 3 if isa in _WITHOUT_VNNI else 1
     return lanes / instructions

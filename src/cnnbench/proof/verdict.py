@@ -69,14 +69,16 @@ def _process_cpus(instances: Iterable[InstancePlan], process: int) -> set[int]:
 def judge_precision(precision: Precision, told: PrecisionProof | None, sampled: SampledProof | None) -> Criterion:
     """Judge whether the precision asked for is the one that ran, by what is known of it: one or the other, or both.
 
-    `told`: by the engine, or by a library's trace; it decides alone where samples do not. `sampled`: from the measured
-    instances' own instructions.
+    `told`: by the engine, or by a library's trace; it decides alone where samples do not, if it tells instructions or
+    if there can be no samples. `sampled`: from the measured instances' own instructions.
     """
     parts = [*([_judge_samples(sampled)] if sampled else []), *([_judge_account(precision, told)] if told else [])]
     if len(parts) == 1:
         return parts[0]
     assert sampled is not None
-    passed = parts[1].passed and (parts[0].passed or not sampled.decided)
+    assert told is not None
+    alone = not sampled.decided and (told.instructions_told or bool(sampled.failure))
+    passed = parts[1].passed and (parts[0].passed or alone)
     disagree = sampled.decided and parts[0].passed != parts[1].passed
     return Criterion(
         name="precision",
@@ -88,19 +90,24 @@ def judge_precision(precision: Precision, told: PrecisionProof | None, sampled: 
 
 def _judge_samples(sampled: SampledProof) -> Criterion:
     """Judge whether the samples prove the precision."""
+    needed = f"{sampled.needed:.1%} at the interval's lower end"
+    if sampled.failure and not sampled.total:
+        return Criterion(name="precision", passed=False, found=f"not sampled: {sampled.failure}", needed=needed)
     ran = ", ".join(f"{name} {count / sampled.multiplying:.1%}" for name, count in list(sampled.classes.items())[:3])
     low, high = sampled.interval
     share = f"{sampled.share:.1%} [{low:.1%}, {high:.1%}] " if sampled.multiplying else ""
     found = f"{share}of {sampled.multiplying} samples among multiply-accumulates were at {sampled.precision.name}"
-    needed = f"{sampled.needed:.1%} at the interval's lower end"
     if sampled.covered < REQUIRED_COVER:
-        found += f", and only {sampled.covered:.0%} of the CPU time was sampled"
-        needed += f", and {REQUIRED_COVER:.0%} of the CPU time"
+        why = f": {sampled.failure}" if sampled.failure else ""
+        found += f", and only {sampled.covered:.0%} of the CPU time was sampled{why}"
+        needed += f", and {REQUIRED_COVER:.0%} of the CPU time (CNNBENCH_SAMPLER=off has a trace prove it)"
+    elif not sampled.decided:
+        needed += ": measure for longer (STEPS, MIN_TIME; for accuracy, more images)"
     return Criterion(
         name="precision",
         passed=sampled.passed,
         found=f"{'' if sampled.decided else 'unproven by samples: '}{found} ({ran or 'none'})",
-        needed=needed if sampled.decided else f"{needed}: measure for longer (STEPS, MIN_TIME)",
+        needed=needed,
     )
 
 

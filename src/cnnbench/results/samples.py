@@ -37,7 +37,8 @@ class Samples:
 
     `records`: of the type RECORD, in the order in which they were taken. `period_ns`: the CPU time of a thread between
     two. `seen`: how many there would have been with room for all. `cpu_ns`: the CPU time that the process took while
-    they were recorded. `maps`: /proc/self/maps at the end, by which an address is one of a file.
+    they were recorded. `maps`: /proc/self/maps at the end, by which an address is one of a file. `failure`: why there
+    are none, where the sampler could not.
     """
 
     records: np.ndarray
@@ -45,6 +46,7 @@ class Samples:
     seen: int
     cpu_ns: int
     maps: str
+    failure: str = ""
 
     def within(self, start_ns: int, end_ns: int) -> Iterator[tuple[bytes, int, bool]]:
         """Yield code, address and `in_kernel` of each sample of a span of time."""
@@ -57,7 +59,8 @@ class Samples:
         moved = self.records.copy()
         moved["time_ns"] = (moved["time_ns"].astype(np.int64) + offset_ns).astype(np.uint64)
         counts = np.array([self.period_ns, self.seen, self.cpu_ns], dtype=np.int64)
-        np.savez_compressed(file, records=moved, counts=counts, maps=np.array(self.maps))
+        maps, failure = np.array(self.maps), np.array(self.failure)
+        np.savez_compressed(file, records=moved, counts=counts, maps=maps, failure=failure)
 
     @classmethod
     def load(cls, path: Path) -> "Samples":
@@ -71,7 +74,7 @@ class Samples:
             if records.dtype != RECORD or records.ndim != 1:
                 raise ValueError(f"records of {records.dtype}, needed those of the sampler")
             period_ns, seen, cpu_ns = (int(count) for count in kept["counts"])
-            return cls(records, period_ns, seen, cpu_ns, str(kept["maps"]))
+            return cls(records, period_ns, seen, cpu_ns, str(kept["maps"]), str(kept["failure"]))
 
 
 def read_records(path: Path) -> tuple[np.ndarray, int, int]:

@@ -4,6 +4,7 @@ Nothing here looks at the machine, the environment or the cache: only at files b
 missing or damaged raises InvalidMeasurementError.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -143,8 +144,9 @@ class Measured:
     @property
     def displaced_per_s(self) -> float:
         """How often a second the instances' threads lost a core that they wanted to keep, of each core."""
-        of_process = {(one.get("host"), one["pid"]): one.get("involuntary_switches", 0) for one in self.results}
-        return sum(of_process.values()) / (self.window.seconds * self.plan.cores)
+        of_process = {(one.get("host"), one["pid"]): one for one in self.results}
+        rates = [one.get("involuntary_switches", 0) / one.get("loaded_s", math.inf) for one in of_process.values()]
+        return sum(rates) / self.plan.cores
 
     @property
     def frequencies_mhz(self) -> list[float]:

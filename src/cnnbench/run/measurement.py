@@ -240,10 +240,11 @@ class Measurement:
         p = self._job.parameters
         if any(len(rows) == 0 for rows in steps):
             return False
-        window = stats.common_window(steps)
         if p.mode == "accuracy":
             answered = sum(map(len, steps)) * p.images_per_step
-            return window.seconds >= float(p.accuracy_time) and answered >= LEAST_ANSWERED
+            began_ns, ended_ns = min(rows[0, 0] for rows in steps), max(rows[-1, -1] for rows in steps)
+            return ended_ns - began_ns >= float(p.accuracy_time) * 1e9 and answered >= LEAST_ANSWERED
+        window = stats.common_window(steps)
         if window.seconds < p.min_time:
             return False
         images = images_of_steps(steps, p.images_per_step)

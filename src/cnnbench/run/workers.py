@@ -18,6 +18,8 @@ PERIOD_NS = 9_700_000
 
 Each 4 ms cost OpenVINO a hundredth of its throughput (benchmarks/sampler.py).
 """
+ACCURACY_PERIOD_NS = 1_900_000
+"""The same where accuracy is measured, which may take few seconds, and no time is a figure."""
 MOST_SAMPLES = 40_000
 """How many samples a run has room for: they are rarer where many cores measure for long."""
 TRACE_STEPS = 3
@@ -75,9 +77,11 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
 
 def _sampling(job: Job, threads: int) -> Sampling:
     """Return how a worker of so many threads is sampled, so that there is room for all that is measured in MAX_TIME."""
-    total_ns = sum(one.threads for one in job.plan.instances) * job.parameters.max_time * 1e9
-    period_ns = max(PERIOD_NS, int(total_ns / MOST_SAMPLES))
-    return Sampling(math.ceil(MOST_SAMPLES * threads / sum(one.threads for one in job.plan.instances)), period_ns)
+    all_threads = sum(one.threads for one in job.plan.instances)
+    capacity = math.ceil(MOST_SAMPLES * threads / all_threads)
+    if job.parameters.mode == "accuracy":
+        return Sampling(capacity, ACCURACY_PERIOD_NS)
+    return Sampling(capacity, max(PERIOD_NS, int(all_threads * job.parameters.max_time * 1e9 / MOST_SAMPLES)))
 
 
 def _in_one_node(process: Sequence[InstancePlan]) -> bool:

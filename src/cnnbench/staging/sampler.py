@@ -11,7 +11,7 @@ from pathlib import Path
 from cnnbench.base.cache import MOVE, install_directory
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.disk import require_loadable
-from cnnbench.base.errors import UsageError
+from cnnbench.base.errors import CnnbenchError, UsageError
 
 VARIABLE = "CNNBENCH_SAMPLER"
 """Environment variable: the library, where it is made already (the images have it), or OFF."""
@@ -19,6 +19,7 @@ OFF = "off"
 """The value of it with which nothing is sampled, and the precision is proven by a trace."""
 LIBRARY = "libcnnbench-sampler.so"
 SOURCE = REPOSITORY / "native" / "sampler.c"
+COMPILE = REPOSITORY / "native" / "compile-sampler.sh"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def stage_sampler(found: Sampler, cache: Path) -> Sampler:
     if not compiler:
         return found
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    what = (compiler.encode(), version, "-".join(platform.libc_ver()).encode(), SOURCE.read_bytes())
+    libc = "-".join(platform.libc_ver())
+    what = (compiler.encode(), version, libc.encode(), SOURCE.read_bytes(), COMPILE.read_bytes())
     digest = hashlib.sha256(b"\0".join(what)).hexdigest()[:12]
     try:
         made = install_directory(lambda place: _compile(compiler, place), cache / "native" / f"sampler-{digest}")
@@ -60,6 +62,8 @@ def stage_sampler(found: Sampler, cache: Path) -> Sampler:
         lines = error.stderr.strip().splitlines()
         said = next((line for line in lines if "error" in line), lines[-1] if lines else "it says nothing")
         return Sampler(reason=f"{compiler} could not make the sampler: {said}")
+    except CnnbenchError as error:
+        return Sampler(reason=f"the sampler could not be kept: {error}")
     return Sampler(made / LIBRARY)
 
 
@@ -76,6 +80,4 @@ def _given_sampler(given: str) -> Sampler:
 
 def _compile(compiler: str, place: Path) -> None:
     require_loadable(place, MOVE)
-    options = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-o", str(place / LIBRARY), str(SOURCE))
-    command = [compiler, *options, "-Wl,-z,defs,-z,now", "-ldl", "-lrt", "-lpthread"]
-    subprocess.run(command, capture_output=True, text=True, check=True)
+    subprocess.run(["sh", str(COMPILE), str(place / LIBRARY), compiler], capture_output=True, text=True, check=True)

@@ -199,9 +199,9 @@ class Instance:
             self._sampler.record()
         predictions = Predictions() if spec.mode == "accuracy" else None
         keep = predictions.keep if predictions else None
-        switches = _involuntary_switches()
+        switches, began_s = _involuntary_switches(), time.monotonic()
         recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
-        switches = _involuntary_switches() - switches
+        switches, loaded_s = _involuntary_switches() - switches, time.monotonic() - began_s
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
         if spec.tells and index == 0:
             directory = Path(spec.logs) / TRACE_DIRECTORY
@@ -220,6 +220,7 @@ class Instance:
             "pid": os.getpid(),
             "steps": recorded,
             "involuntary_switches": switches,
+            "loaded_s": loaded_s,
             "cpus": self._plan.cpus,
         }
 
