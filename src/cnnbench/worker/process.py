@@ -189,11 +189,11 @@ class Instance:
             return
         shared = Path(spec.shared)
         control, times = ControlBlock(shared), StepTimes(shared, index)
-        self._check_outputs()
-        batches = self._batches()
-        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
         if self._sampler:
             self._sampler.arm()
+        self._check_outputs()  # under the sampler's signals, as all that is measured
+        batches = self._batches()
+        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
         warm_up_until_start(control, index, infer, endless, spec.warmup_steps)
         if self._sampler:
             self._sampler.record()
