@@ -83,7 +83,7 @@ def test_each_thread_is_sampled_by_the_cpu_time_that_it_takes(run_sampled):
     records = samples.records
     assert len(records) == samples.seen
     assert set(busy) <= set(records["thread"])
-    assert asleep not in records["thread"]
+    assert (records["thread"] == asleep).sum() <= 1  # as it begins, at the most
     assert np.isin(records["thread"], busy).mean() > 0.9
     inside = (began <= records["time_ns"]) & (records["time_ns"] <= ended)
     assert inside.mean() > 0.95  # but for what is sampled before and after
