@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.engines.conversion import check_fp8_params
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import AUTO, Engine, Takes, engines, engines_that_take
 from cnnbench.inputs.networks import TOPOLOGIES
@@ -66,6 +67,9 @@ def _of(takes: Takes, default: Any, description: str, *, path: bool = False) -> 
     """Return a field that only the workloads have whose engines take this; `path`: whether it names a file."""
     return Field(default, description=description, json_schema_extra={"takes": takes, "path": path})
 
+
+PROCEDURAL, IMAGENET = "procedural", "imagenet"
+"""The sets that DATASET names; anything else is a directory."""
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -130,6 +134,9 @@ class Parameters(BaseModel):
     weights: str = _of(
         "network", "", "a checkpoint of the network, .safetensors or .pth, in place of random weights", path=True
     )
+    onnx_file: str = _of(
+        "network", "", "a network to measure instead, an ONNX file that classifies images as ImageNet does", path=True
+    )
     norm_type: Literal["batch", "group", "none"] = _of("network", "batch", "the network's normalisation layers")
     norm_num_groups: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(
         "network", "auto", "groups of NORM_TYPE=group; auto: 32"
@@ -145,6 +152,25 @@ class Parameters(BaseModel):
     normalization_location: Literal["host", "device", "none"] = _of(
         "network", "host", "where images are normalised: before they are handed over, inside the network, or nowhere"
     )
+    fp8_arithmetic: Literal["fp32", "bfloat16"] = _of(
+        "network", "fp32", "fp8 and fp8_weight: what the 8-bit numbers are multiplied in; both have all of them"
+    )
+    fp8_params: Annotated[str, AfterValidator(check_fp8_params)] = _of(
+        "network",
+        "F143,F143,auto,auto",
+        "fp8 and fp8_weight: the formats of activations and weights, F143 (E4M3) or F152 (E5M2), and the exponents of "
+        "their scales, powers of two; auto: those that lose least, for activations on the drawn calibration images",
+    )
+    fp8_skip_op_names: str = _of(
+        "network", "", "fp8 and fp8_weight: operations kept in 16 bits, such as Conv_0,Gemm_126"
+    )
+    num_of_layers_keep_fp16: Annotated[int, Field(ge=0, le=10_000)] = _of(
+        "network", 0, "fp8 and fp8_weight: so many more are kept, those that lose most by measurement"
+    )
+    fp8_metric: Literal["mse", "mae", "snr", "kld", "cos_dist"] = _of(
+        "network", "mse", "fp8 and fp8_weight: what scales that are auto lose least of"
+    )
+    pad_conv_channel: bool = _of("network", False, "pad what convolutions take to a multiple of 4 channels, with zeros")
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(
         "network", "auto", "images the network takes at once, of which BATCH_SIZE is a multiple; auto: BATCH_SIZE"
     )
@@ -156,7 +182,11 @@ class Parameters(BaseModel):
     num_io_threads: Cores | Auto = _of(
         "network", "auto", "threads that decode an instance's images; auto: one for each of its cores"
     )
-    dataset: Literal["procedural", "imagenet"] = Field("procedural", description="the images of DATA_TYPE=real")
+    dataset: str = Field(
+        PROCEDURAL,
+        description="the images of DATA_TYPE=real: procedural, imagenet, or a directory of JPEG images with a "
+        "val_official_clean.csv of their names and classes, counted from 0",
+    )
     verbose: bool = Field(False, description="let the framework log to the instances' logs")
     onednn_verbose: bool = Field(
         False, description="have oneDNN trace into the instances' logs while measuring, which slows them"
@@ -227,7 +257,7 @@ def options_of(parameters: Parameters, engine: Engine) -> EngineOptions:
 
 def precisions_of(takes: Takes) -> tuple[PrecisionName, ...]:
     """Return the precisions that workloads have whose engines are handed graphs, or networks: these run on GPUs too."""
-    return tuple(name for name, one in PRECISIONS.items() if takes == "network" or not one.on_gpu)
+    return tuple(name for name, one in PRECISIONS.items() if takes == "network" or not one.of_networks)
 
 
 def accepted(name: str) -> str:

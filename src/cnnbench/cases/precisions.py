@@ -1,6 +1,7 @@
 """Say what each precision needs of a machine, what it has the engines do, and what their trace must then show.
 
-A precision is a data type on an instruction set, or on a GPU (`cuda_*`), whose libraries choose the instructions.
+A precision is a data type on an instruction set, or on a GPU (`cuda_*`), whose libraries choose the instructions; or a
+type of number alone, in which a network is held, on the best instructions that multiply such numbers here.
 `avx_*` precisions are capped below AMX with ONEDNN_MAX_CPU_ISA, so that on a machine that
 has both, `avx_bfloat16` and `amx_bfloat16` are different measurements.
 """
@@ -24,7 +25,9 @@ class Precision:
     numbers, empty for float32 itself. `softmax_bound`: how far a probability may lie from the fp32 reference.
     `top1_agreement`: the share of the check batch whose best class must be the reference's. `peak`: the kind of
     native/peak.c that is its ceiling, empty on a GPU, which that cannot measure. `instructions`: what the class of a
-    sample of its multiply-accumulates must begin as.
+    sample of its multiply-accumulates must begin as. `held_as`: the type of number that networks are converted to for
+    it, as `engines.conversion` names them; empty where they are not. `computes`: the type that is computed with, empty
+    for the one in its name.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Precision:
     peak: str
     fpmath: str = ""
     instructions: str = r"(?!)"
+    held_as: str = ""
+    computes: str = ""
 
     @property
     def is_int8(self) -> bool:
@@ -50,8 +55,18 @@ class Precision:
 
     @property
     def data_type(self) -> str:
-        """What follows the device or instruction set in its name, such as bfloat16."""
-        return self.name.partition("_")[2]
+        """The type of number that is computed with: what follows the device or instruction set, such as bfloat16."""
+        return self.computes or self.name.partition("_")[2]
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether weights, at least, are held in 8-bit floating point."""
+        return self.held_as.startswith("fp8")
+
+    @property
+    def of_networks(self) -> bool:
+        """Whether networks alone have it, and no frozen graphs."""
+        return self.on_gpu or bool(self.computes)
 
     @property
     def on_gpu(self) -> bool:
@@ -65,6 +80,40 @@ _AVX2_CAP = "AVX2_VNNI_2"
 _AMX = r"avx(512_core|10_\d_512)_amx"
 
 
+def _in_fp32(
+    name: str, softmax_bound: float, top1_agreement: float, held_as: str = "", computes: str = ""
+) -> Precision:
+    """Return a precision that computes in float32, on AVX2 or AVX-512."""
+    return Precision(
+        name,
+        flags=(frozenset({"avx2", "fma"}),),
+        max_isa=_AVX_CAP,
+        trace_isa=r"avx512_core(?!_amx)|avx2",  # AMX takes f32 tensors too, but computes in bfloat16
+        trace_type="f32",
+        softmax_bound=softmax_bound,
+        top1_agreement=top1_agreement,
+        peak="fp32",
+        instructions=r"(?:AVX-512 )?FMA f32 (?:256|512)",
+        held_as=held_as,
+        computes=computes,
+    )
+
+
+_BFLOAT16 = Precision(
+    "bfloat16",
+    flags=(frozenset({"avx512_bf16"}), frozenset({"amx_tile", "amx_bf16"})),
+    max_isa="AVX512_CORE_AMX",
+    trace_isa=rf"avx512_core_bf16|{_AMX}",
+    trace_type="bf16",
+    softmax_bound=0.15,
+    top1_agreement=0.9,
+    peak="avx512_bf16",
+    instructions="AVX512-BF16|AMX-BF16",
+    computes="bfloat16",
+)
+"""What computes in bfloat16, on AMX where there is any, or AVX-512."""
+
+
 def _on_gpu(data_type: str, trace_type: str, softmax_bound: float, top1_agreement: float) -> Precision:
     """Return a precision of GPUs: its libraries tell no instructions, so the data type alone is proven."""
     return Precision(f"cuda_{data_type}", (), "ALL", r"(?!)", trace_type, softmax_bound, top1_agreement, peak="")
@@ -73,17 +122,7 @@ def _on_gpu(data_type: str, trace_type: str, softmax_bound: float, top1_agreemen
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision(
-            "avx_fp32",
-            flags=(frozenset({"avx2", "fma"}),),
-            max_isa=_AVX_CAP,
-            trace_isa=r"avx512_core(?!_amx)|avx2",  # AMX takes f32 tensors too, but computes in bfloat16
-            trace_type="f32",
-            softmax_bound=1e-3,
-            top1_agreement=1.0,
-            peak="fp32",
-            instructions=r"(?:AVX-512 )?FMA f32 (?:256|512)",
-        ),
+        _in_fp32("avx_fp32", softmax_bound=1e-3, top1_agreement=1.0),
         Precision(
             "avx_bfloat16",
             flags=(frozenset({"avx512_bf16"}),),
@@ -143,6 +182,11 @@ PRECISIONS = {
         _on_gpu("fp32", "f32", softmax_bound=1e-3, top1_agreement=1.0),
         _on_gpu("float16", "f16", softmax_bound=0.1, top1_agreement=0.9),
         _on_gpu("bfloat16", "bf16", softmax_bound=0.15, top1_agreement=0.9),
+        _in_fp32("fp32", softmax_bound=1e-3, top1_agreement=1.0, computes="fp32"),
+        _in_fp32("fp16", softmax_bound=0.1, top1_agreement=0.9, held_as="fp16", computes="fp32"),
+        _BFLOAT16,
+        _in_fp32("fp8", softmax_bound=0.3, top1_agreement=0.85, held_as="fp8", computes="fp32"),
+        _in_fp32("fp8_weight", softmax_bound=0.3, top1_agreement=0.85, held_as="fp8_weight", computes="fp32"),
     )
 }
 
@@ -168,6 +212,17 @@ def require(precision: Precision, cpu_flags: frozenset[str], *, force: bool = Fa
         raise SkippedError(missing[0])
 
 
+def chosen_precision(name: str, fp8_arithmetic: str = "fp32") -> Precision:
+    """Return a precision by name; one of 8-bit numbers computes in float32, or in bfloat16: both have all of them."""
+    precision = PRECISIONS[name]
+    if fp8_arithmetic != "bfloat16" or not precision.in_fp8:
+        return precision
+    kept = {field: getattr(precision, field) for field in ("name", "softmax_bound", "top1_agreement", "held_as")}
+    return replace(_BFLOAT16, **kept)
+
+
 def fit_to_cpu(precision: Precision, cpu_flags: frozenset[str]) -> Precision:
-    """Return the precision with a cap that hides nothing of this CPU that it needs."""
+    """Return the precision with a cap that hides nothing of this CPU that it needs, and with the peak of its best."""
+    if precision.computes == "bfloat16" and "amx_bf16" in cpu_flags:
+        return replace(precision, peak="amx_bf16")
     return precision if precision.on_gpu or "avx512f" in cpu_flags else replace(precision, max_isa=_AVX2_CAP)

@@ -15,6 +15,8 @@ from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import Settings, TestCase, check_name, from_environment, pick_sections, resolve
 from cnnbench.cases.parameters import (
     FIELDS,
+    IMAGENET,
+    PROCEDURAL,
     Parameters,
     PrecisionName,
     TopologyName,
@@ -24,6 +26,7 @@ from cnnbench.cases.parameters import (
 )
 from cnnbench.cases.variables import DEFAULTS_VARIABLE, DIRECTORY_VARIABLE
 from cnnbench.engines.registry import engines_that_take, find_engine
+from cnnbench.inputs.networks import TOPOLOGIES
 
 Sections = dict[str, dict[str, str]]
 ImageName = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-]+[a-z0-9]+)*$")]
@@ -48,7 +51,7 @@ class Workload(BaseModel):
     `slug`: the name inside case names. `engine`: which lock files make its environments; where ENGINE is one of its
     parameters, the default. `topologies`: the networks that its case names tell apart; empty when it has one. `images`:
     the names of its container images, None when it has none. `defaults`: settings by globs of case names. `network`:
-    which of the harness's networks its own graph is; empty when none.
+    which of the harness's networks it has, as a graph or to be built; empty when none, or `topologies`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,7 +85,8 @@ class Workload(BaseModel):
     @property
     def networks(self) -> tuple[str, ...]:
         """What TOPOLOGY may be in its cases."""
-        return self.topologies or (FIELDS["TOPOLOGY"].default,)
+        own = self.network if self.network in TOPOLOGIES and "ENGINE" in self.parameters else ""
+        return self.topologies or (own or FIELDS["TOPOLOGY"].default,)
 
     def parse_case(self, name: str) -> TestCase:
         """Read the name of one of its cases; raise UsageError saying how one is made up."""
@@ -201,6 +205,8 @@ class Sources:
         directory, located = Path(self.environ.get(DIRECTORY_VARIABLE) or Path.cwd()), {}
         if parameters.model:
             located["model"] = _locate_model(parameters.model, directory)
+        if parameters.dataset not in (PROCEDURAL, IMAGENET):
+            located["dataset"] = str(directory / Path(parameters.dataset).expanduser())
         for name in (name.lower() for name in FIELDS if told(name, "path")):
             if path := getattr(parameters, name):
                 located[name] = str(directory / Path(path).expanduser())

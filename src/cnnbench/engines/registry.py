@@ -111,7 +111,8 @@ class Engine:
 
     Of graphs: `embeds` makes the embedded model, `prepares_graphs` makes any graph ready, `quantizes_graphs` to int8;
     `reads_shards` turns TFRecord shards into an image set. Of networks: `builds_networks` does so for all engines, and
-    `quantizes_networks` those that are `reads_onnx`: handed to the engine as ONNX. `tells_layers`: whether it tells
+    `quantizes_networks` to int8 and `converts_networks` to other numbers those that are `reads_onnx`: handed to the
+    engine as ONNX; `handles_files` takes in a user's ONNX file and gives one. `tells_layers`: whether it tells
     itself what its layers run on; no trace of a library is taken then.
     """
 
@@ -135,6 +136,8 @@ class Engine:
     reads_shards: Steps | None = None
     builds_networks: Steps | None = None
     quantizes_networks: Steps | None = None
+    converts_networks: Steps | None = None
+    handles_files: Steps | None = None
     reads_onnx: bool = False
     tells_layers: bool = False
 

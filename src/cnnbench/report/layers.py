@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ COLUMNS = (
     "record", "number", "kind", "shape", "implementation", "types", "partition", "count", "gmacs", "time_ms",
     "time_share", "macs_share", "as_required",
 )  # fmt: skip
+BAR = 24
+"""How long a bar is at the most."""
 _SUMMED = ("count", "gmacs", "time_ms", "time_share", "macs_share")
 
 
@@ -162,3 +165,26 @@ def _describe(record: dict[str, Any]) -> list[str]:
         f"{100 * record['macs_share']:.2f}",
         "yes" if record["as_required"] else "NO",
     ]
+
+
+def show_layer_errors(errors: Sequence[Mapping[str, Any]], kept: Collection[str], numbers: Mapping[str, str]) -> str:
+    """Return a table, with bars, of how far each layer's answers lie from those of the network before conversion.
+
+    `errors`: name, `mse`, `snr_db` and `cos_dist` of each. `kept`: names of layers left in 16 bits. `numbers`: names by
+    the specification's numbers of operations.
+    """
+    numbered = {name: number for number, name in numbers.items()}
+    noise = [10 ** (-one["snr_db"] / 20) for one in errors]
+    longest = max(noise, default=0) or 1
+    rows = [
+        [
+            numbered.get(one["name"], one["name"]) + (" (kept)" if one["name"] in kept else ""),
+            f"{one['mse']:.3g}",
+            f"{one['snr_db']:.1f}" if one["snr_db"] < float("inf") else "exact",
+            f"{one['cos_dist']:.2g}",
+            f"{share:.1%}",
+            "#" * round(BAR * share / longest),
+        ]
+        for one, share in zip(errors, noise, strict=True)
+    ]
+    return align(["layer", "mse", "SNR (dB)", "cosine distance", "noise", ""], rows)

@@ -5,14 +5,17 @@ from pathlib import Path
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, Parameters, options_of, parameters_of, told
-from cnnbench.cases.precisions import PRECISIONS
+from cnnbench.cases.precisions import Precision, chosen_precision
 from cnnbench.engines.registry import AUTO, Conditions, Engine, engines, engines_that_take
 from cnnbench.inputs.model_file import check_checkpoint
 from cnnbench.launch.instances import Plan
 from cnnbench.staging.networks import chosen_network
 
-STEADY_IN_INT8 = ("resnet18", "resnet34", "resnet50")
-"""Networks whose int8 answers, with seeded weights, agreed with the float32 ones as far as the bound asks."""
+STEADY_IN_8_BITS = ("resnet18", "resnet34", "resnet50")
+"""Networks whose answers in 8 bits, with seeded weights, agreed with the float32 ones as far as the bound asks."""
+
+ONLY_IN_FP8 = ("FP8_ARITHMETIC", "FP8_PARAMS", "FP8_SKIP_OP_NAMES", "NUM_OF_LAYERS_KEEP_FP16", "FP8_METRIC")
+"""Parameters that other precisions do not use."""
 
 
 def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
@@ -26,12 +29,16 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
             f"{case.name}: accuracy on DATASET={parameters.dataset} needs a trained network: give WEIGHTS; without, "
             "only what the drawn images show is known to it"
         )
-    precision = PRECISIONS[parameters.precision]
-    if precision.is_int8 and not parameters.weights and parameters.topology not in STEADY_IN_INT8:
+    precision = chosen_precision(parameters.precision, fp8_arithmetic=parameters.fp8_arithmetic)
+    in_8_bits = "int8" if precision.is_int8 else "fp8" if precision.in_fp8 else ""
+    if in_8_bits and not parameters.weights and parameters.topology not in STEADY_IN_8_BITS:
         raise SkippedError(
-            f"{case.name}: with seeded weights the answers of {parameters.topology} hang on differences that int8 does "
-            "not keep, so that they could not be judged; give WEIGHTS"
+            f"{case.name}: with seeded weights the answers of {parameters.topology} hang on differences that "
+            f"{in_8_bits} does not keep, so that they could not be judged; give WEIGHTS"
         )
+    if precision.is_int8 and parameters.pad_conv_channel:
+        raise UsageError(f"PAD_CONV_CHANNEL=True: {precision.name} is quantised as the network is; leave it out")
+    notes += _note_numbers(parameters, precision)
     if parameters.engine == AUTO and accuracy:
         raise UsageError(f"ENGINE={AUTO}: chooses by speed, which {case.name} does not measure; name an engine")
     if case.sgx:
@@ -50,6 +57,22 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
     return notes
 
 
+def _note_numbers(parameters: Parameters, precision: Precision) -> list[str]:
+    """Return notes of what numbers are held and multiplied in, and of parameters that other numbers have."""
+    notes = []
+    if precision.held_as:
+        held = "the weights" if precision.held_as != "fp8" else "weights and what they are multiplied by"
+        notes.append(
+            f"{precision.name} is emulated: {held} are held in {precision.held_as.partition('_')[0]}, and multiplied "
+            f"in {precision.computes}, which has all these numbers"
+        )
+    for name in () if precision.in_fp8 else ONLY_IN_FP8:
+        value = getattr(parameters, name.lower())
+        if value != FIELDS[name].get_default():
+            notes.append(f"{name}={value} has no effect with PRECISION={precision.name}")
+    return notes
+
+
 def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str]:
     """Raise UsageError or SkippedError for what an engine cannot do; return notes of what it does not heed."""
     notes = _check_options(engine, parameters) if engine.takes == "network" else []
@@ -57,7 +80,13 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
         raise UsageError(
             f"ONEDNN_VERBOSE=True: ENGINE={engine.name} does not survive oneDNN's trace, or has none; leave it out"
         )
-    precision = PRECISIONS[parameters.precision]
+    precision = chosen_precision(parameters.precision, fp8_arithmetic=parameters.fp8_arithmetic)
+    if (precision.held_as or parameters.pad_conv_channel) and not engine.reads_onnx:
+        able = ", ".join(one.name for one in engines().values() if one.reads_onnx)
+        raise SkippedError(
+            f"ENGINE={engine.name}: its networks are not converted; choose another ENGINE ({able}), or leave out "
+            + ("PAD_CONV_CHANNEL" if not precision.held_as else precision.name)
+        )
     if precision.on_gpu and not engine.gpu:
         able = ", ".join(one.name for one in engines().values() if one.gpu)
         raise SkippedError(f"ENGINE={engine.name}: runs on CPUs only, and {precision.name} on a GPU; choose {able}")

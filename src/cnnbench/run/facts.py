@@ -36,6 +36,9 @@ def input_facts(inputs: Inputs) -> dict[str, str]:
     facts: dict[str, str] = {}
     if inputs.model is not None:
         facts["model SHA-256"] = inputs.model.source_sha256
+        if inputs.model.converted_sha256:
+            facts["converted graph SHA-256"] = inputs.model.converted_sha256
+            facts["calibrated on"] = inputs.model.calibration
         if inputs.model.int8_sha256:
             facts["int8 graph SHA-256"] = inputs.model.int8_sha256
             facts["calibrated on"] = inputs.model.calibration

@@ -9,7 +9,7 @@ from pathlib import Path
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.engines.builds import choose_build, network_builder
-from cnnbench.engines.registry import AUTO, find_engine, find_part
+from cnnbench.engines.registry import AUTO, Engine, find_engine, find_part
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.machine.host import CpuInfo
 from cnnbench.run.job import Job, given_model, graph_quantizer_obstacle
@@ -30,6 +30,10 @@ from cnnbench.staging.inputs import (
     stage_embedded_model,
 )
 from cnnbench.staging.networks import (
+    adopt_network,
+    chosen_conversion,
+    convert_network,
+    predict_adopted,
     predict_network,
     prepare_network,
     quantize_network,
@@ -74,9 +78,15 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
     check_set = images.root if images else find_check_set(cache)
     if engine.takes == "network":
         builder = network_builder(job.precision.on_gpu).name
-        network = prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
+        network = _take_network(job, engine, check_set, builder, cache)
         if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
-            network = predict_network(network, images.root, builder, cache)
+            if job.parameters.onnx_file:
+                network = predict_adopted(network, images.root, cache)
+            else:
+                network = predict_network(network, images.root, builder, cache)
+        conversion = chosen_conversion(job.parameters, job.precision)
+        if conversion and network.held_as != conversion.number_type:
+            network = convert_network(network, conversion, cache)
         if job.precision.is_int8:
             network = quantize_network(network, cache)
         return Inputs(python, images, network)
@@ -91,6 +101,20 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
     if images and job.parameters.mode == "accuracy" and not model.quantized and not job.precision.is_float32:
         model = predict_images(model, images.root, engine, variant, cache)
     return Inputs(python, images, model)
+
+
+def _take_network(job: Job, engine: Engine, check_set: Path, builder: str, cache: Path) -> PreparedModel:
+    """Return the network of a case: built, or a user's file; raise UsageError for one that is held otherwise."""
+    file = job.parameters.onnx_file
+    if not file:
+        return prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
+    network = adopt_network(Path(file), check_set, cache)
+    if network.held_as not in ("fp32", job.precision.held_as):
+        raise UsageError(
+            f"ONNX_FILE={file}: is held in {network.held_as} and cannot be measured as {job.precision.name}; give the "
+            "float32 file, or choose a case of that precision"
+        )
+    return network
 
 
 def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> None:

@@ -14,7 +14,7 @@ from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import TestCase, settle
 from cnnbench.cases.parameters import FIELDS, Parameters, options_of
 from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
-from cnnbench.cases.precisions import PRECISIONS, Precision, fit_to_cpu, require
+from cnnbench.cases.precisions import Precision, chosen_precision, fit_to_cpu, require
 from cnnbench.cases.workload import Sources, Workload, load_workload
 from cnnbench.engines.builds import choose_build
 from cnnbench.engines.interface import EngineOptions
@@ -125,7 +125,7 @@ def plan_case(
     by_trial = of_networks and parameters.engine == AUTO
     engine = find_engine(parameters.engine if of_networks and not by_trial else workload.engine)
     cpu = read_cpuinfo()
-    precision = fit_to_cpu(PRECISIONS[parameters.precision], cpu.flags)
+    precision = fit_to_cpu(chosen_precision(parameters.precision, fp8_arithmetic=parameters.fp8_arithmetic), cpu.flags)
     if of_networks:
         notes += check_network_case(case, parameters)
     elif engine.has_model and Path(parameters.model).is_absolute():  # else, it is an artefact's name, or empty

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.base.errors import InvalidMeasurementError
-from cnnbench.cases.precisions import PRECISIONS, Precision
+from cnnbench.cases.precisions import Precision, chosen_precision
 from cnnbench.engines.layers import LAYERS, TRACE_DIRECTORY, TRACED
 from cnnbench.launch.instances import Plan
 from cnnbench.launch.mpi import REPORT, RankReport
@@ -73,7 +73,9 @@ class Measured:
     @property
     def precision(self) -> Precision:
         """The precision asked for."""
-        return PRECISIONS[self.record.precision]
+        return chosen_precision(
+            self.record.precision, fp8_arithmetic=self.record.effective.get("FP8_ARITHMETIC", "fp32")
+        )
 
     @cached_property
     def results(self) -> list[dict[str, Any]]:

@@ -17,12 +17,14 @@ from cnnbench.base.disk import make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.base.start import START
 from cnnbench.cases.artefacts import load_artefacts
+from cnnbench.cases.parameters import IMAGENET, PROCEDURAL
 from cnnbench.engines.registry import Engine, Steps, find_part
 from cnnbench.inputs import procedural
 from cnnbench.inputs.image_set import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
 from cnnbench.inputs.networks import EMBEDDED, ImageForm
 from cnnbench.launch.local import split_environment
 from cnnbench.staging.environments import lock_path, steps_python
+from cnnbench.staging.folder import read_folder, stage_folder
 from cnnbench.staging.imagenet import stage_imagenet
 from cnnbench.staging.stage import require_staged, stage_artefact
 
@@ -35,8 +37,10 @@ class PreparedModel:
 
     `form`: what a network wants images to be like; None for a graph, whose form is fixed. `quantized`: whether the
     model came as an int8 graph. Of a graph that was quantised here, `int8_sha256`: its digest; `calibration`: which
-    images its ranges come from. `predictions`: the float32 model's best class of every measured image, where wanted.
-    `label_offset`: what to add to a set's label, which counts the background, for the number of the model's output.
+    images its ranges or scales come from. `converted_sha256`: the digest of a network converted to other numbers;
+    `held_as`: what a user's file has its weights in. `predictions`: the float32 model's best class of every measured
+    image, where wanted. `label_offset`: what to add to a set's label, which counts the background, for the number of
+    the model's output.
     """
 
     source: Path
@@ -49,6 +53,8 @@ class PreparedModel:
     form: ImageForm | None = None
     int8_sha256: str = ""
     calibration: str = ""
+    converted_sha256: str = ""
+    held_as: str = "fp32"
     predictions: Path | None = None
     label_offset: int = 0
 
@@ -93,16 +99,18 @@ def imagenet_path(cache: Path) -> Path:
 
 
 def find_image_set(dataset: str, cache: Path) -> ImageSet:
-    """Return the images that DATASET names: drawn on first use, or ImageNet's as `cnnbench stage` left them."""
-    if dataset == "procedural":
+    """Return the images that DATASET names: drawn, ImageNet's as `cnnbench stage` left them, or a directory's."""
+    if dataset == PROCEDURAL:
         return stage_procedural("validation", cache)
     require_image_set(dataset, cache)
-    return load_image_set(imagenet_path(cache))
+    return load_image_set(imagenet_path(cache)) if dataset == IMAGENET else stage_folder(Path(dataset), cache)
 
 
 def require_image_set(dataset: str, cache: Path) -> None:
     """Raise UsageError where DATASET names images that are neither staged nor drawn on first use."""
-    if dataset != "procedural" and not imagenet_path(cache).is_dir():
+    if dataset not in (PROCEDURAL, IMAGENET):
+        read_folder(Path(dataset))
+    elif dataset == IMAGENET and not imagenet_path(cache).is_dir():
         raise UsageError(
             f"DATASET={dataset}: not staged; run `cnnbench stage imagenet`, which needs the validation tar and the "
             "devkit (see doc/staging.md), or choose procedural"
@@ -262,11 +270,17 @@ def run_steps(engine: Engine, variant: str, part: str, cache: Path, *arguments: 
     Its progress goes to this process's standard error. Names in sets decide the order of what is made: with hashes that
     differ each time, so would that.
     """
+    code = call_steps(engine, variant, part, cache, *arguments)
+    if code != 0:
+        command = f"{_steps(engine, part).module} {' '.join(map(str, arguments))}"
+        raise CnnbenchError(f"failed with exit code {code}: `{command}`; it says why above")
+
+
+def call_steps(engine: Engine, variant: str, part: str, cache: Path, *arguments: str | Path) -> int:
+    """Run a part of an engine's as `run_steps` does, and return its exit code; it has said why it is not 0."""
     steps = _steps(engine, part)
     python = steps_python(engine, variant, steps, cache)
     command = [str(python), START, steps.module, *map(str, arguments)]
     environment, _ = split_environment(os.environ)
     environment |= {"PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
-        raise CnnbenchError(f"failed with exit code {done.returncode}: `{' '.join(command)}`; it says why above")
+    return subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.cases.parameters import Parameters
+from cnnbench.cases.precisions import PRECISIONS, Precision
+from cnnbench.engines.conversion import NETWORK, Conversion, parse_fp8_params
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import Engine, find_part
 from cnnbench.inputs.image_set import load_manifest
@@ -48,12 +50,13 @@ def prepare_network(
 ) -> PreparedModel:
     """Return a case's network made ready for an engine: built, given its weights and asked for its answers, once.
 
-    Without WEIGHTS they are seeded; where accuracy is measured, with a last layer fitted to the drawn training images.
+    Without WEIGHTS they are seeded; where accuracy is measured, and in fp8, which does not keep the differences that the
+    answers would hang on, with a last layer fitted to the drawn training images.
     `images`: the directory of the image set to take the fixed batch from. `variant`: the build that builds networks.
     """
     form, built = image_form(parameters), _describe(parameters)
     weights = Path(parameters.weights) if parameters.weights else None
-    if not weights and parameters.mode == "accuracy":
+    if not weights and (parameters.mode == "accuracy" or PRECISIONS[parameters.precision].in_fp8):
         weights = _fit_weights(built, variant, cache)
     request = built | {"weights": str(weights or ""), "export": engine.reads_onnx, "splits": []}
     request |= engine.of_network(options)
@@ -72,6 +75,48 @@ def prepare_network(
         form=form,
         label_offset=-1,
     )
+
+
+def adopt_network(file: Path, images: Path, cache: Path) -> PreparedModel:
+    """Return a user's ONNX file as a prepared network, made once."""
+    engine, part = find_part("handles_files"), "handles_files"
+    assert engine.handles_files is not None
+    source, build = digest_file(file), engine.builds[0]
+    made_by = f"{digest_sources(engine.handles_files)}-{digest_file(lock_path(build.lock))[:12]}"
+    named = _digest([source, load_manifest(images).sha256])
+    destination = cache / "prepared" / f"{file.stem}-{named}-{made_by}"
+    install_directory(lambda made: run_steps(engine, build.name, part, cache, "adopt", file, images, made), destination)
+    facts = json.loads((destination / "prepared.json").read_bytes())
+    form = json.loads((destination / "network.json").read_bytes())["form"]
+    return PreparedModel(
+        source=file,
+        source_sha256=source,
+        graph=destination,
+        check_images=destination / "check_images.npy",
+        reference=destination / "reference.npy",
+        macs_per_image=facts["macs_per_image"],
+        form=ImageForm(**form),
+        label_offset=-1,
+        held_as=facts["held_as"],
+    )
+
+
+def predict_adopted(model: PreparedModel, images: Path, cache: Path) -> PreparedModel:
+    """Return a user's network with what it answers to every image of a set."""
+    engine = find_part("handles_files")
+    destination = cache / "prepared" / f"{model.graph.name}-{load_manifest(images).sha256[:16]}-predictions"
+
+    def make(directory: Path) -> None:
+        run_steps(engine, engine.builds[0].name, "handles_files", cache, "predict", model.graph, images, directory)
+
+    install_directory(make, destination)
+    return replace(model, predictions=destination / "predictions.npy")
+
+
+def give_network(model: PreparedModel, file: Path, cache: Path) -> None:
+    """Write a prepared network as an ONNX file such as the usual exporters make."""
+    engine = find_part("handles_files")
+    run_steps(engine, engine.builds[0].name, "handles_files", cache, "give", model.graph, file)
 
 
 def quantize_network(model: PreparedModel, cache: Path) -> PreparedModel:
@@ -95,6 +140,49 @@ def quantize_network(model: PreparedModel, cache: Path) -> PreparedModel:
         model,
         graph=destination,
         int8_sha256=digest_file(destination / "network.onnx"),
+        calibration=facts["calibration"],
+    )
+
+
+def chosen_conversion(parameters: Parameters, precision: Precision) -> Conversion | None:
+    """Return how a case's network is to be converted; None where it is not."""
+    p = parameters
+    if not precision.held_as and not p.pad_conv_channel:
+        return None
+    return Conversion(
+        number_type=precision.held_as or "fp32",
+        kept=tuple(p.fp8_skip_op_names.split(",")) if precision.in_fp8 and p.fp8_skip_op_names else (),
+        keep_most_sensitive=p.num_of_layers_keep_fp16 if precision.in_fp8 else 0,
+        metric=p.fp8_metric,
+        pad_channels=p.pad_conv_channel,
+        **(parse_fp8_params(p.fp8_params) if precision.in_fp8 else {}),
+    )
+
+
+def convert_network(model: PreparedModel, conversion: Conversion, cache: Path) -> PreparedModel:
+    """Return an exported network in another type of number, converting it when that is not done yet.
+
+    Scales come from the drawn set's calibration part, as the ranges of int8 do.
+    """
+    images, part = stage_procedural("calibration", cache), "converts_networks"
+    engine = find_part(part)
+    assert engine.converts_networks is not None
+    build = engine.builds[0]
+    asked = conversion.model_dump_json(indent=1)
+    made_by = f"{digest_sources(engine.converts_networks)}-{digest_file(lock_path(build.lock))[:12]}"
+    named = _digest([asked, images.sha256])
+    destination = cache / "prepared" / f"{model.graph.name}-{named}-{conversion.number_type}-{made_by}"
+
+    def make(directory: Path) -> None:
+        (directory / "conversion.json").write_text(asked, encoding="utf-8")
+        run_steps(engine, build.name, part, cache, "network", model.graph, images.root, directory)
+
+    install_directory(make, destination)
+    facts = json.loads((destination / "converted.json").read_bytes())
+    return replace(
+        model,
+        graph=destination,
+        converted_sha256=digest_file(destination / NETWORK),
         calibration=facts["calibration"],
     )
 

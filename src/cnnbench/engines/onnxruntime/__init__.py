@@ -2,6 +2,15 @@
 
 from cnnbench.engines.registry import Build, Engine, Steps
 
+_CONVERTING = (
+    "engines/conversion.py",
+    "engines/onnxruntime/calibrate.py",
+    "engines/onnxruntime/formats.py",
+    "engines/onnxruntime/graph.py",
+    "engines/onnxruntime/rounding.py",
+    "inputs/jpeg.py",
+)
+
 ENGINES = (
     Engine(
         name="onnxruntime",
@@ -18,6 +27,11 @@ ENGINES = (
         quantizes_networks=Steps(
             "cnnbench.engines.onnxruntime.quantize", ("engines/onnxruntime/quantize.py", "inputs/jpeg.py")
         ),
+        converts_networks=Steps(
+            "cnnbench.engines.onnxruntime.convert",
+            (*_CONVERTING, "engines/onnxruntime/convert.py"),
+        ),
+        handles_files=Steps("cnnbench.engines.onnxruntime.files", (*_CONVERTING, "engines/onnxruntime/files.py")),
         reads_onnx=True,
         tells_layers=True,
     ),

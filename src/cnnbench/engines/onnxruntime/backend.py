@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from cnnbench.engines.conversion import network_file
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import UNTOLD, Primitive
 
@@ -24,10 +25,18 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, spec: LoadSpec) -> None:
         """Note what sessions are made of; an instance makes its own, in its thread, whose pinning others inherit."""
-        self._path, self._batch_size, self._own = spec.model / "network.onnx", 1, threading.local()
-        self._options = onnxruntime.SessionOptions()
+        self._path, self._batch_size, self._own = network_file(spec.model), 1, threading.local()
+        self._unpack = spec.number_type != "int8"
+        self._options = self._new_options()
         self._options.intra_op_num_threads = spec.threads
         self._options.log_severity_level = 0 if spec.verbose else 3
+
+    def _new_options(self) -> onnxruntime.SessionOptions:
+        """Return options that have weights unpacked as they are loaded, unless they are int8 and stay so."""
+        options = onnxruntime.SessionOptions()
+        if self._unpack:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return options
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""
@@ -77,7 +86,7 @@ class OnnxRuntimeBackend(Backend):
         return found
 
     def _optimised(self) -> onnx.GraphProto:
-        options = onnxruntime.SessionOptions()
+        options = self._new_options()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as scratch:

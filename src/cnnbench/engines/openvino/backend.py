@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from cnnbench.engines.conversion import network_file
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import Primitive
 from cnnbench.machine.host import read_cpuinfo
@@ -39,7 +40,7 @@ class OpenVinoBackend(Backend):
             "INFERENCE_PRECISION_HINT": "bf16" if spec.number_type == "bfloat16" else "f32",
         }
         self._core = ov.Core()
-        self._model = self._core.read_model(spec.model / "network.onnx")
+        self._model = self._core.read_model(network_file(spec.model))
         self._models: dict[int, ov.CompiledModel] = {}
         self._lock, self._requests = threading.Lock(), threading.local()
 

@@ -1,0 +1,212 @@
+"""Find scales from data, measure which layers lose most by a conversion, and compare layer by layer."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.base.progress import Progress
+from cnnbench.engines.onnxruntime.formats import FORMATS, Format
+from cnnbench.engines.onnxruntime.graph import Product, find_products, image_input
+from cnnbench.engines.onnxruntime.rounding import ROUNDED
+
+SAMPLE = 4096
+"""Of each tensor, how many numbers of a batch the search looks at, beside its extremes."""
+
+CANDIDATES = 8
+"""How many exponents are tried: the least at which nothing saturates, and those below it."""
+
+BINS = 256
+"""Of the histograms whose divergence `kld` is, over the numbers' range."""
+
+Feed = dict[str, np.ndarray]
+
+
+def _kld(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return the divergence of each row's distribution from that of the rounded one, in nats."""
+    told = []
+    for row, rounded in zip(values, found, strict=True):
+        edge = float(np.abs(row).max(initial=0)) or 1.0
+        wanted, got = (np.histogram(one.clip(-edge, edge), BINS, (-edge, edge))[0] + 1.0 for one in (row, rounded))
+        wanted, got = wanted / wanted.sum(), got / got.sum()
+        told.append((wanted * np.log(wanted / got)).sum())
+    return np.array(told)
+
+
+def _cos_dist(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+    size = np.linalg.norm(values, axis=1) * np.linalg.norm(found, axis=1)
+    product = (values * found).sum(axis=1)
+    return 1 - np.divide(product, size, out=np.ones_like(product), where=size > 0)
+
+
+def _snr(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+    signal, noise = np.square(values).sum(axis=1), np.square(values - found).sum(axis=1)
+    return np.divide(noise, signal, out=np.zeros_like(noise), where=signal > 0)
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "mse": lambda values, found: np.square(values - found).mean(axis=1),
+    "mae": lambda values, found: np.abs(values - found).mean(axis=1),
+    "snr": _snr,
+    "kld": _kld,
+    "cos_dist": _cos_dist,
+}
+"""How far rounded numbers (rows x numbers) lie from the numbers themselves, by row: the less the better. `snr` is the
+noise over the signal."""
+
+
+def search_exponents(values: np.ndarray, form: Format, metric: str) -> np.ndarray:
+    """Return, for each row of numbers, the exponent of the scale at which rounding them loses least."""
+    values = values.astype(np.float64)
+    largest = np.abs(values).max(axis=1, initial=0)
+    highest = np.ceil(np.log2(np.where(largest > 0, largest, form.largest) / form.largest)).astype(int)
+    errors = []
+    for lower in range(CANDIDATES):
+        exponents = (highest - lower)[:, None]
+        rounded = form.restore(form.round(values.astype(np.float32), exponents), exponents)
+        errors.append(METRICS[metric](values, rounded.astype(np.float64)))
+    best: np.ndarray = highest - np.argmin(np.array(errors), axis=0)
+    return best
+
+
+def search_weights(weights: np.ndarray, axis: int, form: Format, metric: str) -> np.ndarray:
+    """Return the exponent of each output channel's scale."""
+    rows = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+    return search_exponents(rows, form, metric)
+
+
+def make_session(model: onnx.ModelProto, *, as_written: bool = False) -> onnxruntime.InferenceSession:
+    """Return a session on all cores; `as_written`: with every operation done as it stands in the graph."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own kinds have no class in common
+        raise CnnbenchError(f"ONNX Runtime cannot run the graph: {str(error).strip().splitlines()[0]}") from error
+
+
+def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """Return a model that gives these float32 tensors too."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    given = {one.name for one in (*model.graph.output, *model.graph.input)}
+    for name in dict.fromkeys(tensors):
+        if name not in given:
+            exposed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return exposed
+
+
+def observe(model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feed]) -> dict[str, np.ndarray]:
+    """Return numbers (1 x many) of each of a model's tensors, seen with these images: its extremes among them."""
+    session, image = make_session(expose(model, tensors)), image_input(model).name
+    wanted = [name for name in dict.fromkeys(tensors) if name != image]
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in dict.fromkeys(tensors)}
+    with Progress("calibrating", len(feeds), "batches") as progress:
+        for number, feed in enumerate(feeds):
+            found = dict(zip(wanted, session.run(wanted, feed), strict=True)) | {image: feed[image]}
+            chosen = np.random.default_rng(number)
+            for name in kept:
+                flat = found[name].ravel()
+                kept[name] += [flat[chosen.integers(0, flat.size, SAMPLE)], np.array([flat.min(), flat.max()])]
+            progress.advance(1)
+    return {name: np.concatenate(parts)[None].astype(np.float32) for name, parts in kept.items()}
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a layer's numbers lie from those of the model before it was converted.
+
+    `snr_db`: the signal over the noise in decibels, infinite without noise. `cos_dist`: one less the cosine.
+    """
+
+    name: str
+    mse: float
+    snr_db: float
+    cos_dist: float
+
+
+def compare_layers(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Sequence[Feed]) -> list[LayerError]:
+    """Return how far what each product answers lies from what it answered before, over these images."""
+    outputs = {node.name: node.output[0] for node in before.graph.node}
+    products = [one.name for one in find_products(before.graph)]
+    sessions = [make_session(expose(model, (outputs[name] for name in products))) for model in (before, after)]
+    wanted = [outputs[name] for name in products]
+    sums: dict[str, np.ndarray] = {name: np.zeros(5) for name in products}
+    for feed in feeds:
+        for name, want, got in zip(products, *(session.run(wanted, feed) for session in sessions), strict=True):
+            want, got = (one.astype(np.float64).ravel() for one in (want, got))
+            noise = np.square(want - got).sum()
+            sums[name] += [noise, want @ want, got @ got, want @ got, want.size]
+    return [_layer_error(name, *sums[name]) for name in products]
+
+
+def _layer_error(name: str, noise: float, signal: float, found: float, product: float, count: float) -> LayerError:
+    size = float(np.sqrt(signal * found))
+    with np.errstate(divide="ignore"):
+        decibels = float(10 * np.log10(np.float64(signal) / noise)) if noise else float("inf")
+    return LayerError(name, noise / count, decibels, 1 - product / size if size else 0.0)
+
+
+def measure_sensitivity(
+    model: onnx.ModelProto,
+    convert_only: Callable[[str], onnx.ModelProto],
+    products: Sequence[Product],
+    feeds: Sequence[Feed],
+) -> dict[str, float]:
+    """Return how far a model's answers move (mean of squares) when one product alone is rounded, the farthest first."""
+    wanted = _answers(model, feeds)
+    moved: dict[str, float] = {}
+    with Progress("finding the most sensitive layers", len(products), "layers") as progress:
+        for one in products:
+            moved[one.name] = float(np.square(_answers(convert_only(one.name), feeds) - wanted).mean())
+            progress.advance(1)
+    return dict(sorted(moved.items(), key=lambda item: -item[1]))
+
+
+def _answers(model: onnx.ModelProto, feeds: Sequence[Feed]) -> np.ndarray:
+    session = make_session(model)
+    return np.concatenate([session.run(None, feed)[0] for feed in feeds]).astype(np.float64)
+
+
+def check_roundings(model: onnx.ModelProto, feed: Feed) -> tuple[int, int]:
+    """Return how many numbers a converted model rounds to 8 bits with these images, and how many not as ml_dtypes does.
+
+    Each weight and each number of each tensor that is rounded in an inference is compared, in a graph run as written.
+    """
+    graph, forms = model.graph, {form.tensor_type: form for form in FORMATS.values()}
+    held: Mapping[str, onnx.TensorProto] = {one.name: one for one in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    ends = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0].endswith(ROUNDED)]
+    inputs = [makers[node.input[0]].input[0] for node in ends if node.input[0] in makers]
+    tensors = list(dict.fromkeys([*(node.output[0] for node in ends), *inputs]))
+    image = image_input(model).name
+    wanted = [name for name in tensors if name != image]
+    session = make_session(expose(model, wanted), as_written=True)
+    values = dict(zip(wanted, session.run(wanted, feed), strict=True)) | feed
+    compared, wrong = 0, 0
+    for node in ends:
+        form = forms[held[node.input[2]].data_type]
+        scale = onnx.numpy_helper.to_array(held[node.input[1]])
+        got = values[node.output[0]]
+        exponents = np.round(np.log2(scale)).astype(int)
+        if node.input[0] in makers:
+            source = values[makers[node.input[0]].input[0]]
+            rounded = form.round(source, exponents)
+        else:
+            raw = held[node.input[0]]
+            rounded = np.frombuffer(raw.raw_data, form.dtype).reshape(tuple(raw.dims))
+            axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
+            exponents = (
+                exponents.reshape([-1 if at == axis else 1 for at in range(got.ndim)]) if scale.ndim else exponents
+            )
+        compared += got.size
+        wrong += int((form.restore(rounded, exponents) != got).sum())
+    return compared, wrong

@@ -1,0 +1,160 @@
+"""Put the roundings of a conversion into a graph, as standard ONNX or as float32 operations that do the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from cnnbench.base.errors import CnnbenchError
+from cnnbench.engines.onnxruntime.formats import FORMATS, Format, rounding_nodes
+from cnnbench.engines.onnxruntime.graph import Product, drop_unused, find_products, never_negative
+
+HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+LARGEST_HALF = 65504.0
+
+ROUNDED = "/rounded"
+"""What follows a tensor's name in that of the same tensor rounded to 8 bits and back."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What is rounded of one product: its weights, and of fp8 what it multiplies too.
+
+    `weight_exponents`: one, or one for each output channel. `exponent`: None where what it multiplies is not rounded.
+    """
+
+    product: Product
+    weights: Format
+    weight_exponents: np.ndarray
+    source: Format
+    exponent: int | None
+
+
+def round_products(model: onnx.ModelProto, roundings: Mapping[str, Rounding], others: str) -> None:
+    """Give a model the roundings of its products, by name, as QuantizeLinear and DequantizeLinear.
+
+    The weights of products without one are held as `others`: fp32, fp16 or bf16.
+    """
+    graph = model.graph
+    held = {one.name: one for one in graph.initializer}
+    made: dict[tuple[str, str], str] = {}
+    nodes: list[onnx.NodeProto] = []
+    products = {one.name: one for one in find_products(graph)}
+    for node in graph.node:
+        if product := products.get(node.name):
+            rounding = roundings.get(node.name)
+            if rounding:
+                node.input[1] = _hold_in_fp8(graph, rounding, held[product.weights], made, nodes)
+                if rounding.exponent is not None:
+                    node.input[0] = _round_source(graph, rounding, made, nodes)
+            elif others in HALVES:
+                node.input[1] = _hold_in_halves(graph, held[product.weights], others, made, nodes)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unused(graph)
+
+
+def _hold_in_fp8(
+    graph: onnx.GraphProto,
+    rounding: Rounding,
+    weights: TensorProto,
+    made: dict[tuple[str, str], str],
+    nodes: list[onnx.NodeProto],
+) -> str:
+    key = (weights.name, f"fp8 {rounding.product.axis}")
+    if key not in made:
+        values, form, axis = numpy_helper.to_array(weights), rounding.weights, rounding.product.axis
+        exponents = rounding.weight_exponents
+        shape = [1] * values.ndim
+        if exponents.ndim:
+            shape[axis] = len(exponents)
+        rounded = form.round(values, exponents.reshape(shape))
+        name = f"{weights.name}/{form.name}"
+        scale, zero = f"{name}/scale", f"{name}/zero"
+        graph.initializer.append(
+            helper.make_tensor(name, form.tensor_type, values.shape, np.ascontiguousarray(rounded).tobytes(), raw=True)
+        )
+        graph.initializer.append(numpy_helper.from_array(np.exp2(exponents, dtype=np.float32), scale))
+        zeros = bytes(exponents.size)
+        graph.initializer.append(helper.make_tensor(zero, form.tensor_type, exponents.shape, zeros, raw=True))
+        attributes = {"axis": axis} if exponents.ndim else {}
+        made[key] = f"{name}{ROUNDED}"
+        nodes.append(
+            helper.make_node("DequantizeLinear", [name, scale, zero], [made[key]], name=made[key], **attributes)
+        )
+    return made[key]
+
+
+def _round_source(
+    graph: onnx.GraphProto, rounding: Rounding, made: dict[tuple[str, str], str], nodes: list[onnx.NodeProto]
+) -> str:
+    form, exponent, source = rounding.source, rounding.exponent, rounding.product.source
+    assert exponent is not None
+    key = (source, f"{form.name} {exponent}")
+    if key not in made:
+        name = f"{source}/{form.name}/{exponent}"
+        scale, zero = f"{name}/scale", f"{name}/zero"
+        graph.initializer.append(helper.make_tensor(scale, TensorProto.FLOAT, [], [2.0**exponent]))
+        graph.initializer.append(helper.make_tensor(zero, form.tensor_type, [], bytes(1), raw=True))
+        made[key] = f"{name}{ROUNDED}"
+        nodes.append(helper.make_node("QuantizeLinear", [source, scale, zero], [name], name=name))
+        nodes.append(helper.make_node("DequantizeLinear", [name, scale, zero], [made[key]], name=made[key]))
+    return made[key]
+
+
+def _hold_in_halves(
+    graph: onnx.GraphProto,
+    weights: TensorProto,
+    number_type: str,
+    made: dict[tuple[str, str], str],
+    nodes: list[onnx.NodeProto],
+) -> str:
+    key = (weights.name, number_type)
+    if key not in made:
+        values = numpy_helper.to_array(weights)
+        if number_type == "fp16" and np.abs(values).max(initial=0) > LARGEST_HALF:
+            raise CnnbenchError(f"{weights.name}: has weights above {LARGEST_HALF:g}, which fp16 has not; choose bf16")
+        dtype = helper.tensor_dtype_to_np_dtype(HALVES[number_type])
+        name = f"{weights.name}/{number_type}"
+        data = np.ascontiguousarray(values.astype(dtype)).tobytes()
+        graph.initializer.append(helper.make_tensor(name, HALVES[number_type], values.shape, data, raw=True))
+        made[key] = f"{name}{ROUNDED}"
+        nodes.append(helper.make_node("Cast", [name], [made[key]], name=made[key], to=TensorProto.FLOAT))
+    return made[key]
+
+
+def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model that answers the same bits with the roundings of what is multiplied done by float32 operations.
+
+    Engines without fp8 units convert number by number otherwise, and these they have for whole vectors.
+    """
+    emulated = onnx.ModelProto()
+    emulated.CopyFrom(model)
+    graph = emulated.graph
+    positive, forms = never_negative(graph), {form.tensor_type: form for form in FORMATS.values()}
+    held = {one.name: one for one in graph.initializer}
+    quantized = {
+        node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[2] in held
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.output[0] in quantized:
+            continue
+        if node.op_type == "DequantizeLinear" and node.input[0] in quantized:
+            source = quantized[node.input[0]]
+            exponent = round(float(np.log2(numpy_helper.to_array(held[source.input[1]]))))
+            form = forms[held[source.input[2]].data_type]
+            steps, constants = rounding_nodes(
+                source.input[0], node.output[0], form, exponent, positive=source.input[0] in positive
+            )
+            nodes += steps
+            graph.initializer.extend(constants)
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unused(graph)
+    return emulated
