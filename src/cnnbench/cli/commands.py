@@ -53,6 +53,9 @@ GROUPS = {
 INTERNAL = {
     "case": Command("cnnbench.cli.case", "run one test case; what ctest calls", "unknown"),
     "container": Command("cnnbench.cli.container", "run the case that the environment describes; what an image calls"),
+    "test-resnet": Command(
+        "cnnbench.cli.resnet", "convert ResNet50, and tell its accuracy and speed; what test_resnet.py calls"
+    ),
     "ctest": Command("cnnbench.cli.ctest", "run a workload's cases; what ctest.sh calls", "after --"),
     "quickstart": Command("cnnbench.cli.quickstart", "go from nothing to a table of KPIs; what run.sh calls", "all"),
 }

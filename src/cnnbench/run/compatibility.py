@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
-from cnnbench.cases.parameters import FIELDS, Parameters, options_of, parameters_of, told
+from cnnbench.cases.parameters import FIELDS, IMAGENET, Parameters, options_of, parameters_of, told
 from cnnbench.cases.precisions import Precision, chosen_precision
 from cnnbench.engines.registry import AUTO, Conditions, Engine, engines, engines_that_take
 from cnnbench.inputs.model_file import check_checkpoint
@@ -24,14 +24,19 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
     if parameters.weights:
         check_checkpoint(Path(parameters.weights))
     accuracy, notes = parameters.mode == "accuracy", []
-    if accuracy and not parameters.weights and parameters.dataset != "procedural":
+    own = bool(parameters.weights or parameters.onnx_file)
+    if parameters.onnx_file and not Path(parameters.onnx_file).is_file():
+        raise UsageError(f"ONNX_FILE={parameters.onnx_file}: no such file; needed an ONNX model")
+    if parameters.onnx_file and parameters.weights:
+        raise UsageError(f"ONNX_FILE={parameters.onnx_file}: has its weights in it, so leave out WEIGHTS")
+    if accuracy and not own and parameters.dataset == IMAGENET:
         raise SkippedError(
             f"{case.name}: accuracy on DATASET={parameters.dataset} needs a trained network: give WEIGHTS; without, "
             "only what the drawn images show is known to it"
         )
     precision = chosen_precision(parameters.precision, fp8_arithmetic=parameters.fp8_arithmetic)
     in_8_bits = "int8" if precision.is_int8 else "fp8" if precision.in_fp8 else ""
-    if in_8_bits and not parameters.weights and parameters.topology not in STEADY_IN_8_BITS:
+    if in_8_bits and not own and parameters.topology not in STEADY_IN_8_BITS:
         raise SkippedError(
             f"{case.name}: with seeded weights the answers of {parameters.topology} hang on differences that "
             f"{in_8_bits} does not keep, so that they could not be judged; give WEIGHTS"
@@ -47,7 +52,9 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
         notes.append(f"NUM_IO_THREADS={parameters.num_io_threads} has no effect with DATA_TYPE={parameters.data_type}")
     if not parameters.numa_aware:
         notes.append("NUMA_AWARE=False: instances' memory is bound to no NUMA node")
-    if not parameters.weights and accuracy:
+    if parameters.onnx_file:
+        notes.append(f"TOPOLOGY={parameters.topology} has no effect: the network is that of ONNX_FILE")
+    elif not parameters.weights and (accuracy or precision.in_fp8):
         notes.append(
             "the weights are seeded, and a last layer was fitted to the drawn training images: the accuracy tells what "
             "a precision costs, and nothing of the network"
@@ -81,11 +88,10 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
             f"ONEDNN_VERBOSE=True: ENGINE={engine.name} does not survive oneDNN's trace, or has none; leave it out"
         )
     precision = chosen_precision(parameters.precision, fp8_arithmetic=parameters.fp8_arithmetic)
-    if (precision.held_as or parameters.pad_conv_channel) and not engine.reads_onnx:
+    if (precision.held_as or parameters.pad_conv_channel or parameters.onnx_file) and not engine.reads_onnx:
         able = ", ".join(one.name for one in engines().values() if one.reads_onnx)
         raise SkippedError(
-            f"ENGINE={engine.name}: its networks are not converted; choose another ENGINE ({able}), or leave out "
-            + ("PAD_CONV_CHANNEL" if not precision.held_as else precision.name)
+            f"ENGINE={engine.name}: reads no ONNX, in which networks are converted; choose one of {able}"
         )
     if precision.on_gpu and not engine.gpu:
         able = ", ".join(one.name for one in engines().values() if one.gpu)

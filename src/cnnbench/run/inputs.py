@@ -79,7 +79,8 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
     if engine.takes == "network":
         builder = network_builder(job.precision.on_gpu).name
         network = _take_network(job, engine, check_set, builder, cache)
-        if images and job.parameters.mode == "accuracy" and not job.precision.is_float32:
+        compared = network.held_as == "fp32" and not job.precision.is_float32  # a file held otherwise has no other
+        if images and job.parameters.mode == "accuracy" and compared:
             if job.parameters.onnx_file:
                 network = predict_adopted(network, images.root, cache)
             else:

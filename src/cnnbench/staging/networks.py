@@ -50,8 +50,8 @@ def prepare_network(
 ) -> PreparedModel:
     """Return a case's network made ready for an engine: built, given its weights and asked for its answers, once.
 
-    Without WEIGHTS they are seeded; where accuracy is measured, and in fp8, which does not keep the differences that the
-    answers would hang on, with a last layer fitted to the drawn training images.
+    Without WEIGHTS they are seeded; where accuracy is measured, and in fp8, which would not keep the differences that
+    answers hang on then, with a last layer fitted to the drawn training images.
     `images`: the directory of the image set to take the fixed batch from. `variant`: the build that builds networks.
     """
     form, built = image_form(parameters), _describe(parameters)

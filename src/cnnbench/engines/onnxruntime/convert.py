@@ -1,7 +1,7 @@
 """Convert networks, ONNX files, to smaller numbers, as `start.py cnnbench.engines.onnxruntime.convert STEP ...`.
 
-`file REQUEST.json` converts any ONNX file, as `cnnbench convert` asks for. `network NETWORK IMAGES DESTINATION` converts
-a prepared network as DESTINATION's `conversion.json` says: it leaves `network.onnx` in standard ONNX, `emulated.onnx`
+`file REQUEST.json` converts any ONNX file, as `cnnbench convert` asks. `network NETWORK IMAGES DESTINATION` converts a
+prepared network as DESTINATION's `conversion.json` says: it leaves `network.onnx` in standard ONNX, `emulated.onnx`
 that answers the same with float32 operations, and `converted.json`.
 
 Written here, as no quantiser has scales that are powers of two, given or searched by output channel, and keeps layers
