@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.cases.precisions import PRECISIONS
-from cnnbench.engines.conversion import check_fp8_params
+from cnnbench.engines.conversion import Metric, WeightRounding, check_fp8_params
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import AUTO, Engine, Takes, engines, engines_that_take
 from cnnbench.inputs.networks import TOPOLOGIES
@@ -162,13 +162,16 @@ class Parameters(BaseModel):
         "their scales, powers of two; auto: those that lose least, for activations on the drawn calibration images",
     )
     fp8_skip_op_names: str = _of(
-        "network", "", "fp8 and fp8_weight: operations kept in 16 bits, such as Conv_0,Gemm_126"
+        "network", "", "fp8 and fp8_weight: operations kept in 16 bits, such as Conv_0,Gemm_126; none: none of them"
     )
     num_of_layers_keep_fp16: Annotated[int, Field(ge=0, le=10_000)] = _of(
         "network", 0, "fp8 and fp8_weight: so many more are kept, those that lose most by measurement"
     )
-    fp8_metric: Literal["mse", "mae", "snr", "kld", "cos_dist"] = _of(
-        "network", "mse", "fp8 and fp8_weight: what scales that are auto lose least of"
+    fp8_metric: Metric = _of("network", "mse", "fp8 and fp8_weight: what scales that are auto lose least of")
+    fp8_weight_rounding: WeightRounding = _of(
+        "network",
+        "nearest",
+        "fp8 and fp8_weight: each weight to the nearest, or compensated: those of an output make up for each other",
     )
     pad_conv_channel: bool = _of("network", False, "pad what convolutions take to a multiple of 4 channels, with zeros")
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, UsageError
-from cnnbench.engines.conversion import PATTERNS, Conversion, Metric, NumberType, parse_fp8_params
+from cnnbench.engines.conversion import PATTERNS, Conversion, Metric, NumberType, WeightRounding, parse_fp8_params
 from cnnbench.engines.registry import find_part
 from cnnbench.report.layers import show_layer_errors
 from cnnbench.report.text import wrap
@@ -62,6 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--metric", choices=get_args(Metric), default="mse", help="what scales that are auto lose least of"
+    )
+    parser.add_argument(
+        "--weight_rounding",
+        choices=get_args(WeightRounding),
+        default="nearest",
+        help="compensated: the weights of an output make up for each other's rounding, over the calibration images",
     )
     parser.add_argument(
         "--precision_compare", action="store_true", help="print how far each layer's answers move, and draw it"
@@ -132,6 +138,7 @@ def read_conversion(arguments: argparse.Namespace) -> Conversion:
             kept=names,
             keep_most_sensitive=arguments.num_of_layers_keep_fp16,
             metric=arguments.metric,
+            weight_rounding=arguments.weight_rounding,
             pad_channels=bool(arguments.compiler_options),
             opset=arguments.convert_version,
             **formats,
@@ -181,7 +188,7 @@ def tell(facts: dict[str, Any], source: Path, output: Path) -> list[str]:
     if facts["padded"]:
         lines.append(f"channels padded: {', '.join(numbers.get(name, name) for name in facts['padded'])}")
     if facts["calibration"]:
-        lines.append(f"scales found with {facts['calibration']}, by {facts['conversion']['metric']}")
+        lines.append(f"calibrated with {facts['calibration']}, scales that are auto by {facts['conversion']['metric']}")
     if facts["compared"]:
         lines.append(f"roundings: {facts['compared']} numbers compared with ml_dtypes, {facts['wrong']} differ")
     return lines

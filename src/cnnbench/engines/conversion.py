@@ -10,6 +10,7 @@ from cnnbench.base.errors import UsageError
 
 NumberType = Literal["fp32", "fp16", "bf16", "fp8", "fp8_weight"]
 FormatName = Literal["F143", "F152"]
+WeightRounding = Literal["nearest", "compensated"]
 Metric = Literal["mse", "mae", "snr", "kld", "cos_dist"]
 Exponent = Annotated[int, Field(ge=-32, le=32)]
 
@@ -34,7 +35,8 @@ class Conversion(BaseModel):
     `number_type`: fp8 has weights and what they are multiplied by in it, fp8_weight the weights alone. `kept`: names of
     operations that stay in 16 bits; `keep_most_sensitive`: so many more, found by measurement. Formats and exponents
     (of scales, powers of two) are of fp8 alone; an exponent that is None is searched by `metric`, of a weight for each
-    output channel. `opset`: None for the graph's own, or the least that the types need.
+    output channel. `weight_rounding`: compensated has the weights of an output make up for each other's rounding, over
+    the calibration images. `opset`: None for the graph's own, or the least that the types need.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +49,7 @@ class Conversion(BaseModel):
     activation_exponent: Exponent | None = None
     weight_exponent: Exponent | None = None
     metric: Metric = "mse"
+    weight_rounding: WeightRounding = "nearest"
     pad_channels: bool = False
     opset: int | None = None
 

@@ -14,7 +14,9 @@ from cnnbench.staging.networks import chosen_network
 STEADY_IN_8_BITS = ("resnet18", "resnet34", "resnet50")
 """Networks whose answers in 8 bits, with seeded weights, agreed with the float32 ones as far as the bound asks."""
 
-ONLY_IN_FP8 = ("FP8_ARITHMETIC", "FP8_PARAMS", "FP8_SKIP_OP_NAMES", "NUM_OF_LAYERS_KEEP_FP16", "FP8_METRIC")
+ONLY_IN_FP8 = (
+    "FP8_ARITHMETIC", "FP8_PARAMS", "FP8_SKIP_OP_NAMES", "NUM_OF_LAYERS_KEEP_FP16", "FP8_METRIC", "FP8_WEIGHT_ROUNDING",
+)  # fmt: skip
 """Parameters that other precisions do not use."""
 
 

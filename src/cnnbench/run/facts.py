@@ -38,7 +38,7 @@ def input_facts(inputs: Inputs) -> dict[str, str]:
         facts["model SHA-256"] = inputs.model.source_sha256
         if inputs.model.converted_sha256:
             facts["converted graph SHA-256"] = inputs.model.converted_sha256
-            facts["calibrated on"] = inputs.model.calibration
+            facts |= {"calibrated on": inputs.model.calibration} if inputs.model.calibration else {}
         if inputs.model.int8_sha256:
             facts["int8 graph SHA-256"] = inputs.model.int8_sha256
             facts["calibrated on"] = inputs.model.calibration

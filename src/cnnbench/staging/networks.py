@@ -17,6 +17,9 @@ from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, ImageFor
 from cnnbench.staging.environments import lock_path, planned_python
 from cnnbench.staging.inputs import PreparedModel, digest_sources, run_steps, stage_procedural
 
+NONE = "none"
+"""The value of FP8_SKIP_OP_NAMES that keeps no operation where a workload keeps some."""
+
 
 def chosen_network(parameters: Parameters) -> Network:
     """Return the network that a case's parameters describe; raise UsageError where they contradict each other."""
@@ -151,9 +154,10 @@ def chosen_conversion(parameters: Parameters, precision: Precision) -> Conversio
         return None
     return Conversion(
         number_type=precision.held_as or "fp32",
-        kept=tuple(p.fp8_skip_op_names.split(",")) if precision.in_fp8 and p.fp8_skip_op_names else (),
+        kept=() if p.fp8_skip_op_names in ("", NONE) or not precision.in_fp8 else tuple(p.fp8_skip_op_names.split(",")),
         keep_most_sensitive=p.num_of_layers_keep_fp16 if precision.in_fp8 else 0,
         metric=p.fp8_metric,
+        weight_rounding=p.fp8_weight_rounding,
         pad_channels=p.pad_conv_channel,
         **(parse_fp8_params(p.fp8_params) if precision.in_fp8 else {}),
     )

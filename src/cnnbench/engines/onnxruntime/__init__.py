@@ -5,6 +5,7 @@ from cnnbench.engines.registry import Build, Engine, Steps
 _CONVERTING = (
     "engines/conversion.py",
     "engines/onnxruntime/calibrate.py",
+    "engines/onnxruntime/compensate.py",
     "engines/onnxruntime/formats.py",
     "engines/onnxruntime/graph.py",
     "engines/onnxruntime/rounding.py",

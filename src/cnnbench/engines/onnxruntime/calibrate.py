@@ -10,6 +10,7 @@ import onnxruntime
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.progress import Progress
+from cnnbench.engines.onnxruntime.compensate import take_inputs
 from cnnbench.engines.onnxruntime.formats import FORMATS, Format
 from cnnbench.engines.onnxruntime.graph import Product, find_products, image_input
 from cnnbench.engines.onnxruntime.rounding import ROUNDED
@@ -104,11 +105,30 @@ def expose(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     return exposed
 
 
-def observe(model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feed]) -> dict[str, np.ndarray]:
-    """Return numbers (1 x many) of each of a model's tensors, seen with these images: its extremes among them."""
+@dataclass(frozen=True)
+class Seen:
+    """What a product was seen to multiply: some numbers (1 x many), their extremes among them, and channels' means.
+
+    `squares`: the sums of products of each two inputs; None where they were not wanted, or it is in groups.
+    """
+
+    numbers: np.ndarray
+    means: np.ndarray
+    squares: np.ndarray | None
+
+
+def observe(
+    model: onnx.ModelProto, products: Sequence[Product], feeds: Sequence[Feed], *, squares: bool
+) -> dict[str, Seen]:
+    """Return what each of a model's products, by name, multiplies with these images."""
+    tensors = [one.source for one in products]
+    nodes = {node.name: node for node in model.graph.node}
+    shapes = {one.name: tuple(one.dims) for one in model.graph.initializer}
+    sums: dict[str, np.ndarray] = {}
     session, image = make_session(expose(model, tensors)), image_input(model).name
     wanted = [name for name in dict.fromkeys(tensors) if name != image]
     kept: dict[str, list[np.ndarray]] = {name: [] for name in dict.fromkeys(tensors)}
+    means: dict[str, list[np.ndarray]] = {name: [] for name in kept}
     with Progress("calibrating", len(feeds), "batches") as progress:
         for number, feed in enumerate(feeds):
             found = dict(zip(wanted, session.run(wanted, feed), strict=True)) | {image: feed[image]}
@@ -116,8 +136,17 @@ def observe(model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feed
             for name in kept:
                 flat = found[name].ravel()
                 kept[name] += [flat[chosen.integers(0, flat.size, SAMPLE)], np.array([flat.min(), flat.max()])]
+                others = tuple(at for at in range(found[name].ndim) if at != 1)
+                means[name].append(found[name].mean(axis=others, dtype=np.float64))
+            for one in products if squares else ():
+                taken = take_inputs(nodes[one.name], shapes[one.weights], found[one.source], chosen)
+                if taken.size:
+                    sums[one.name] = sums.get(one.name, 0) + taken.T @ taken
             progress.advance(1)
-    return {name: np.concatenate(parts)[None].astype(np.float32) for name, parts in kept.items()}
+    numbers = {name: np.concatenate(parts)[None].astype(np.float32) for name, parts in kept.items()}
+    return {
+        one.name: Seen(numbers[one.source], np.mean(means[one.source], axis=0), sums.get(one.name)) for one in products
+    }
 
 
 @dataclass(frozen=True)
@@ -176,15 +205,18 @@ def _answers(model: onnx.ModelProto, feeds: Sequence[Feed]) -> np.ndarray:
     return np.concatenate([session.run(None, feed)[0] for feed in feeds]).astype(np.float64)
 
 
-def check_roundings(model: onnx.ModelProto, feed: Feed) -> tuple[int, int]:
+def check_roundings(model: onnx.ModelProto, feed: Feed, weights: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Return how many numbers a converted model rounds to 8 bits with these images, and how many not as ml_dtypes does.
 
     Each weight and each number of each tensor that is rounded in an inference is compared, in a graph run as written.
+    `weights`: by name, those that were rounded to the nearest; of others, what they stand for is compared.
     """
     graph, forms = model.graph, {form.tensor_type: form for form in FORMATS.values()}
     held: Mapping[str, onnx.TensorProto] = {one.name: one for one in graph.initializer}
     makers = {node.output[0]: node for node in graph.node}
     ends = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0].endswith(ROUNDED)]
+    if not ends:
+        return 0, 0
     inputs = [makers[node.input[0]].input[0] for node in ends if node.input[0] in makers]
     tensors = list(dict.fromkeys([*(node.output[0] for node in ends), *inputs]))
     image = image_input(model).name
@@ -207,6 +239,12 @@ def check_roundings(model: onnx.ModelProto, feed: Feed) -> tuple[int, int]:
             exponents = (
                 exponents.reshape([-1 if at == axis else 1 for at in range(got.ndim)]) if scale.ndim else exponents
             )
+            original = weights.get(raw.name.rpartition("/")[0])
+            if original is not None:
+                nearest = form.round(original, exponents)
+                compared += got.size
+                wrong += int((nearest.view(np.uint8) != rounded.view(np.uint8)).sum())
+                continue
         compared += got.size
         wrong += int((form.restore(rounded, exponents) != got).sum())
     return compared, wrong

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from onnx import numpy_helper, version_converter
 from cnnbench.base.errors import CnnbenchError, UsageError, exit_code_of
 from cnnbench.engines.conversion import Conversion
 from cnnbench.engines.onnxruntime import calibrate, graph
+from cnnbench.engines.onnxruntime.compensate import round_compensated
 from cnnbench.engines.onnxruntime.formats import FORMATS
 from cnnbench.engines.onnxruntime.rounding import Rounding, emulate, round_products
 from cnnbench.inputs.image_set import load_image_set
@@ -131,16 +132,16 @@ def _choose_scales(
     products: Sequence[graph.Product],
     feeds: Sequence[calibrate.Feed],
 ) -> dict[str, Rounding]:
-    """Return how each product is rounded: by the scales given, or by those that lose least."""
+    """Return how each product is rounded: by the scales given, or by those that lose least with these images."""
     source, weights = FORMATS[conversion.activation_format], FORMATS[conversion.weight_format]
     both = conversion.number_type == "fp8"
+    compensated = conversion.weight_rounding == "compensated"
+    seen = calibrate.observe(model, products, feeds, squares=compensated)
     exponents: dict[str, int] = {}
     if both and conversion.activation_exponent is None:
-        if not feeds:
-            raise UsageError("scales of activations are found from images: give --calibration, or --fp8_params")
-        seen = calibrate.observe(model, [one.source for one in products], feeds)
         exponents = {
-            name: int(calibrate.search_exponents(values, source, conversion.metric)[0]) for name, values in seen.items()
+            one.source: int(calibrate.search_exponents(seen[one.name].numbers, source, conversion.metric)[0])
+            for one in {one.source: one for one in products}.values()
         }
     held = {one.name: one for one in model.graph.initializer}
     found = {}
@@ -151,8 +152,20 @@ def _choose_scales(
         else:
             of_weights = np.array(conversion.weight_exponent)
         given = exponents.get(one.source, conversion.activation_exponent) if both else None
-        found[one.name] = Rounding(one, weights, of_weights, source, given)
+        rounding = Rounding(one, weights, of_weights, source, given, seen[one.name].means)
+        squares = seen[one.name].squares
+        found[one.name] = (
+            rounding if squares is None else replace(rounding, rounded=_compensate(rounding, values, squares))
+        )
     return found
+
+
+def _compensate(rounding: Rounding, weights: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return a product's weights in its format, those of an output making up for each other."""
+    axis = rounding.product.axis
+    turned = np.moveaxis(weights, axis, 0)
+    rows = round_compensated(turned.reshape(len(turned), -1), squares, rounding.weights, rounding.weight_exponents)
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(turned.shape), 0, axis))
 
 
 def read_feeds(model: onnx.ModelProto, files: Sequence[str], form: ImageForm | None = None) -> list[calibrate.Feed]:
@@ -201,7 +214,7 @@ def convert_network(network: Path, images: Path, destination: Path) -> None:
     graph.save_model(converted.model, destination / "network.onnx")
     if conversion.number_type == "fp8":
         graph.save_model(emulate(converted.model), destination / "emulated.onnx")
-    told = f"{len(files)} images of {found.name}" if files else "none: scales are given, or those of weights alone"
+    told = f"{len(files)} images of {found.name}" if files else ""
     facts = describe(converted, conversion, told)
     (destination / "converted.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
@@ -219,7 +232,8 @@ def convert_file(request_path: Path) -> None:
     converted = convert(model, conversion, feeds)
     graph.check_model(converted.model, str(output))
     graph.save_model(converted.model, output)
-    compared, wrong = calibrate.check_roundings(converted.model, feeds[0])
+    nearest = {} if conversion.weight_rounding == "compensated" else _weights_of(model)
+    compared, wrong = calibrate.check_roundings(converted.model, feeds[0], nearest)
     facts = describe(converted, conversion, f"{len(searched)} images" if _needs_images(conversion) else "")
     facts |= {
         "compared": compared,
@@ -237,9 +251,13 @@ def convert_file(request_path: Path) -> None:
     Path(request["facts"]).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
+def _weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    held = {one.name: one for one in model.graph.initializer}
+    return {one.weights: numpy_helper.to_array(held[one.weights]) for one in graph.find_products(model.graph)}
+
+
 def _needs_images(conversion: Conversion) -> bool:
-    searched = conversion.number_type == "fp8" and conversion.activation_exponent is None
-    return searched or conversion.keep_most_sensitive > 0
+    return conversion.number_type.startswith("fp8")
 
 
 def main(arguments: Collection[str]) -> int:

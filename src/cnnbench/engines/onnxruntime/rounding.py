@@ -23,6 +23,8 @@ class Rounding:
     """What is rounded of one product: its weights, and of fp8 what it multiplies too.
 
     `weight_exponents`: one, or one for each output channel. `exponent`: None where what it multiplies is not rounded.
+    `means`: of each channel that it multiplies, None where they are not known. `rounded`: the weights in the format,
+    where they are not just the nearest.
     """
 
     product: Product
@@ -30,6 +32,18 @@ class Rounding:
     weight_exponents: np.ndarray
     source: Format
     exponent: int | None
+    means: np.ndarray | None = None
+    rounded: np.ndarray | None = None
+
+    def hold(self, weights: np.ndarray) -> np.ndarray:
+        """Return the weights in the format's numbers."""
+        return self.weights.round(weights, self.spread(weights.ndim)) if self.rounded is None else self.rounded
+
+    def spread(self, rank: int) -> np.ndarray:
+        """Return the exponents of the weights' scales, along the axis of output channels."""
+        if not self.weight_exponents.ndim:
+            return self.weight_exponents
+        return self.weight_exponents.reshape([-1 if at == self.product.axis else 1 for at in range(rank)])
 
 
 def round_products(model: onnx.ModelProto, roundings: Mapping[str, Rounding], others: str) -> None:
@@ -46,6 +60,7 @@ def round_products(model: onnx.ModelProto, roundings: Mapping[str, Rounding], ot
         if product := products.get(node.name):
             rounding = roundings.get(node.name)
             if rounding:
+                _correct_bias(graph, node, rounding, held)
                 node.input[1] = _hold_in_fp8(graph, rounding, held[product.weights], made, nodes)
                 if rounding.exponent is not None:
                     node.input[0] = _round_source(graph, rounding, made, nodes)
@@ -55,6 +70,30 @@ def round_products(model: onnx.ModelProto, roundings: Mapping[str, Rounding], ot
     del graph.node[:]
     graph.node.extend(nodes)
     drop_unused(graph)
+
+
+def _correct_bias(
+    graph: onnx.GraphProto, node: onnx.NodeProto, rounding: Rounding, held: Mapping[str, TensorProto]
+) -> None:
+    """Add to a product's bias what rounding its weights takes from the mean of each output channel.
+
+    Without that, each layer shifts what all later ones are handed (Nagel et al. 2019, arXiv:1906.04721, 4.2).
+    """
+    given = node.input[2] if len(node.input) > 2 else ""
+    if rounding.means is None or node.op_type == "MatMul" or (given and given not in held):
+        return
+    weights, axis = numpy_helper.to_array(held[rounding.product.weights]), rounding.product.axis
+    stands_for = rounding.weights.restore(rounding.hold(weights), rounding.spread(weights.ndim))
+    lost = np.moveaxis(weights - stands_for, axis, 0).astype(np.float64)
+    by_channel = lost.reshape(*lost.shape[:2], -1).sum(axis=2)
+    groups = len(rounding.means) // by_channel.shape[1]
+    means = np.repeat(rounding.means.reshape(groups, -1), len(by_channel) // groups, axis=0)
+    bias = numpy_helper.to_array(held[given]) if given else np.zeros(len(by_channel), np.float32)
+    name = f"{node.name}/bias"
+    corrected = (bias + (by_channel * means).sum(axis=1)).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(corrected, name))
+    del node.input[2:]
+    node.input.append(name)
 
 
 def _hold_in_fp8(
@@ -68,10 +107,7 @@ def _hold_in_fp8(
     if key not in made:
         values, form, axis = numpy_helper.to_array(weights), rounding.weights, rounding.product.axis
         exponents = rounding.weight_exponents
-        shape = [1] * values.ndim
-        if exponents.ndim:
-            shape[axis] = len(exponents)
-        rounded = form.round(values, exponents.reshape(shape))
+        rounded = rounding.hold(values)
         name = f"{weights.name}/{form.name}"
         scale, zero = f"{name}/scale", f"{name}/zero"
         graph.initializer.append(
