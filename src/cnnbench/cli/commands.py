@@ -43,6 +43,7 @@ GROUPS = {
     },
     "prepare": {
         "convert": Command("cnnbench.cli.convert", "hold a network, an ONNX file, in fp16, bf16 or fp8"),
+        "run-exported": Command("cnnbench.cli.run_exported", "measure what `convert --export` wrote"),
         "stage": Command("cnnbench.cli.stage", "put models and images into the cache, verified"),
         "image": Command("cnnbench.cli.image", "plan, make and push a workload's container images"),
         "manifest": Command("cnnbench.cli.manifest", "print or check the Gramine manifest of an SGX case", "unknown"),

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.engines.conversion import PATTERNS, Conversion, Metric, NumberType, WeightRounding, parse_fp8_params
-from cnnbench.engines.registry import find_part
+from cnnbench.engines.registry import engines, find_engine, find_part
 from cnnbench.report.layers import show_layer_errors
 from cnnbench.report.text import wrap
 from cnnbench.staging.inputs import call_steps, stage_procedural
+from cnnbench.staging.networks import export_network
 
 CALIBRATION_IMAGES = 100
 SUFFIXES = (".jpg", ".jpeg")
@@ -82,6 +83,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="custom_patterns=NAME",
         help=f"rewrite the graph by a pattern; there is {', '.join(PATTERNS)}",
     )
+    exporting = [name for name, engine in engines().items() if engine.exports_networks]
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="write also what an engine loads without converting it again"
+    )
+    parser.add_argument("--engine", choices=exporting, default="openvino", help="for which engine (openvino)")
+    parser.add_argument(
+        "--export_popef", action="store_true", help="the same, into a directory named as the input is, such as resnet50"
+    )
+    parser.add_argument("--ipu_version", metavar="NAME", help="accepted, and of no meaning here")
     parser.add_argument("--force", action="store_true", help="replace an output that is there")
 
 
@@ -113,6 +123,15 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n".join(wrap(line) for line in tell(facts, arguments.input_model, output)))
     if facts["errors"]:
         print("\n" + show_layer_errors(facts["errors"], facts["kept"], facts["numbers"]))
+    if arguments.ipu_version:
+        print(f"--ipu_version {arguments.ipu_version}: has no meaning here, where there is no such unit")
+    if directory := arguments.export or (Path(arguments.input_model.stem) if arguments.export_popef else None):
+        shapes = read_shapes(arguments.input_shape)
+        batch = next(iter(shapes.values()))[0] if shapes else 1
+        file = export_network(output, directory, find_engine(arguments.engine), batch, "fp32", cache)
+        told = "--export_popef: " if arguments.export_popef else ""
+        size = f"{file.stat().st_size / 1e6:.1f} MB"
+        print(wrap(f"{told}{file}: {size}, what {arguments.engine} loads for batches of {batch}"))
     if facts["wrong"]:
         raise CnnbenchError(f"{output}: {facts['wrong']} numbers are not rounded as ml_dtypes does: do not use it")
     return 0

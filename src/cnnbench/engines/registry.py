@@ -112,7 +112,8 @@ class Engine:
     Of graphs: `embeds` makes the embedded model, `prepares_graphs` makes any graph ready, `quantizes_graphs` to int8;
     `reads_shards` turns TFRecord shards into an image set. Of networks: `builds_networks` does so for all engines, and
     `quantizes_networks` to int8 and `converts_networks` to other numbers those that are `reads_onnx`: handed to the
-    engine as ONNX; `handles_files` takes in a user's ONNX file and gives one. `tells_layers`: whether it tells
+    engine as ONNX; `handles_files` takes in a user's ONNX file and gives one, and
+    `exports_networks` writes what the engine loads of one without converting it again. `tells_layers`: whether it tells
     itself what its layers run on; no trace of a library is taken then.
     """
 
@@ -138,6 +139,7 @@ class Engine:
     quantizes_networks: Steps | None = None
     converts_networks: Steps | None = None
     handles_files: Steps | None = None
+    exports_networks: Steps | None = None
     reads_onnx: bool = False
     tells_layers: bool = False
 

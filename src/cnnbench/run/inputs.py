@@ -9,6 +9,7 @@ from pathlib import Path
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.engines.builds import choose_build, network_builder
+from cnnbench.engines.exported import Exported, is_export
 from cnnbench.engines.registry import AUTO, Engine, find_engine, find_part
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.machine.host import CpuInfo
@@ -37,6 +38,7 @@ from cnnbench.staging.networks import (
     predict_network,
     prepare_network,
     quantize_network,
+    take_export,
 )
 from cnnbench.staging.sampler import NO_SAMPLER, Sampler, stage_sampler
 from cnnbench.staging.stage import staged_path
@@ -109,7 +111,13 @@ def _take_network(job: Job, engine: Engine, check_set: Path, builder: str, cache
     file = job.parameters.onnx_file
     if not file:
         return prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
-    network = adopt_network(Path(file), check_set, cache)
+    if is_export(Path(file)):
+        made_by = Exported.read(Path(file)).engine
+        if made_by != engine.name:
+            raise UsageError(f"ONNX_FILE={file}: is what {made_by} loads, and not ENGINE={engine.name}")
+        network = take_export(Path(file))
+    else:
+        network = adopt_network(Path(file), check_set, cache)
     if network.held_as not in ("fp32", job.precision.held_as):
         raise UsageError(
             f"ONNX_FILE={file}: is held in {network.held_as} and cannot be measured as {job.precision.name}; give the "

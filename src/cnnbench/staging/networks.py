@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
+from cnnbench.base.disk import make_directory
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cases.precisions import PRECISIONS, Precision
 from cnnbench.engines.conversion import NETWORK, Conversion, parse_fp8_params
+from cnnbench.engines.exported import FACTS, Exported
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import Engine, find_part
 from cnnbench.inputs.image_set import load_manifest
 from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, ImageForm, Network, check_network
 from cnnbench.staging.environments import lock_path, planned_python
-from cnnbench.staging.inputs import PreparedModel, digest_sources, run_steps, stage_procedural
+from cnnbench.staging.inputs import PreparedModel, digest_sources, find_check_set, run_steps, stage_procedural
 
 NONE = "none"
 """The value of FP8_SKIP_OP_NAMES that keeps no operation where a workload keeps some."""
@@ -89,6 +92,10 @@ def adopt_network(file: Path, images: Path, cache: Path) -> PreparedModel:
     named = _digest([source, load_manifest(images).sha256])
     destination = cache / "prepared" / f"{file.stem}-{named}-{made_by}"
     install_directory(lambda made: run_steps(engine, build.name, part, cache, "adopt", file, images, made), destination)
+    return _adopted(destination, file, source)
+
+
+def _adopted(destination: Path, file: Path, source: str) -> PreparedModel:
     facts = json.loads((destination / "prepared.json").read_bytes())
     form = json.loads((destination / "network.json").read_bytes())["form"]
     return PreparedModel(
@@ -102,6 +109,26 @@ def adopt_network(file: Path, images: Path, cache: Path) -> PreparedModel:
         label_offset=-1,
         held_as=facts["held_as"],
     )
+
+
+def export_network(
+    file: Path, destination: Path, engine: Engine, batch_size: int, number_type: str, cache: Path
+) -> Path:
+    """Write an ONNX file as an engine loads it, with what it is checked with, into a directory; return its file."""
+    network = adopt_network(file, find_check_set(cache), cache)
+    make_directory(destination, "give another --export")
+    for name in ("network.onnx", "network.json", "prepared.json", "check_images.npy", "reference.npy"):
+        shutil.copyfile(network.graph / name, destination / name)
+    build = next(one for one in engine.builds if not one.gpu)
+    words = (network.graph, str(batch_size), destination, number_type)
+    run_steps(engine, build.name, "exports_networks", cache, *words)
+    return destination / json.loads((destination / FACTS).read_bytes())["file"]
+
+
+def take_export(file: Path) -> PreparedModel:
+    """Return an export as a prepared network; raise UsageError unless it is whole and for this CPU."""
+    found = Exported.read(file)
+    return _adopted(file.parent, file, found.sha256)
 
 
 def predict_adopted(model: PreparedModel, images: Path, cache: Path) -> PreparedModel:

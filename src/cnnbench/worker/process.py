@@ -13,6 +13,7 @@ import mmap
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -119,7 +120,7 @@ class Instance:
             self._measure()
         except CnnbenchError as error:
             print(error, flush=True)
-            (self._logs / FAILURE).write_text(str(error), encoding="utf-8")
+            _tell_failure(self._logs, error)
             os._exit(1)
         except BaseException:  # noqa: BLE001 - reported here, and the controller takes the exit code for a crash
             traceback.print_exc()
@@ -231,6 +232,11 @@ class Instance:
         partial.replace(self._logs / "result.json")
 
 
+def _tell_failure(logs: Path, error: CnnbenchError) -> None:
+    logs.mkdir(exist_ok=True)
+    (logs / FAILURE).write_text(str(error), encoding="utf-8")
+
+
 def _noise(count: int, seed: int) -> np.ndarray:
     """Return images of noise (float32, N x 224 x 224 x 3), for an engine without a model."""
     noise = np.random.Generator(np.random.PCG64(seed)).random((count, 224, 224, 3), dtype=np.float32)
@@ -280,7 +286,12 @@ def main(arguments: list[str]) -> None:
     if spec.sampling:
         where = Path(spec.shared) / f"samples-{spec.instances[0].index}"
         sampler = Sampler(where, spec.sampling.capacity, spec.sampling.period_ns)
-    backend = load_backend(spec)
+    try:
+        backend = load_backend(spec)
+    except CnnbenchError as error:
+        print(error, flush=True)
+        _tell_failure(Path(spec.logs) / f"instance-{spec.instances[0].index}", error)
+        sys.exit(1)
     load_s = time.monotonic() - began_s
 
     instances = [Instance(spec, plan, backend, sampler) for plan in spec.instances]

@@ -242,3 +242,50 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(small, convert, tmp
             assert reason in done.stderr
             assert "Traceback" not in done.stderr
             assert not output.exists() or output.stat().st_size == 0
+
+
+def run_exported(file, engine_cache, root, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "cnnbench", "run-exported", *map(str, words or [file]), "--logs-root", str(root)],
+        env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("engine", "name"), [("openvino", "executable.blob"), ("onnxruntime", "executable.onnx")])
+def test_what_an_engine_loads_is_exported_and_measured_and_refused_where_it_is_not_for_it(
+    convert, engine_cache, tmp_path, engine, name
+):
+    directory = tmp_path / "small"
+    done, _ = convert("--precision", "fp8", "--export", str(directory), "--engine", engine)
+    assert done.returncode == 0, done.stderr
+    assert f"{directory / name}: 0." in done.stdout
+    words = ("--popef", directory / "executable.popef", "--batches_per_step", "50", "--runs", "6")
+    done = run_exported(None, engine_cache, tmp_path, *words)
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # a run so short may leave too few samples
+    assert f"executable.popef: is {directory / name} here" in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("run#")][-1] == "run#6"
+    facts = json.loads((directory / "executable.json").read_bytes())
+    for change, code, reason in (
+        ({"cpu_flags_sha256": "0"}, 2, "was made on a CPU with other instructions"),
+        ({"sha256": "0"}, 2, "it was changed; export it again"),
+        ({"versions": {"It": "0.1"}}, 1, "was written by {'It': '0.1'}, and this is"),
+    ):
+        (directory / "executable.json").write_text(json.dumps(facts | change))
+        done = run_exported(directory / name, engine_cache, tmp_path)
+        assert done.returncode in (code, 3), done.stdout + done.stderr
+        assert reason in " ".join((done.stdout + done.stderr).split())
+
+
+def test_what_is_no_export_is_refused(small, engine_cache, tmp_path):
+    for words, reason in (
+        ((small / "small.onnx",), "no export of this program's"),
+        ((tmp_path / "missing.blob",), "no such file; `cnnbench convert --export DIR` writes one"),
+        (("--popef", tmp_path / "x.popef", "--runs", "5"), "no such file"),
+        ((small / "small.onnx", "--runs", "0"), "--runs 0: must be 1 to 10000"),
+    ):
+        done = run_exported(None, engine_cache, tmp_path, *words)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert reason in done.stderr

@@ -33,6 +33,7 @@ ENGINES = (
             (*_CONVERTING, "engines/onnxruntime/convert.py"),
         ),
         handles_files=Steps("cnnbench.engines.onnxruntime.files", (*_CONVERTING, "engines/onnxruntime/files.py")),
+        exports_networks=Steps("cnnbench.engines.onnxruntime.export", ("engines/onnxruntime/export.py",)),
         reads_onnx=True,
         tells_layers=True,
     ),

@@ -9,10 +9,13 @@ import onnx
 import onnxruntime
 
 from cnnbench.engines.conversion import network_file
+from cnnbench.engines.exported import find_export
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import UNTOLD, Primitive
 
 INPUT = "images"
+OPTIMISED = ".onnx"
+"""How the file of a network ends that was optimised and written as such."""
 COMPUTING = dict.fromkeys(("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"), 1)
 COMPUTING |= dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), 3)
 """Operations of the optimised graph that multiply and accumulate, and which of their inputs the weights are."""
@@ -26,6 +29,7 @@ class OnnxRuntimeBackend(Backend):
     def load(self, spec: LoadSpec) -> None:
         """Note what sessions are made of; an instance makes its own, in its thread, whose pinning others inherit."""
         self._path, self._batch_size, self._own = network_file(spec.model), 1, threading.local()
+        self._export = find_export(spec.model, OPTIMISED, {"ONNX Runtime": onnxruntime.__version__})
         self._unpack = spec.number_type != "int8"
         self._options = self._new_options()
         self._options.intra_op_num_threads = spec.threads
@@ -42,11 +46,11 @@ class OnnxRuntimeBackend(Backend):
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""
         self._batch_size = len(batch)
         if not hasattr(self._own, "session"):
-            self._own.session = self._session(self._options)
+            self._own.session = self._session(self._options, self._export or self._path)
         return self._own.session.run(None, {INPUT: batch})[0]
 
-    def _session(self, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-        return onnxruntime.InferenceSession(self._path, options, providers=["CPUExecutionProvider"])
+    def _session(self, options: onnxruntime.SessionOptions, path: Path) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def close(self) -> None:
         """Let the sessions go."""
@@ -91,5 +95,5 @@ class OnnxRuntimeBackend(Backend):
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as scratch:
             options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
-            self._session(options)
+            self._session(options, self._path)
             return onnx.load(options.optimized_model_filepath).graph

@@ -3,12 +3,15 @@
 import re
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.engines.conversion import network_file
+from cnnbench.engines.exported import find_export
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import Primitive
 from cnnbench.machine.host import read_cpuinfo
@@ -27,6 +30,15 @@ _AVX512 = {"bf16": "avx512_core_bf16", "s8": "avx512_core_vnni", "f32": "avx512_
 """oneDNN's names for what the plug-in calls avx512, by the data type; the CPU is known to have these instructions."""
 
 
+BLOB = ".blob"
+"""How the file of a compiled network ends."""
+
+
+def precision_hint(number_type: str) -> dict[str, str]:
+    """Return the option that has a type of number computed with."""
+    return {"INFERENCE_PRECISION_HINT": "bf16" if number_type == "bfloat16" else "f32"}
+
+
 class OpenVinoBackend(Backend):
     """The network compiled for each batch size that comes, with one stream for each instance of the process."""
 
@@ -37,8 +49,9 @@ class OpenVinoBackend(Backend):
             "NUM_STREAMS": str(spec.callers),
             "INFERENCE_NUM_THREADS": str(spec.threads * spec.callers),
             "ENABLE_CPU_PINNING": "NO",  # the threads inherit the instance's
-            "INFERENCE_PRECISION_HINT": "bf16" if spec.number_type == "bfloat16" else "f32",
+            **precision_hint(spec.number_type),
         }
+        self._export = find_export(spec.model, BLOB, {"OpenVINO": ov.__version__})
         self._core = ov.Core()
         self._model = self._core.read_model(network_file(spec.model))
         self._models: dict[int, ov.CompiledModel] = {}
@@ -46,9 +59,18 @@ class OpenVinoBackend(Backend):
 
     def _compiled(self, size: int) -> ov.CompiledModel:
         with self._lock:
-            if size not in self._models:
+            if size not in self._models and self._export:
+                self._models[size] = self._imported(self._export, size)
+            elif size not in self._models:
                 self._models[size] = self._core.compile_model(self._reshaped(size), "CPU", self._options)
             return self._models[size]
+
+    def _imported(self, file: Path, size: int) -> ov.CompiledModel:
+        """Return what was compiled before, for batches of one size and the precision that it was compiled for."""
+        model = self._core.import_model(file.read_bytes(), "CPU", self._options)
+        if (made_for := model.input().shape[0]) != size:
+            raise CnnbenchError(f"{file}: was exported for batches of {made_for}, and is handed {size} images")
+        return model
 
     def _reshaped(self, size: int) -> ov.Model:
         """Return the network as it was read, for batches of this size."""
