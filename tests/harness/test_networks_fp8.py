@@ -1,5 +1,6 @@
 """Networks in 8-bit floating point on real engines: converted, proven, judged, and as a user's own ONNX files."""
 
+import re
 import subprocess
 import sys
 
@@ -51,6 +52,7 @@ def resnet18(engine_cache, pytorch_python, tmp_path_factory):
     give_network(stage_inputs(job, engine_cache).model, source, engine_cache)
     command = ["--input_model", source, "--output_model", converted, "--precision", "fp8"]
     words = ["--input_shape", "input=1,3,224,224", "--fp8_skip_op_names", "Conv_0", "--weight_rounding", "compensated"]
+    words += ["--export", str(directory / "exported")]
     done = subprocess.run(
         [sys.executable, "-m", "cnnbench", "convert", *map(str, command), *words],
         env=environ,
@@ -95,13 +97,27 @@ def test_an_engine_that_reads_no_onnx_is_skipped(run_case):
     assert "ENGINE=pytorch: reads no ONNX, in which networks are converted; choose one of" in done.stderr
 
 
-def test_a_users_files_are_measured_and_their_answers_held_against_a_folder_of_images(run_case, resnet18):
+def test_a_users_files_are_measured_and_their_answers_held_against_a_folder_of_images(
+    run_case, resnet18, engine_cache, tmp_path
+):
     for file, precision in zip(resnet18, ("fp32", "fp8"), strict=True):
         asked = ("--engine=openvino", f"--onnx_file={file}", f"--dataset={DATA}")
         done, run = run_case(precision, *asked, mode="accuracy")
         assert done.returncode == 0, done.stdout + done.stderr
         assert {one.name: one.found for one in run.criteria}["coverage"] == "4 of 4 images answered"
         assert {kpi.key: kpi.value for kpi in run.kpis}["Accuracy top-1"] >= 75
+    exported = resnet18[1].parent / "exported" / "executable.blob"
+    command = ["run-exported", str(exported), "--batches-per-step", "20", "--runs", "8", "--logs-root", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnbench", *command],
+        env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("run#")][-1] == "run#8"
+    assert re.search(r"executable\.blob: \d+\.\d MB, (valid|unstable) \(emulated\)", " ".join(done.stdout.split()))
     done, _ = run_case("fp32", "--engine=openvino", f"--onnx_file={resnet18[1]}")
     assert done.returncode == 2
     assert "is held in fp8 and cannot be measured as fp32" in done.stderr

@@ -158,7 +158,7 @@ def run_case(case, root, cache, *arguments):
 @pytest.mark.parametrize("engine", ["", "onnxruntime"])
 def test_a_case_of_int8_is_measured_or_skipped_for_want_of_vnni(tmp_path, engine_cache, engine):
     options = ["--batch_size=8", "--cores_per_instance=auto", *([f"--engine={engine}"] if engine else [])]
-    options += ["--min_time=2", "--max_time=2"]  # with time for samples enough
+    options += ["--min_time=5", "--max_time=5"]  # with time for samples enough
     done = run_case(CASE, tmp_path, engine_cache, *options)
     if MISSING:
         assert done.returncode == 77

@@ -169,7 +169,7 @@ def test_a_programs_own_signals_reach_it_and_no_call_is_interrupted_for_the_samp
     """
     samples, said = run_sampled(code)
     assert said.split() == ["True", "200", "200", "0"]
-    assert len(samples.records) > 20
+    assert len(samples.records) > 5
 
 
 @pytest.mark.skipif(not JEMALLOC.exists(), reason="jemalloc is not installed")
@@ -183,7 +183,7 @@ def test_another_library_may_be_preloaded_beside_it(run_sampled):
     """
     samples, said = run_sampled(code, others=str(JEMALLOC))
     assert said.split() == [str(JEMALLOC), "True"]
-    assert len(samples.records) > 20
+    assert len(samples.records) > 5
 
 
 def test_a_full_file_takes_no_more_and_the_process_goes_on(run_sampled):
@@ -228,7 +228,7 @@ def test_what_a_kernel_keeps_below_the_stack_pointer_stays(run_sampled, tmp_path
     """
     samples, said = run_sampled(code)
     assert said == "[0, 0, 0]\n"
-    assert len(samples.records) > 20
+    assert len(samples.records) > 5
 
 
 @pytest.mark.parametrize(

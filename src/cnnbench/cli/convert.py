@@ -98,8 +98,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what was made."""
     conversion = read_conversion(arguments)
-    if arguments.convert_version and arguments.convert_version < 19 and arguments.precision.startswith("fp8"):
-        print(f"--convert_version {arguments.convert_version}: fp8 numbers need opset 19, which is written")
+    if arguments.convert_version and arguments.convert_version < 21 and arguments.precision.startswith("fp8"):
+        print(
+            f"--convert_version {arguments.convert_version}: fp8 numbers without zero points need opset 21, as written"
+        )
     cache, output = cache_root(os.environ), arguments.output_model
     with tempfile.TemporaryDirectory() as scratch:
         facts_path = Path(scratch) / "facts.json"
@@ -207,7 +209,9 @@ def tell(facts: dict[str, Any], source: Path, output: Path) -> list[str]:
     if facts["padded"]:
         lines.append(f"channels padded: {', '.join(numbers.get(name, name) for name in facts['padded'])}")
     if facts["calibration"]:
-        lines.append(f"calibrated with {facts['calibration']}, scales that are auto by {facts['conversion']['metric']}")
+        lines.append(
+            f"calibrated with {facts['calibration']}, by {facts['conversion']['metric']} where scales are auto"
+        )
     if facts["compared"]:
         lines.append(f"roundings: {facts['compared']} numbers compared with ml_dtypes, {facts['wrong']} differ")
     return lines

@@ -26,7 +26,6 @@ TYPES = ("fp32", "fp16", "fp8", "fp8_weight")
 KEPT = "Conv_0,Gemm_126"
 """The first convolution and the last product stay in fp16, as the specification has it."""
 SHAPE = "input=1,3,224,224"
-TOLD = ("Top-1 accuracy", "Throughput")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +93,11 @@ def tell(result: RunResult, logs: Path) -> list[str]:
     """Return what a run found, in lines."""
     found = next((kpi for kpi in result.kpis if kpi.primary), None)
     emulated = [note for note in result.notes if " is emulated: " in note]
-    value = f"{found.key}: {format_number(found.value)} {found.unit}" if found else result.case
+    value = (
+        result.case
+        if result.verdict == "invalid" or not found
+        else f"{found.key}: {format_number(found.value)} {found.unit}"
+    )
     lines = [f"{value}, {WORDS[result.verdict]}{' (emulated)' if emulated else ''}"]
     if result.verdict != "valid":
         lines.append(result.reason)

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     times = np.load(path) if path.is_file() else np.empty((0, 3), np.int64)
     latencies = (times[:, 2] - times[:, 1]) / 1e6 / arguments.batches_per_step
     rows = [[f"run#{number}", f"{latency:.3f}"] for number, latency in enumerate(latencies, start=1)]
-    if rows:
+    if rows and result.verdict != "invalid":
         print(align(["run", "latency (ms)"], rows))
         print(f"a run: {arguments.batches_per_step} batches of {exported.batch_size}; latency: of a batch")
     emulated = any(" is emulated: " in note for note in result.notes)

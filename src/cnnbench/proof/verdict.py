@@ -77,7 +77,7 @@ def judge_precision(precision: Precision, told: PrecisionProof | None, sampled: 
         return parts[0]
     assert sampled is not None
     assert told is not None
-    alone = not sampled.decided and (told.instructions_told or bool(sampled.failure))
+    alone = not sampled.decided and (told.instructions_told or bool(sampled.failure and not sampled.total))
     passed = parts[1].passed and (parts[0].passed or alone)
     disagree = sampled.decided and parts[0].passed != parts[1].passed
     return Criterion(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
-from cnnbench.cases.parameters import FIELDS, IMAGENET, Parameters, options_of, parameters_of, told
+from cnnbench.cases.parameters import FIELDS, PROCEDURAL, Parameters, options_of, parameters_of, told
 from cnnbench.cases.precisions import Precision, chosen_precision
 from cnnbench.engines.registry import AUTO, Conditions, Engine, engines, engines_that_take
 from cnnbench.inputs.model_file import check_checkpoint
@@ -31,7 +31,7 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
         raise UsageError(f"ONNX_FILE={parameters.onnx_file}: no such file; needed an ONNX model")
     if parameters.onnx_file and parameters.weights:
         raise UsageError(f"ONNX_FILE={parameters.onnx_file}: has its weights in it, so leave out WEIGHTS")
-    if accuracy and not own and parameters.dataset == IMAGENET:
+    if accuracy and not own and parameters.dataset != PROCEDURAL:
         raise SkippedError(
             f"{case.name}: accuracy on DATASET={parameters.dataset} needs a trained network: give WEIGHTS; without, "
             "only what the drawn images show is known to it"

@@ -59,8 +59,15 @@ from cnnbench.staging.archive import DamagedError, unpack
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
 """Environment variable: more options of the engine's run command."""
 
-FILES = {"MODEL": "/mnt/model.pb", "WEIGHTS": "/mnt/weights", "WRAP_KEY": "/mnt/wrap.key"}
-"""The parameters that name a file of the host's, and where that is in the container; WEIGHTS keeps its suffix."""
+FILES = {
+    "MODEL": "/mnt/model.pb",
+    "WEIGHTS": "/mnt/weights",
+    "WRAP_KEY": "/mnt/wrap.key",
+    "ONNX_FILE": "/mnt/network.onnx",
+    "DATASET": "/mnt/images",
+}
+"""The parameters that name a file or directory of the host's, and where that is in the container; WEIGHTS keeps its
+suffix."""
 LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
 
 MEMORY_SHARE = 0.95

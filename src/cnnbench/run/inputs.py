@@ -88,7 +88,7 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
             else:
                 network = predict_network(network, images.root, builder, cache)
         conversion = chosen_conversion(job.parameters, job.precision)
-        if conversion and network.held_as != conversion.number_type:
+        if conversion and (conversion.pad_channels or network.held_as != conversion.number_type):
             network = convert_network(network, conversion, cache)
         if job.precision.is_int8:
             network = quantize_network(network, cache)
@@ -138,6 +138,7 @@ def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> 
         return
     if engine.takes == "network":  # networks are prepared when a case is first run, each for itself
         makers = [find_part("builds_networks"), *([find_part("quantizes_networks")] if int8 and engine.int8 else [])]
+        makers += [find_part("converts_networks")] if engine.reads_onnx else []
         for one in (engine, *makers):
             engine_python(one, choose_build(one, AUTO, cpu), cache)
         return

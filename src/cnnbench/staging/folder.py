@@ -22,7 +22,7 @@ def read_folder(folder: Path) -> list[tuple[str, int]]:
         raise UsageError(f"{given}: no such directory; give one, procedural or imagenet")
     if not (folder / TABLE).is_file():
         raise UsageError(f"{given}: has no {TABLE}, a table of the images' names and classes")
-    with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+    with (folder / TABLE).open(encoding="utf-8-sig", newline="") as file:
         lines = [row for row in csv.reader(file) if row]
     if lines and not lines[0][-1].strip().isdecimal():
         lines = lines[1:]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.base.disk import make_directory
+from cnnbench.base.errors import UsageError
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cases.precisions import PRECISIONS, Precision
 from cnnbench.engines.conversion import NETWORK, Conversion, parse_fp8_params
-from cnnbench.engines.exported import FACTS, Exported
+from cnnbench.engines.exported import FACTS, STEM, Exported
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import Engine, find_part
 from cnnbench.inputs.image_set import load_manifest
@@ -115,8 +116,12 @@ def export_network(
     file: Path, destination: Path, engine: Engine, batch_size: int, number_type: str, cache: Path
 ) -> Path:
     """Write an ONNX file as an engine loads it, with what it is checked with, into a directory; return its file."""
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / FACTS).is_file():
+        raise UsageError(f"--export {destination}: has other files in it; give an empty directory, or an export's")
     network = adopt_network(file, find_check_set(cache), cache)
     make_directory(destination, "give another --export")
+    for old in destination.glob(f"{STEM}.*"):
+        old.unlink()
     for name in ("network.onnx", "network.json", "prepared.json", "check_images.npy", "reference.npy"):
         shutil.copyfile(network.graph / name, destination / name)
     build = next(one for one in engine.builds if not one.gpu)

@@ -36,6 +36,7 @@ class Sampler:
 
     def _fail(self, failure: str) -> None:
         self._failure = failure
+        self.pause()
         print(f"not sampled: {failure}", flush=True)
 
     def arm(self) -> None:

@@ -84,13 +84,15 @@ images = np.random.default_rng(2).normal(size=(1, 3, 32, 32)).astype(np.float32)
 def answer(model):
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {"input": images})[0]
+plain = onnxruntime.InferenceSession(sys.argv[2], providers=["CPUExecutionProvider"])
+plainly = plain.run(None, {"input": images})[0]
 wanted, found, emulated = answer(before), answer(after), answer(emulate(after))
 onnx.checker.check_model(after)
 types = [one.data_type for one in after.graph.initializer if one.dims]
 left = sorted({node.op_type for node in emulate(after).graph.node})
 print(json.dumps([
     float(np.abs(wanted - found).max() / np.abs(wanted).max()), bool((found == emulated).all()), types, left,
-    [len(node.input) for node in after.graph.node if node.op_type == "Conv"],
+    float(np.abs(plainly - found).max() / np.abs(wanted).max()),
 ]))
 """
 
@@ -164,7 +166,8 @@ FLOAT, E4M3, E5M2, FLOAT16, BFLOAT16 = 1, 17, 19, 10, 16
 def test_what_is_written_is_valid_and_near_and_emulated_bit_for_bit(python, small, convert, words, weights, error):
     done, output = convert(*words)
     assert done.returncode == 0, done.stderr
-    found, same, types, left, _ = run_program(python, ANSWER, small / "small.onnx", output)
+    found, same, types, left, plainly = run_program(python, ANSWER, small / "small.onnx", output)
+    assert plainly <= 0.02  # by ONNX Runtime as it comes, whose sums reorder, and few roundings with them
     assert found <= error
     assert found > 0 or error == 0
     assert same
@@ -172,7 +175,7 @@ def test_what_is_written_is_valid_and_near_and_emulated_bit_for_bit(python, smal
     assert "QuantizeLinear" not in left
     in_fp8 = words[1].startswith("fp8")
     assert ("numbers compared with ml_dtypes, 0 differ" in done.stdout) is in_fp8
-    assert ("fp8 numbers need opset 19" in done.stdout) is ("11" in words)
+    assert ("need opset 21, as written" in done.stdout) is ("11" in words)
 
 
 def test_layers_are_kept_by_their_names_or_the_documents_numbers_or_as_the_most_sensitive(convert):
@@ -207,7 +210,7 @@ REFUSED = [
     (["--precision", "fp8"], {"shape": ("--input_shape", "picture=1,3,32,32")}, "no such input; its input is input"),
     (["--precision", "fp8"], {"shape": ("--input_shape", "input=1,3,x")}, "input=1,3,x: needed a name and sizes"),
     (["--precision", "fp8"], {"shape": ()}, "give what is open, such as --input_shape input=1,3,32,32"),
-    (["--precision", "fp8", "--convert_version", "99"], {}, "--convert_version 99: the engines here read opsets up to"),
+    (["--precision", "fp8", "--convert_version", "99"], {}, "--convert_version 99: needed 1 to 21"),
     (
         ["--precision", "fp8", "--compiler_options", "custom_patterns=Fly"],
         {},
@@ -264,18 +267,19 @@ def test_what_an_engine_loads_is_exported_and_measured_and_refused_where_it_is_n
     assert f"{directory / name}: 0." in done.stdout
     words = ("--popef", directory / "executable.popef", "--batches_per_step", "50", "--runs", "6")
     done = run_exported(None, engine_cache, tmp_path, *words)
-    assert done.returncode in (0, 3), done.stdout + done.stderr  # a run so short may leave too few samples
+    assert done.returncode == 3, done.stdout + done.stderr
     assert f"executable.popef: is {directory / name} here" in done.stdout
-    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("run#")][-1] == "run#6"
+    assert "precision: unproven by samples" in done.stdout  # which a network so small leaves none of
+    assert "run#" not in done.stdout
     facts = json.loads((directory / "executable.json").read_bytes())
     for change, code, reason in (
         ({"cpu_flags_sha256": "0"}, 2, "was made on a CPU with other instructions"),
         ({"sha256": "0"}, 2, "it was changed; export it again"),
-        ({"versions": {"It": "0.1"}}, 1, "was written by {'It': '0.1'}, and this is"),
+        ({"versions": {"It": "0.1"}}, 3, "was written by {'It': '0.1'}, and this is"),
     ):
         (directory / "executable.json").write_text(json.dumps(facts | change))
         done = run_exported(directory / name, engine_cache, tmp_path)
-        assert done.returncode in (code, 3), done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         assert reason in " ".join((done.stdout + done.stderr).split())
 
 

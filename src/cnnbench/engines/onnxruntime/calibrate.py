@@ -13,7 +13,7 @@ from cnnbench.base.progress import Progress
 from cnnbench.engines.onnxruntime.compensate import take_inputs
 from cnnbench.engines.onnxruntime.formats import FORMATS, Format
 from cnnbench.engines.onnxruntime.graph import Product, find_products, image_input
-from cnnbench.engines.onnxruntime.rounding import ROUNDED
+from cnnbench.engines.onnxruntime.rounding import ROUNDED, format_of
 
 SAMPLE = 4096
 """Of each tensor, how many numbers of a batch the search looks at, beside its extremes."""
@@ -21,6 +21,7 @@ SAMPLE = 4096
 CANDIDATES = 8
 """How many exponents are tried: the least at which nothing saturates, and those below it."""
 
+LEAST_EXPONENT = -100
 BINS = 256
 """Of the histograms whose divergence `kld` is, over the numbers' range."""
 
@@ -65,6 +66,7 @@ def search_exponents(values: np.ndarray, form: Format, metric: str) -> np.ndarra
     values = values.astype(np.float64)
     largest = np.abs(values).max(axis=1, initial=0)
     highest = np.ceil(np.log2(np.where(largest > 0, largest, form.largest) / form.largest)).astype(int)
+    highest = highest.clip(LEAST_EXPONENT + CANDIDATES, None)  # so that scales are normal float32 numbers
     errors = []
     for lower in range(CANDIDATES):
         exponents = (highest - lower)[:, None]
@@ -90,6 +92,16 @@ def make_session(model: onnx.ModelProto, *, as_written: bool = False) -> onnxrun
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own kinds have no class in common
+        raise CnnbenchError(f"ONNX Runtime cannot run the graph: {str(error).strip().splitlines()[0]}") from error
+
+
+def answers_of(session: onnxruntime.InferenceSession, names: Sequence[str], feed: Feed) -> dict[str, np.ndarray]:
+    """Return these tensors of an inference, by name; raise CnnbenchError where the graph fails."""
+    if not names:
+        return {}
+    try:
+        return dict(zip(names, session.run(list(names), feed), strict=True))
     except Exception as error:  # ONNX Runtime's own kinds have no class in common
         raise CnnbenchError(f"ONNX Runtime cannot run the graph: {str(error).strip().splitlines()[0]}") from error
 
@@ -131,7 +143,7 @@ def observe(
     means: dict[str, list[np.ndarray]] = {name: [] for name in kept}
     with Progress("calibrating", len(feeds), "batches") as progress:
         for number, feed in enumerate(feeds):
-            found = dict(zip(wanted, session.run(wanted, feed), strict=True)) | {image: feed[image]}
+            found = answers_of(session, wanted, feed) | {image: feed[image]}
             chosen = np.random.default_rng(number)
             for name in kept:
                 flat = found[name].ravel()
@@ -170,8 +182,9 @@ def compare_layers(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Seque
     wanted = [outputs[name] for name in products]
     sums: dict[str, np.ndarray] = {name: np.zeros(5) for name in products}
     for feed in feeds:
-        for name, want, got in zip(products, *(session.run(wanted, feed) for session in sessions), strict=True):
-            want, got = (one.astype(np.float64).ravel() for one in (want, got))
+        found = [answers_of(session, wanted, feed) for session in sessions]
+        for name in products:
+            want, got = (one[outputs[name]].astype(np.float64).ravel() for one in found)
             noise = np.square(want - got).sum()
             sums[name] += [noise, want @ want, got @ got, want @ got, want.size]
     return [_layer_error(name, *sums[name]) for name in products]
@@ -201,8 +214,8 @@ def measure_sensitivity(
 
 
 def _answers(model: onnx.ModelProto, feeds: Sequence[Feed]) -> np.ndarray:
-    session = make_session(model)
-    return np.concatenate([session.run(None, feed)[0] for feed in feeds]).astype(np.float64)
+    session, name = make_session(model), model.graph.output[0].name
+    return np.concatenate([answers_of(session, [name], feed)[name] for feed in feeds]).astype(np.float64)
 
 
 def check_roundings(model: onnx.ModelProto, feed: Feed, weights: Mapping[str, np.ndarray]) -> tuple[int, int]:
@@ -222,24 +235,26 @@ def check_roundings(model: onnx.ModelProto, feed: Feed, weights: Mapping[str, np
     image = image_input(model).name
     wanted = [name for name in tensors if name != image]
     session = make_session(expose(model, wanted), as_written=True)
-    values = dict(zip(wanted, session.run(wanted, feed), strict=True)) | feed
+    values = answers_of(session, wanted, feed) | feed
     compared, wrong = 0, 0
     for node in ends:
-        form = forms[held[node.input[2]].data_type]
         scale = onnx.numpy_helper.to_array(held[node.input[1]])
         got = values[node.output[0]]
         exponents = np.round(np.log2(scale)).astype(int)
         if node.input[0] in makers:
+            form = format_of(makers[node.input[0]], held)
+            assert form is not None
             source = values[makers[node.input[0]].input[0]]
             rounded = form.round(source, exponents)
         else:
             raw = held[node.input[0]]
+            form = forms[raw.data_type]
             rounded = np.frombuffer(raw.raw_data, form.dtype).reshape(tuple(raw.dims))
             axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
             exponents = (
                 exponents.reshape([-1 if at == axis else 1 for at in range(got.ndim)]) if scale.ndim else exponents
             )
-            original = weights.get(raw.name.rpartition("/")[0])
+            original = weights.get(raw.name.removesuffix(f"/{form.name}"))
             if original is not None:
                 nearest = form.round(original, exponents)
                 compared += got.size

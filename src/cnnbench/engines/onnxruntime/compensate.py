@@ -24,12 +24,13 @@ def take_inputs(
 ) -> np.ndarray:
     """Return what a product multiplies at some places (places x inputs), in the order of its weights (`shape`).
 
-    Empty for a convolution in groups, whose outputs do not all multiply the same.
+    Empty for a convolution in groups, whose outputs do not all multiply the same, and for one padded by a rule.
     """
     if node.op_type != "Conv":
         return source.reshape(-1, source.shape[-1])
     told = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-    if told.get("group", 1) != 1 or len(shape) != 4:
+    padded_so = told.get("auto_pad", b"NOTSET")
+    if told.get("group", 1) != 1 or len(shape) != 4 or padded_so != b"NOTSET":
         return np.empty((0, 0), np.float32)
     (high, wide), strides = shape[2:], told.get("strides", [1, 1])
     dilated, pads = told.get("dilations", [1, 1]), told.get("pads", [0, 0, 0, 0])

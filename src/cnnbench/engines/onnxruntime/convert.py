@@ -34,8 +34,10 @@ from cnnbench.inputs.image_set import load_image_set
 from cnnbench.inputs.jpeg import read_batches
 from cnnbench.inputs.networks import ImageForm
 
-LEAST_OPSET, OPSET_OF_BF16, MOST_OPSET = 19, 13, 21
-"""The first opsets with 8-bit floating-point numbers and with bfloat16, and the last that both engines read."""
+LEAST_OPSET, OPSET_OF_BF16, MOST_OPSET = 21, 13, 21
+"""The first opsets in which 8-bit numbers need no zero point and with bfloat16, and the last that both engines read."""
+LEAST_IR, IR_OF_FP8 = 8, 10
+"""Of the file format: what ONNX Runtime reads with initializers that are no inputs, and what opset 21 belongs to."""
 
 CALIBRATION_IMAGES, BATCH = 100, 10
 SENSITIVE_IMAGES = 16
@@ -48,6 +50,7 @@ class Converted:
 
     `kept`: the operations left in 16 bits. `exponents`: those of what is rounded, by operation: of its source, and of
     its weights from the least to the largest. `sensitivity`: how far each layer alone moves the answers, if measured.
+    `nearest`: the weights that were rounded to the nearest, by name, before that.
     """
 
     model: onnx.ModelProto
@@ -56,6 +59,7 @@ class Converted:
     padded: list[str]
     exponents: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
     sensitivity: dict[str, float] = field(default_factory=dict)
+    nearest: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def convert(model: onnx.ModelProto, conversion: Conversion, feeds: Sequence[calibrate.Feed]) -> Converted:
@@ -90,7 +94,13 @@ def convert(model: onnx.ModelProto, conversion: Conversion, feeds: Sequence[cali
         name: (one.exponent, int(one.weight_exponents.min()), int(one.weight_exponents.max()))
         for name, one in chosen.items()
     }
-    return Converted(rounded, len(products), kept, padded, exponents, sensitivity)
+    held = {one.name: one for one in model.graph.initializer}
+    nearest = {
+        one.product.weights: numpy_helper.to_array(held[one.product.weights])
+        for one in chosen.values()
+        if one.rounded is None
+    }
+    return Converted(rounded, len(products), kept, padded, exponents, sensitivity, nearest)
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -116,14 +126,20 @@ def _at_opset(model: onnx.ModelProto, conversion: Conversion) -> onnx.ModelProto
     found = graph.opset_of(model)
     least = {"fp32": 1, "fp16": 1, "bf16": OPSET_OF_BF16}.get(conversion.number_type, LEAST_OPSET)
     wanted = max(conversion.opset or found, least)
+    if conversion.opset is not None and not 1 <= conversion.opset <= MOST_OPSET:
+        raise UsageError(
+            f"--convert_version {conversion.opset}: needed 1 to {MOST_OPSET}, the opsets that engines here read"
+        )
     if wanted > MOST_OPSET:
-        raise UsageError(f"--convert_version {wanted}: the engines here read opsets up to {MOST_OPSET}")
+        raise UsageError(f"the graph is of opset {found}: the engines here read opsets up to {MOST_OPSET}")
     if wanted == found:
         return _copy(model)
     try:
-        return version_converter.convert_version(model, wanted)
+        converted = version_converter.convert_version(model, wanted)
     except (RuntimeError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
         raise CnnbenchError(f"the graph cannot be brought from opset {found} to {wanted}: {error}") from error
+    converted.ir_version = max(converted.ir_version, IR_OF_FP8 if wanted >= LEAST_OPSET else LEAST_IR)
+    return converted
 
 
 def _choose_scales(
@@ -174,7 +190,10 @@ def read_feeds(model: onnx.ModelProto, files: Sequence[str], form: ImageForm | N
     first = shape[1] == 3
     if shape[-1] != 3 and not first:
         raise CnnbenchError(f"{image} has the shape {shape}: neither its second nor its last axis is 3 colours")
-    form = form or ImageForm(shape[2] or 224, 0.875, "bilinear", as_bytes=False, normalized=True)
+    height, width = shape[2:] if first else shape[1:3]
+    if height != width:
+        raise UsageError(f"{image} takes images of {height} x {width}: those to calibrate with are squares")
+    form = form or ImageForm(height or 224, 0.875, "bilinear", as_bytes=False, normalized=True)
     batch = shape[0] or BATCH
     threads = len(os.sched_getaffinity(0))
     feeds = []
@@ -224,36 +243,31 @@ def convert_file(request_path: Path) -> None:
     request = json.loads(request_path.read_bytes())
     conversion, source, output = Conversion(**request["conversion"]), Path(request["input"]), Path(request["output"])
     model = graph.load_model(source)
-    if output.exists() and not request["force"]:
-        raise UsageError(f"{output}: is there already; give another --output_model, or --force to replace it")
+    if output.is_dir() or (output.exists() and not request["force"]):
+        raise UsageError(f"{output}: is there already; give another --output_model, or --force to replace a file")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"{output}: there is no directory {output.parent} to write it into")
     graph.fix_shape(model, request["input_shape"])
-    searched = request["images"] if _needs_images(conversion) else request["images"][:1]
-    feeds = read_feeds(model, searched)
+    needed = _needs_images(conversion) or request["precision_compare"]
+    feeds = read_feeds(model, request["images"]) if needed else []
     converted = convert(model, conversion, feeds)
     graph.check_model(converted.model, str(output))
-    graph.save_model(converted.model, output)
-    nearest = {} if conversion.weight_rounding == "compensated" else _weights_of(model)
-    compared, wrong = calibrate.check_roundings(converted.model, feeds[0], nearest)
-    facts = describe(converted, conversion, f"{len(searched)} images" if _needs_images(conversion) else "")
+    compared, wrong = calibrate.check_roundings(converted.model, feeds[0], converted.nearest) if feeds else (0, 0)
+    before = _at_opset(model, conversion)
+    graph.name_operations(before.graph)
+    errors = calibrate.compare_layers(before, emulate(converted.model), feeds) if request["precision_compare"] else []
+    facts = describe(converted, conversion, f"{len(request['images'])} images" if _needs_images(conversion) else "")
     facts |= {
         "compared": compared,
         "wrong": wrong,
-        "bytes": [source.stat().st_size, output.stat().st_size],
+        "bytes": [graph.count_bytes(model), graph.count_bytes(converted.model)],
         "opset": graph.opset_of(converted.model),
-        "numbers": graph.number_operations(model.graph),
-        "errors": [],
+        "numbers": graph.number_operations(before.graph),
+        "errors": [asdict(one) for one in errors],
     }
-    if request["precision_compare"]:
-        before = _at_opset(model, conversion)
-        graph.name_operations(before.graph)
-        errors = calibrate.compare_layers(before, emulate(converted.model), feeds)
-        facts["errors"] = [asdict(one) for one in errors]
+    if not wrong:
+        graph.save_model(converted.model, output)
     Path(request["facts"]).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-
-
-def _weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    held = {one.name: one for one in model.graph.initializer}
-    return {one.weights: numpy_helper.to_array(held[one.weights]) for one in graph.find_products(model.graph)}
 
 
 def _needs_images(conversion: Conversion) -> bool:

@@ -24,7 +24,7 @@ from cnnbench.base.errors import CnnbenchError, UsageError, exit_code_of
 from cnnbench.base.progress import Progress
 from cnnbench.engines.conversion import EMULATED, NETWORK
 from cnnbench.engines.onnxruntime import graph
-from cnnbench.engines.onnxruntime.calibrate import make_session
+from cnnbench.engines.onnxruntime.calibrate import answers_of, make_session
 from cnnbench.engines.onnxruntime.rounding import emulate
 from cnnbench.inputs.image_set import CHECK_IMAGES, load_image_set
 from cnnbench.inputs.jpeg import read_batches
@@ -46,7 +46,7 @@ def adopt(file: Path, images: Path, destination: Path) -> None:
     graph.check_model(model, str(file))
     files = load_image_set(images).paths()[:CHECK_IMAGES]
     batch = next(read_batches(files, CHECK_IMAGES, len(os.sched_getaffinity(0)), repeat=False, form=form))
-    (reference,) = make_session(model, as_written=True).run(None, {IMAGES: batch})
+    reference = answers_of(make_session(model, as_written=True), [PROBABILITIES], {IMAGES: batch})[PROBABILITIES]
     if reference.shape != (len(batch), CLASSES):
         raise CnnbenchError(f"{file}: answers {reference.shape[1:]} numbers for an image, needed {CLASSES} classes")
     if not np.isfinite(reference).all():
@@ -74,7 +74,7 @@ def predict(network: Path, images: Path, destination: Path) -> None:
     answers, threads = [], len(os.sched_getaffinity(0))
     with Progress("what the float32 network answers, for the loss of accuracy", len(files), "images") as progress:
         for batch in read_batches(files, BATCH, threads, repeat=False, form=form):
-            answers.append(session.run(None, {IMAGES: batch})[0].argmax(1))
+            answers.append(answers_of(session, [PROBABILITIES], {IMAGES: batch})[PROBABILITIES].argmax(1))
             progress.advance(len(batch))
     np.save(destination / "predictions.npy", np.concatenate(answers).astype(np.int64))
 
@@ -106,6 +106,8 @@ def give(network: Path, file: Path) -> None:
 def what_it_holds(model: onnx.ModelProto) -> str:
     """Return the type of number that a model's weights are held in, as `engines.conversion` names them."""
     types = {one.data_type for one in model.graph.initializer if one.dims}
+    if {TensorProto.INT8, TensorProto.UINT8} & types:
+        return "int8"
     if types & set(_FP8):
         return "fp8" if any(node.op_type == "QuantizeLinear" for node in model.graph.node) else "fp8_weight"
     return "fp16" if TensorProto.FLOAT16 in types else "bf16" if TensorProto.BFLOAT16 in types else "fp32"

@@ -15,6 +15,9 @@ from cnnbench.base.errors import CnnbenchError, UsageError
 STEPS_OF_FLATTEN = 6
 """As many operations the specification's exporter made of a Flatten, which its numbers of later ones count."""
 
+LEAST_IR = 8
+"""Of files: in older ones initializers must be inputs too."""
+
 NEAREST = 5
 """How many operations are named where one is asked for that is not there."""
 
@@ -50,7 +53,33 @@ def load_model(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise CnnbenchError(f"{path}: no ONNX model, or cut off: it has no operations")
     check_model(model, str(path))
+    _settle_weights(model)
     return model
+
+
+def _settle_weights(model: onnx.ModelProto) -> None:
+    """Have all constants be initializers and none of these an input, whatever an exporter has made of them."""
+    graph = model.graph
+    nodes: list[onnx.NodeProto] = []
+    renamed: dict[str, str] = {}
+    held = {one.name for one in graph.initializer}
+    for node in graph.node:
+        for at, name in enumerate(node.input):
+            node.input[at] = renamed.get(name, name)
+        value = next((one.t for one in node.attribute if one.name == "value"), None)
+        if node.op_type == "Constant" and value is not None:
+            value.name = node.output[0]
+            graph.initializer.append(value)
+            held.add(value.name)
+        elif node.op_type == "Identity" and node.input[0] in held:
+            renamed[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    given = own_inputs(graph)
+    del graph.node[:], graph.input[:]
+    graph.node.extend(nodes)
+    graph.input.extend(given)
+    model.ir_version = max(model.ir_version, LEAST_IR)
 
 
 def check_model(model: onnx.ModelProto, what: str) -> None:
@@ -67,10 +96,13 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))
 
 
+def count_bytes(model: onnx.ModelProto) -> int:
+    """Return how large a model is as one file, weights and all."""
+    return model.ByteSize()
+
+
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write a model, whole or not at all."""
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: there is no directory {path.parent} to write it into")
     partial = path.with_name(f".{path.name}.partial")
     onnx.save(model, partial)
     partial.replace(path)
@@ -153,9 +185,8 @@ def name_operations(graph: onnx.GraphProto) -> None:
 def find_operations(graph: onnx.GraphProto, names: Iterable[str]) -> list[str]:
     """Return the graph's names of operations, asked for by these or by their numbers; raise UsageError for others."""
     numbered, products = number_operations(graph), {one.name for one in find_products(graph)}
-    known = {node.name: node.name for node in graph.node} | {
-        number: name for number, name in numbered.items() if name in products
-    }
+    known = {number: name for number, name in numbered.items() if name in products}
+    known |= {node.name: node.name for node in graph.node}
     found = []
     for name in names:
         own = known.get(name)
@@ -165,7 +196,7 @@ def find_operations(graph: onnx.GraphProto, names: Iterable[str]) -> list[str]:
             what = "no such operation" if own is None else "it multiplies by no weights, so nothing of it is rounded"
             raise UsageError(f"{name}: {what}; the nearest are {', '.join(nearest) or 'none'}")
         found.append(own)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def find_products(graph: onnx.GraphProto) -> list[Product]:
@@ -200,6 +231,8 @@ def count_macs(model: onnx.ModelProto, batch: int) -> int:
             continue
         shape = held.get(unpacked.get(node.input[1], node.input[1]))
         sizes = shapes.get(node.output[0])
+        if shape is None and node.op_type == "MatMul":
+            continue  # of two tensors, neither of them weights
         if shape is None or not sizes:
             raise CnnbenchError(f"{node.name}: its weights or the shape of what it answers cannot be told")
         per_output = int(np.prod(shape)) // shape[_output_axis(node, len(shape))]

@@ -103,24 +103,21 @@ def _hold_in_fp8(
     made: dict[tuple[str, str], str],
     nodes: list[onnx.NodeProto],
 ) -> str:
-    key = (weights.name, f"fp8 {rounding.product.axis}")
+    own = "" if rounding.rounded is None else rounding.product.name
+    key = (weights.name, f"fp8 {rounding.product.axis} {own}")
     if key not in made:
         values, form, axis = numpy_helper.to_array(weights), rounding.weights, rounding.product.axis
         exponents = rounding.weight_exponents
         rounded = rounding.hold(values)
-        name = f"{weights.name}/{form.name}"
-        scale, zero = f"{name}/scale", f"{name}/zero"
+        name = f"{own or weights.name}/{form.name}"
+        scale = f"{name}/scale"
         graph.initializer.append(
             helper.make_tensor(name, form.tensor_type, values.shape, np.ascontiguousarray(rounded).tobytes(), raw=True)
         )
         graph.initializer.append(numpy_helper.from_array(np.exp2(exponents, dtype=np.float32), scale))
-        zeros = bytes(exponents.size)
-        graph.initializer.append(helper.make_tensor(zero, form.tensor_type, exponents.shape, zeros, raw=True))
         attributes = {"axis": axis} if exponents.ndim else {}
         made[key] = f"{name}{ROUNDED}"
-        nodes.append(
-            helper.make_node("DequantizeLinear", [name, scale, zero], [made[key]], name=made[key], **attributes)
-        )
+        nodes.append(helper.make_node("DequantizeLinear", [name, scale], [made[key]], name=made[key], **attributes))
     return made[key]
 
 
@@ -132,12 +129,12 @@ def _round_source(
     key = (source, f"{form.name} {exponent}")
     if key not in made:
         name = f"{source}/{form.name}/{exponent}"
-        scale, zero = f"{name}/scale", f"{name}/zero"
+        scale = f"{name}/scale"
         graph.initializer.append(helper.make_tensor(scale, TensorProto.FLOAT, [], [2.0**exponent]))
-        graph.initializer.append(helper.make_tensor(zero, form.tensor_type, [], bytes(1), raw=True))
         made[key] = f"{name}{ROUNDED}"
-        nodes.append(helper.make_node("QuantizeLinear", [source, scale, zero], [name], name=name))
-        nodes.append(helper.make_node("DequantizeLinear", [name, scale, zero], [made[key]], name=made[key]))
+        told = {"output_dtype": form.tensor_type}  # and no zero point: ONNX Runtime takes that for a ReLU's work
+        nodes.append(helper.make_node("QuantizeLinear", [source, scale], [name], name=name, **told))
+        nodes.append(helper.make_node("DequantizeLinear", [name, scale], [made[key]], name=made[key]))
     return made[key]
 
 
@@ -162,27 +159,52 @@ def _hold_in_halves(
     return made[key]
 
 
+def format_of(node: onnx.NodeProto, held: Mapping[str, TensorProto]) -> Format | None:
+    """Return the format that a QuantizeLinear rounds to, by its zero point or its attribute; None for another type."""
+    zero = node.input[2] if len(node.input) > 2 else ""
+    told = next((one.i for one in node.attribute if one.name == "output_dtype"), TensorProto.UNDEFINED)
+    tensor_type = held[zero].data_type if zero in held else told
+    return next((form for form in FORMATS.values() if form.tensor_type == tensor_type), None)
+
+
+def exponent_of(node: onnx.NodeProto, held: Mapping[str, TensorProto]) -> int | None:
+    """Return the exponent of a QuantizeLinear's one scale; None where it has several, or no power of two."""
+    scale = held.get(node.input[1])
+    if scale is None or scale.dims not in ([], [1]):
+        return None
+    digits, exponent = np.frexp(numpy_helper.to_array(scale).ravel()[0])
+    return int(exponent) - 1 if digits == 0.5 else None
+
+
 def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that answers the same bits with the roundings of what is multiplied done by float32 operations.
 
-    Engines without fp8 units convert number by number otherwise, and these they have for whole vectors.
+    Engines without fp8 units convert number by number otherwise, and these they have for whole vectors. What is rounded
+    in another way than conversions here do it stays as it is.
     """
     emulated = onnx.ModelProto()
     emulated.CopyFrom(model)
     graph = emulated.graph
-    positive, forms = never_negative(graph), {form.tensor_type: form for form in FORMATS.values()}
-    held = {one.name: one for one in graph.initializer}
-    quantized = {
-        node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[2] in held
-    }
+    positive, held = never_negative(graph), {one.name: one for one in graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    quantized = {}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and format_of(node, held) and exponent_of(node, held) is not None:
+            after = users.get(node.output[0], [])
+            if all(one.op_type == "DequantizeLinear" and one.input[1] == node.input[1] for one in after):
+                quantized[node.output[0]] = node
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "QuantizeLinear" and node.output[0] in quantized:
             continue
         if node.op_type == "DequantizeLinear" and node.input[0] in quantized:
             source = quantized[node.input[0]]
-            exponent = round(float(np.log2(numpy_helper.to_array(held[source.input[1]]))))
-            form = forms[held[source.input[2]].data_type]
+            form, exponent = format_of(source, held), exponent_of(source, held)
+            assert form is not None
+            assert exponent is not None
             steps, constants = rounding_nodes(
                 source.input[0], node.output[0], form, exponent, positive=source.input[0] in positive
             )

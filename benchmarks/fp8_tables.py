@@ -1,0 +1,158 @@
+"""Make the specification's tables of ResNet50 in fp8: throughput by batch, and size and latency of three conversions.
+
+    .venv/bin/python benchmarks/fp8_tables.py throughput [--data dummy real] [--batches 1 2 4 ...] [--output FILE.csv]
+    .venv/bin/python benchmarks/fp8_tables.py latency [--output FILE.csv]
+
+Each cell is a case of workload/ResNet50-FP8-Public, with its proof and verdict; `!` marks one that is unstable, and one
+that is invalid has none. A run that needs more than --memory GiB is `oom`: its instances have that much address space,
+and end when they are refused more. `top-1` is the accuracy over all drawn validation images.
+"""
+
+import argparse
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cnnbench.base.checkout import REPOSITORY
+from cnnbench.machine.host import read_cpuinfo
+from cnnbench.report.text import align
+from cnnbench.results.kpi_text import format_number
+from cnnbench.results.record import RunResult, find_last_run, load_run
+
+WORKLOAD = REPOSITORY / "workload" / "ResNet50-FP8-Public"
+CNNBENCH = (sys.executable, "-m", "cnnbench")
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 90, 96)
+FORMS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "ResNet50": ("fp32", {}),
+    "FP16 ResNet50": ("fp16", {}),
+    "BF16 ResNet50": ("bfloat16", {}),
+    "FP8 ResNet50": ("fp8", {"FP8_SKIP_OP_NAMES": "none"}),
+    "FP8 ResNet50 (first conv in fp16)": ("fp8", {"FP8_SKIP_OP_NAMES": "Conv_0"}),
+    "FP8 ResNet50 (first conv and last gemm in fp16)": ("fp8", {"FP8_SKIP_OP_NAMES": "Conv_0,Gemm_126"}),
+    "FP8 ResNet50 (first conv, conv_13 and last gemm in fp16)": (
+        "fp8",
+        {"FP8_SKIP_OP_NAMES": "Conv_0,Conv_13,Gemm_126"},
+    ),
+    "FP8-weight ResNet50": ("fp8_weight", {"FP8_SKIP_OP_NAMES": "none"}),
+}
+"""The rows of the specification, and what they are here."""
+
+CONVERSIONS: Mapping[str, Sequence[str]] = {
+    "pure-FP8": (),
+    "Occ-FP8": ("--fp8_skip_op_names", "Conv_5,Conv_13,Gemm_126"),
+    "AutoPad-FP8": ("--compiler_options", "custom_patterns=PadConvChannel"),
+}
+STAGING_GIB = 1024.0
+REFUSED = re.compile("std::bad_alloc|Cannot allocate memory|MemoryError|Failed to allocate memory|bad allocation")
+
+
+def measure(mode: str, precision: str, settings: Mapping[str, str], root: Path, memory_gib: float) -> RunResult | str:
+    """Return the result of a case, or a word for why there is none: `oom`, or `skipped` by what the CPU lacks."""
+    case = f"test_resnet50_fp8_public_inference_{mode}_{precision}"
+    words = [f"--{name.lower()}={value}" for name, value in settings.items()]
+    command = [*CNNBENCH, "case", "--workload", str(WORKLOAD), "--case", case, "--logs-root", str(root), *words]
+    limit = ["prlimit", f"--as={int(memory_gib * 2**30)}"]
+    done = subprocess.run([*limit, *command], capture_output=True, text=True, check=False)
+    logs = root / f"logs-{case}"
+    if done.returncode == 77:
+        return "skipped"
+    if not logs.is_dir():
+        sys.exit(f"{' '.join(command)}: {done.stderr}")
+    run = find_last_run(logs)
+    outputs = "".join(path.read_text(errors="replace") for path in run.glob("process-*/output.log"))
+    return "oom" if REFUSED.search(outputs + done.stderr) else load_run(run)
+
+
+def tell(run: RunResult | str, key: str) -> str:
+    """Return a figure as a cell of the table has it."""
+    if isinstance(run, str):
+        return run
+    value = next((kpi.value for kpi in run.kpis if kpi.key == key), None)
+    return "INVALID" if value is None else format_number(value) + ("" if run.verdict == "valid" else " !")
+
+
+def throughput_table(arguments: argparse.Namespace, root: Path) -> list[list[str]]:
+    """Measure all forms at all batches; return the rows."""
+    quick = {"MIN_TIME": "3", "MAX_TIME": "5", "WARMUP_STEPS": "2", "ENGINE": arguments.engine}
+    rows = [["data", "network", *(f"bs{size}" for size in arguments.batches), "top-1 (%)", "top-1 loss (%)"]]
+    for data in arguments.data:
+        for name, (precision, settings) in FORMS.items():
+            cells = []
+            staging = {**quick, **settings, "STEPS": "1", "BATCH_SIZE": "1", "DATA_TYPE": data}
+            measure("throughput", precision, staging, root, STAGING_GIB)  # converts the network, which needs more
+            for size in arguments.batches:
+                asked = {**quick, **settings, "BATCH_SIZE": str(size), "DATA_TYPE": data}
+                cells.append(tell(measure("throughput", precision, asked, root, arguments.memory), "Throughput"))
+                print(f"{data}, {name}, batches of {size}: {cells[-1]}", file=sys.stderr, flush=True)
+            asked = {"ENGINE": arguments.engine, **settings}
+            accuracy = measure("accuracy", precision, asked, root, arguments.memory) if arguments.accuracy else ""
+            found = [tell(accuracy, key) for key in ("Accuracy top-1", "Top-1 loss")]
+            rows.append([data, name, *cells, *found])
+    return rows
+
+
+def latency_table(arguments: argparse.Namespace, root: Path) -> list[list[str]]:
+    """Convert in three ways, export, and measure five runs of each; return the rows."""
+    model = WORKLOAD / "model" / "resnet50.onnx"
+    if not model.is_file():
+        sys.exit(f"{model}: not there; test_resnet.py makes it")
+    found: dict[str, list[str]] = {}
+    for name, words in CONVERSIONS.items():
+        directory = root / name
+        command = [*CNNBENCH, "convert", "--input_model", str(model), "--output_model", str(root / f"{name}.onnx")]
+        command += [
+            "--input_shape",
+            "input=1,3,224,224",
+            "--precision",
+            "fp8",
+            "--fp8_params",
+            "F143,F143,-3,-3",
+            *words,
+        ]
+        subprocess.run(
+            [*command, "--export", str(directory), "--engine", arguments.engine], check=True, stdout=sys.stderr
+        )
+        (file,) = (path for path in directory.glob("executable.*") if path.suffix != ".json")
+        done = subprocess.run(
+            [*CNNBENCH, "run-exported", str(file), "--logs-root", str(root)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        runs = re.findall(r"run#\d+ +([\d.]+)", done.stdout)
+        sizes = [f"{(root / f'{name}.onnx').stat().st_size / 1e6:.1f} MB", f"{file.stat().st_size / 1e6:.1f} MB"]
+        found[name] = [*sizes, *(f"{latency} ms" for latency in runs)]
+        print(f"{name}: {', '.join(found[name])}", file=sys.stderr, flush=True)
+    what = ["ONNX file", "what the engine loads", *(f"run#{number}" for number in range(1, 6))]
+    return [["size and latency", *found], *([one, *cells] for one, *cells in zip(what, *found.values(), strict=True))]
+
+
+def main() -> int:
+    """Make a table; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("throughput", "latency"))
+    parser.add_argument("--engine", choices=("openvino", "onnxruntime"), default="openvino")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--data", nargs="+", choices=("dummy", "real"), default=["dummy", "real"])
+    parser.add_argument("--accuracy", action="store_true", help="measure top-1 too")
+    parser.add_argument("--memory", type=float, default=16, metavar="GIB", help="what a run may have (%(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE.csv")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        table = throughput_table if arguments.table == "throughput" else latency_table
+        header, *rows = table(arguments, Path(scratch))
+    if arguments.output:
+        with arguments.output.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    print(f"{read_cpuinfo().model_name}, {len(os.sched_getaffinity(0))} cores, {arguments.engine}")
+    print(align(header, rows, width=None))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
