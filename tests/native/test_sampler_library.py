@@ -279,9 +279,7 @@ def test_outputs_are_the_same_bits_with_it(run_sampled):
     """
     samples, with_it = run_sampled(code)
     assert len(samples.records) > 5
-    one = np.random.default_rng(1).random((300, 300), dtype=np.float32)
-    two = one
-    for _ in range(200):
-        two = one @ two
-        two /= two.max()
-    assert with_it.split() == [two.tobytes().hex()[:64], str(float(two.sum()))]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # as it is sampled: threads decide how sums are parted
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    without = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert with_it == without
