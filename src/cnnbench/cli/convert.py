@@ -12,7 +12,9 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from cnnbench.base.cache import cache_root
+from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.cases.workload import load_workload
 from cnnbench.engines.conversion import PATTERNS, Conversion, Metric, NumberType, WeightRounding, parse_fp8_params
 from cnnbench.engines.registry import engines, find_engine, find_part
 from cnnbench.report.layers import show_layer_errors
@@ -20,6 +22,8 @@ from cnnbench.report.text import wrap
 from cnnbench.staging.inputs import call_steps, stage_procedural
 from cnnbench.staging.networks import export_network
 
+WORKLOAD = REPOSITORY / "workload" / "ResNet50-FP8-Public"
+"""Of which converted networks are cases."""
 CALIBRATION_IMAGES = 100
 SUFFIXES = (".jpg", ".jpeg")
 PROCEDURAL = "procedural"
@@ -87,7 +91,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="write also what an engine loads without converting it again"
     )
-    parser.add_argument("--engine", choices=exporting, default="openvino", help="for which engine (openvino)")
+    usual = load_workload(WORKLOAD).engine
+    parser.add_argument("--engine", choices=exporting, default=usual, help="for which engine (%(default)s)")
     parser.add_argument(
         "--export_popef", action="store_true", help="the same, into a directory named as the input is, such as resnet50"
     )

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
-from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.disk import make_directory
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.precisions import chosen_precision, missing_for_precision
 from cnnbench.cases.workload import load_workload
 from cnnbench.cli import convert
+from cnnbench.cli.convert import WORKLOAD
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.text import WORDS, wrap
 from cnnbench.results.kpi_text import format_number
@@ -21,7 +21,6 @@ from cnnbench.run.measurement import DEFAULT_HANG_S
 from cnnbench.run.native import measure_job
 from cnnbench.staging.networks import give_network
 
-WORKLOAD = REPOSITORY / "workload" / "ResNet50-FP8-Public"
 TYPES = ("fp32", "fp16", "fp8", "fp8_weight")
 KEPT = "Conv_0,Gemm_126"
 """The first convolution and the last product stay in fp16, as the specification has it."""

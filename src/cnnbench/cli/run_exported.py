@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from cnnbench.base.cache import cache_root
-from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import UsageError
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.workload import load_workload
+from cnnbench.cli.convert import WORKLOAD
 from cnnbench.engines.exported import STEM, Exported
 from cnnbench.report.text import WORDS, align, wrap
 from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S
 from cnnbench.run.native import measure_job
 
-WORKLOAD = REPOSITORY / "workload" / "ResNet50-FP8-Public"
 CASES = {"fp32": "fp32", "fp16": "fp16", "fp8": "fp8", "fp8_weight": "fp8_weight"}
 """The precision that a file is measured at, by what it is held in."""
 

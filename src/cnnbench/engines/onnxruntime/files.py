@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,18 +87,10 @@ def give(network: Path, file: Path) -> None:
     if first.op_type != "Transpose" or last.op_type != "Softmax" or list(first.input) != [IMAGES]:
         raise CnnbenchError(f"{network / NETWORK}: does not begin by turning images and end with a softmax")
     size = graph.input_shape(model)[1]
-    for node in nodes:
-        for at, name in enumerate(node.input):
-            if name == first.output[0]:
-                node.input[at] = "input"
-        for at, name in enumerate(node.output):
-            if name == last.input[0]:
-                node.output[at] = "output"
     nodes.remove(first)
     nodes.remove(last)
-    del model.graph.input[:], model.graph.output[:], model.graph.value_info[:]
-    model.graph.input.append(helper.make_tensor_value_info("input", TensorProto.FLOAT, [BATCH_NAME, 3, size, size]))
-    model.graph.output.append(helper.make_tensor_value_info("output", TensorProto.FLOAT, [BATCH_NAME, CLASSES]))
+    _rename(model.graph, {first.output[0]: "input", last.input[0]: "output"})
+    _declare(model.graph, ("input", [BATCH_NAME, 3, size, size]), "output")
     graph.check_model(model, str(file))
     graph.save_model(model, file)
 
@@ -134,37 +126,37 @@ def shape_for_any_batch(model: onnx.ModelProto) -> None:
 
 def hand_over_images(model: onnx.ModelProto) -> None:
     """Have a model take `images`, N x H x W x 3, and answer `probabilities`, whatever it was written for."""
-    value, output = graph.image_input(model), model.graph.output[0]
-    shape, given = graph.input_shape(model), value.name
-    size = max(shape[1:3])
-    before, after = [], []
-    inner = f"{given}/inside"
-    for node in model.graph.node:
-        for at, name in enumerate(node.input):
-            if name == given:
-                node.input[at] = inner
-    kind = "Transpose" if shape[1] == 3 else "Identity"
-    turn = {"perm": [0, 3, 1, 2]} if shape[1] == 3 else {}
-    before.append(helper.make_node(kind, [IMAGES], [inner], name="hand_over", **turn))
-    answered = output.name
-    for node in model.graph.node:
-        for at, name in enumerate(node.output):
-            if name == answered:
-                node.output[at] = f"{answered}/inside"
-        for at, name in enumerate(node.input):
-            if name == answered:
-                node.input[at] = f"{answered}/inside"
-    ends_in_softmax = any(
-        node.op_type == "Softmax" and f"{answered}/inside" in node.output for node in model.graph.node
-    )
-    last = "Identity" if ends_in_softmax else "Softmax"
-    axis = {} if ends_in_softmax else {"axis": -1}
-    after.append(helper.make_node(last, [f"{answered}/inside"], [PROBABILITIES], name="answer", **axis))
-    nodes = [*before, *model.graph.node, *after]
-    del model.graph.node[:], model.graph.input[:], model.graph.output[:]
+    shape, given, answered = graph.input_shape(model), graph.image_input(model).name, model.graph.output[0].name
+    inside, outside = f"{given}/inside", f"{answered}/inside"
+    _rename(model.graph, {given: inside, answered: outside})
+    if shape[1] == 3:
+        first = helper.make_node("Transpose", [IMAGES], [inside], name="hand_over", perm=[0, 3, 1, 2])
+    else:
+        first = helper.make_node("Identity", [IMAGES], [inside], name="hand_over")
+    if any(node.op_type == "Softmax" and outside in node.output for node in model.graph.node):
+        last = helper.make_node("Identity", [outside], [PROBABILITIES], name="answer")
+    else:
+        last = helper.make_node("Softmax", [outside], [PROBABILITIES], name="answer", axis=-1)
+    nodes = [first, *model.graph.node, last]
+    del model.graph.node[:]
     model.graph.node.extend(nodes)
-    model.graph.input.append(helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, [BATCH_NAME, size, size, 3]))
-    model.graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [BATCH_NAME, CLASSES]))
+    size = max(shape[1:3])
+    _declare(model.graph, (IMAGES, [BATCH_NAME, size, size, 3]), PROBABILITIES)
+
+
+def _rename(of: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors other names wherever operations make or use them."""
+    for node in of.node:
+        for tensors in (node.input, node.output):
+            for at, name in enumerate(tensors):
+                tensors[at] = names.get(name, name)
+
+
+def _declare(of: onnx.GraphProto, images: tuple[str, list[str | int]], answer: str) -> None:
+    """Have a graph say that it takes these images, and answers a number for each class."""
+    del of.input[:], of.output[:], of.value_info[:]
+    of.input.append(helper.make_tensor_value_info(images[0], TensorProto.FLOAT, images[1]))
+    of.output.append(helper.make_tensor_value_info(answer, TensorProto.FLOAT, [BATCH_NAME, CLASSES]))
 
 
 def main(arguments: Collection[str]) -> int:
