@@ -55,6 +55,7 @@ class Image:
         with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as container:
             with (self._root / "fifo").open("rb") as fifo, tarfile.open(fileobj=fifo, mode="r|") as archive:
                 archive.extractall(self.logs)  # our own archive
+                fifo.read()  # what pads it: who is still writing that would wait for another reader
             code = container.wait(patience_s)
         assert (self.logs / "status").read_text() == f"{code}\n"
         error = self.logs / "error"
