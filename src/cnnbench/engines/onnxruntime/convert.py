@@ -8,11 +8,10 @@ Written here, as no quantiser has scales that are powers of two, given or search
 by name: ONNX Runtime's and NNCF's choose their own, and onnxconverter-common has no 8-bit types.
 """
 
-import argparse
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,8 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper, version_converter
 
-from cnnbench.base.errors import CnnbenchError, UsageError, exit_code_of
+from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.base.steps import Step, run_step
 from cnnbench.engines.conversion import Conversion
 from cnnbench.engines.onnxruntime import calibrate, graph
 from cnnbench.engines.onnxruntime.compensate import round_compensated
@@ -274,21 +274,13 @@ def _needs_images(conversion: Conversion) -> bool:
     return conversion.number_type.startswith("fp8")
 
 
-def main(arguments: Collection[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run one of the steps; return the exit code."""
-    parser = argparse.ArgumentParser(prog="cnnbench.engines.onnxruntime.convert", description=__doc__)
-    steps = parser.add_subparsers(required=True)
-    for name, step, paths in (
-        ("file", convert_file, ("request",)),
-        ("network", convert_network, ("network", "images", "destination")),
-    ):
-        one = steps.add_parser(name)
-        one.set_defaults(step=step)
-        for path in paths:
-            one.add_argument(path, type=Path)
-    parsed = vars(parser.parse_args(list(arguments)))
-    step = parsed.pop("step")
-    return exit_code_of(lambda: step(*parsed.values()))
+    steps: dict[str, Step] = {
+        "file": (convert_file, ("request",)),
+        "network": (convert_network, ("network", "images", "destination")),
+    }
+    return run_step("cnnbench.engines.onnxruntime.convert", __doc__, steps, arguments)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ ONNX file that classifies images: `network.onnx` in the form that engines are ha
 prepared network as the usual exporters do: images N x 3 x H x W, and no softmax.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +19,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from cnnbench.base.errors import CnnbenchError, UsageError, exit_code_of
+from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.progress import Progress
+from cnnbench.base.steps import Step, run_step
 from cnnbench.engines.conversion import EMULATED, NETWORK
 from cnnbench.engines.onnxruntime import graph
 from cnnbench.engines.onnxruntime.calibrate import answers_of, make_session
@@ -159,22 +159,14 @@ def _declare(of: onnx.GraphProto, images: tuple[str, list[str | int]], answer: s
     of.output.append(helper.make_tensor_value_info(answer, TensorProto.FLOAT, [BATCH_NAME, CLASSES]))
 
 
-def main(arguments: Collection[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run one of the steps; return the exit code."""
-    parser = argparse.ArgumentParser(prog="cnnbench.engines.onnxruntime.files", description=__doc__)
-    steps = parser.add_subparsers(required=True)
-    for name, step, paths in (
-        ("adopt", adopt, ("file", "images", "destination")),
-        ("predict", predict, ("network", "images", "destination")),
-        ("give", give, ("network", "file")),
-    ):
-        one = steps.add_parser(name)
-        one.set_defaults(step=step)
-        for path in paths:
-            one.add_argument(path, type=Path)
-    parsed = vars(parser.parse_args(list(arguments)))
-    step = parsed.pop("step")
-    return exit_code_of(lambda: step(*parsed.values()))
+    steps: dict[str, Step] = {
+        "adopt": (adopt, ("file", "images", "destination")),
+        "predict": (predict, ("network", "images", "destination")),
+        "give": (give, ("network", "file")),
+    }
+    return run_step("cnnbench.engines.onnxruntime.files", __doc__, steps, arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ handed, `reference.npy` (what it answers to them in float32, by PyTorch's eager 
 checkpoint of a prepared network answers to every image, likewise in float32.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from cnnbench.base.errors import CnnbenchError, exit_code_of
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.progress import Progress
+from cnnbench.base.steps import Step, run_step
 from cnnbench.engines.pytorch.classifier import Classifier
 from cnnbench.engines.pytorch.networks import build, count_macs, fold_norms, split
 from cnnbench.engines.pytorch.weights import load_weights, seed_weights
@@ -155,20 +155,12 @@ def export(classifier: Classifier, images: torch.Tensor, path: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run one of the steps; return the exit code."""
-    parser = argparse.ArgumentParser(prog="cnnbench.engines.pytorch.prepare", description=__doc__)
-    steps = parser.add_subparsers(required=True)
-    for name, step, paths in (
-        ("network", prepare, ("images", "destination")),
-        ("fit", fit, ("calibration", "training", "destination")),
-        ("predict", predict, ("network", "weights", "images", "destination")),
-    ):
-        one = steps.add_parser(name)
-        one.set_defaults(step=step)
-        for path in paths:
-            one.add_argument(path, type=Path)
-    parsed = vars(parser.parse_args(arguments))
-    step = parsed.pop("step")
-    return exit_code_of(lambda: step(*parsed.values()))
+    steps: dict[str, Step] = {
+        "network": (prepare, ("images", "destination")),
+        "fit": (fit, ("calibration", "training", "destination")),
+        "predict": (predict, ("network", "weights", "images", "destination")),
+    }
+    return run_step("cnnbench.engines.pytorch.prepare", __doc__, steps, arguments)
 
 
 if __name__ == "__main__":
