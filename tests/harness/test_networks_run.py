@@ -40,7 +40,7 @@ def run_case(engine_cache, pytorch_python, tmp_path_factory):
         root = tmp_path_factory.mktemp("networks")
         command = ["--workload", str(DIRECTORY), "--case", case + network, "--logs-root", str(root), *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=8"],
+            [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=24"],
             env=clean_environment(**{"CNNBENCH_CACHE": str(engine_cache)} | environment),
             capture_output=True,
             text=True,

