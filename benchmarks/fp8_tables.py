@@ -3,9 +3,11 @@
     .venv/bin/python benchmarks/fp8_tables.py throughput [--data dummy real] [--batches 1 2 4 ...] [--output FILE.csv]
     .venv/bin/python benchmarks/fp8_tables.py latency [--output FILE.csv]
 
-Each cell is a case of workload/ResNet50-FP8-Public, with its proof and verdict; `!` marks one that is unstable, and one
-that is invalid has none. A run that needs more than --memory GiB is `oom`: its instances have that much address space,
-and end when they are refused more. `top-1` is the accuracy over all drawn validation images.
+Each cell is a case of workload/ResNet50-FP8-Public, with its proof, verdict and half its 95 % interval; `!` marks one
+that is unstable, and one that is invalid has none. A run that needs more than --memory GiB is `oom`: its
+instances have that much address space, and end when they are refused more. `top-1` is the accuracy over all drawn
+validation images, and its loss is counted on the same images, with a paired interval. A CSV file has a line for each
+cell.
 """
 
 import argparse
@@ -16,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.machine.host import read_cpuinfo
+from cnnbench.report.table import find_interval
 from cnnbench.report.text import align
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import RunResult, find_last_run, load_run
@@ -47,6 +51,7 @@ CONVERSIONS: Mapping[str, Sequence[str]] = {
     "Occ-FP8": ("--fp8_skip_op_names", "Conv_5,Conv_13,Gemm_126"),
     "AutoPad-FP8": ("--compiler_options", "custom_patterns=PadConvChannel"),
 }
+ACCURACY = ("Accuracy top-1", "Top-1 loss")
 STAGING_GIB = 1024.0
 REFUSED = re.compile("std::bad_alloc|Cannot allocate memory|MemoryError|Failed to allocate memory|bad allocation")
 
@@ -68,18 +73,49 @@ def measure(mode: str, precision: str, settings: Mapping[str, str], root: Path, 
     return "oom" if REFUSED.search(outputs + done.stderr) else load_run(run)
 
 
-def tell(run: RunResult | str, key: str) -> str:
-    """Return a figure as a cell of the table has it."""
-    if isinstance(run, str):
-        return run
-    value = next((kpi.value for kpi in run.kpis if kpi.key == key), None)
-    return "INVALID" if value is None else format_number(value) + ("" if run.verdict == "valid" else " !")
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a run, or a word for why there is none."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+    @classmethod
+    def of(cls, run: RunResult | str, key: str) -> "Cell":
+        """Return a run's figure."""
+        if isinstance(run, str):
+            return cls(None, None, run)
+        value = next((kpi.value for kpi in run.kpis if kpi.key == key), None)
+        return cls(value, find_interval(run, key), run.verdict)
+
+    def text(self) -> str:
+        """Return it as the table has it."""
+        if self.value is None:
+            return "INVALID" if self.verdict == "invalid" else self.verdict
+        mark = "" if self.verdict == "valid" else " !"
+        if not self.interval:
+            return format_number(self.value) + mark
+        low, high = self.interval
+        return f"{format_number(self.value)} ±{format_number((high - low) / 2)}{mark}"
+
+    def numbers(self) -> list[str]:
+        """Return it as a line of the CSV file has it: the value, the ends of its interval and the verdict."""
+        value = "" if self.value is None else f"{self.value:.6g}"
+        return [
+            value,
+            *(f"{end:.6g}" for end in self.interval or ()),
+            *([] if self.interval else ["", ""]),
+            self.verdict,
+        ]
 
 
 def throughput_table(arguments: argparse.Namespace, root: Path) -> list[list[str]]:
-    """Measure all forms at all batches; return the rows."""
+    """Measure all forms at all batches; return the rows. The CSV file has each figure as soon as it is there."""
     quick = {"MIN_TIME": "3", "MAX_TIME": "5", "WARMUP_STEPS": "2", "ENGINE": arguments.engine}
     rows = [["data", "network", *(f"bs{size}" for size in arguments.batches), "top-1 (%)", "top-1 loss (%)"]]
+    record(arguments.output, ["data", "network", "batch", "KPI", "value", "low", "high", "verdict"], anew=True)
+    accuracies: dict[str, list[Cell]] = {}
     for data in arguments.data:
         for name, (precision, settings) in FORMS.items():
             cells = []
@@ -87,13 +123,25 @@ def throughput_table(arguments: argparse.Namespace, root: Path) -> list[list[str
             measure("throughput", precision, staging, root, STAGING_GIB)  # converts the network, which needs more
             for size in arguments.batches:
                 asked = {**quick, **settings, "BATCH_SIZE": str(size), "DATA_TYPE": data}
-                cells.append(tell(measure("throughput", precision, asked, root, arguments.memory), "Throughput"))
-                print(f"{data}, {name}, batches of {size}: {cells[-1]}", file=sys.stderr, flush=True)
-            asked = {"ENGINE": arguments.engine, **settings}
-            accuracy = measure("accuracy", precision, asked, root, arguments.memory) if arguments.accuracy else ""
-            found = [tell(accuracy, key) for key in ("Accuracy top-1", "Top-1 loss")]
-            rows.append([data, name, *cells, *found])
+                cell = Cell.of(measure("throughput", precision, asked, root, arguments.memory), "Throughput")
+                record(arguments.output, [data, name, str(size), "Throughput (img/s)", *cell.numbers()])
+                print(f"{data}, {name}, batches of {size}: {cell.text()}", file=sys.stderr, flush=True)
+                cells.append(cell.text())
+            if name not in accuracies:
+                asked = {"ENGINE": arguments.engine, **settings}
+                run = measure("accuracy", precision, asked, root, arguments.memory) if arguments.accuracy else "-"
+                accuracies[name] = [Cell.of(run, key) for key in ACCURACY]
+                for key, cell in zip(ACCURACY, accuracies[name], strict=True):
+                    record(arguments.output, ["real", name, "25", f"{key} (%)", *cell.numbers()])
+            rows.append([data, name, *cells, *(cell.text() for cell in accuracies[name])])
     return rows
+
+
+def record(output: Path | None, line: Sequence[str], *, anew: bool = False) -> None:
+    """Add a line to the CSV file, if one is wanted."""
+    if output:
+        with output.open("w" if anew else "a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(line)
 
 
 def latency_table(arguments: argparse.Namespace, root: Path) -> list[list[str]]:
@@ -129,7 +177,10 @@ def latency_table(arguments: argparse.Namespace, root: Path) -> list[list[str]]:
         found[name] = [*sizes, *(f"{latency} ms" for latency in runs)]
         print(f"{name}: {', '.join(found[name])}", file=sys.stderr, flush=True)
     what = ["ONNX file", "what the engine loads", *(f"run#{number}" for number in range(1, 6))]
-    return [["size and latency", *found], *([one, *cells] for one, *cells in zip(what, *found.values(), strict=True))]
+    rows = [["size and latency", *found], *([one, *cells] for one, *cells in zip(what, *found.values(), strict=True))]
+    for number, row in enumerate(rows):
+        record(arguments.output, row, anew=number == 0)
+    return rows
 
 
 def main() -> int:
@@ -146,9 +197,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         table = throughput_table if arguments.table == "throughput" else latency_table
         header, *rows = table(arguments, Path(scratch))
-    if arguments.output:
-        with arguments.output.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *rows])
     print(f"{read_cpuinfo().model_name}, {len(os.sched_getaffinity(0))} cores, {arguments.engine}")
     print(align(header, rows, width=None))
     return 0

@@ -106,6 +106,7 @@ def test_a_users_files_are_measured_and_their_answers_held_against_a_folder_of_i
         assert done.returncode == 0, done.stdout + done.stderr
         assert {one.name: one.found for one in run.criteria}["coverage"] == "4 of 4 images answered"
         assert {kpi.key: kpi.value for kpi in run.kpis}["Accuracy top-1"] >= 75
+        assert any("is in fp8 as it stands" in note for note in run.notes) == (precision == "fp8")
     exported = resnet18[1].parent / "exported" / "executable.blob"
     command = ["run-exported", str(exported), "--batches-per-step", "20", "--runs", "8", "--logs-root", str(tmp_path)]
     done = subprocess.run(

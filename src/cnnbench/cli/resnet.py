@@ -19,6 +19,7 @@ from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S
 from cnnbench.run.native import measure_job
+from cnnbench.staging.folder import read_folder
 from cnnbench.staging.networks import give_network
 
 TYPES = ("fp32", "fp16", "fp8", "fp8_weight")
@@ -43,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the model, convert it, measure both, and say what was found."""
     end_by_exceptions()
     cache, number_type = cache_root(os.environ), arguments.model_run_type
+    speed_settings = {"BATCH_SIZE": str(arguments.batch_size)}
+    _plan("throughput", number_type, speed_settings)  # which refuses what cannot be, before anything is made
+    read_folder(arguments.data)
     source = arguments.model_dir / "resnet50.onnx"
     make_directory(arguments.model_dir, "give another --model_dir")
     if not source.is_file():
@@ -62,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             return code
     settings = {"ONNX_FILE": str(file.absolute()), **_arithmetic(number_type, half=arguments.half_partial)}
     accuracy = _plan("accuracy", number_type, settings | {"DATASET": str(arguments.data.absolute())})
-    speed = _plan("throughput", number_type, settings | {"BATCH_SIZE": str(arguments.batch_size)})
+    speed = _plan("throughput", number_type, settings | speed_settings)
     codes = []
     for job in (accuracy, speed):
         result, logs = measure_job(job, cache, arguments.logs_root.absolute(), DEFAULT_HANG_S, None)

@@ -12,12 +12,15 @@ from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.machine.host import read_cpuinfo
 
 STEM, FACTS = "executable", "executable.json"
+BESIDE = ("network.onnx", "network.json", "prepared.json", "check_images.npy", "reference.npy")
+"""What an export is checked with, in its directory."""
 
 
 class Exported(BaseModel):
-    """What an export says of itself. `file`: its name; `sha256`: its digest. `batch_size`: the one that it takes.
+    """What an export says of itself. `file`: its name; `sha256`: its digest, and those of BESIDE in `beside`.
 
-    `versions`: of the engine that wrote it. `cpu_flags_sha256`: stands for the CPU that it is for.
+    `batch_size`: the one that it takes. `versions`: of the engine that wrote it. `cpu_flags_sha256`: stands for the CPU
+    that it is for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +28,7 @@ class Exported(BaseModel):
     engine: str
     file: str
     sha256: str
+    beside: dict[str, str]
     batch_size: int
     held_as: str
     source: str
@@ -46,6 +50,9 @@ class Exported(BaseModel):
             raise UsageError(
                 f"{file}: is not the file that {FACTS} beside it describes: it was changed; export it again"
             )
+        for name in BESIDE:
+            if not (one := file.parent / name).is_file() or digest_file(one) != found.beside.get(name):
+                raise UsageError(f"{one}: is not as it was exported with {file.name}; export it again")
         if found.cpu_flags_sha256 != digest_cpu():
             raise UsageError(f"{file}: was made on a CPU with other instructions; export it again on this one")
         return found
@@ -77,6 +84,7 @@ def write_export(file: Path, prepared: Path, engine: str, batch_size: int, versi
         engine=engine,
         file=file.name,
         sha256=digest_file(file),
+        beside={name: digest_file(file.parent / name) for name in BESIDE},
         batch_size=batch_size,
         held_as=facts["held_as"],
         source=facts["weights_sha256"],

@@ -3,12 +3,16 @@
 Whether its contents fit is found by what reads it.
 """
 
+import hashlib
+import io
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
+from cnnbench.base.cache import digest_file
 from cnnbench.base.errors import UsageError
 
 PICKLE = b"\x80"
@@ -16,6 +20,9 @@ PICKLE = b"\x80"
 
 GRAPH_FIELDS = {1: 2, 2: 2, 3: 0, 4: 2, 5: 2}
 """The fields of TensorFlow's GraphDef, and how each is written: 2 is a length and so many bytes, 0 a number."""
+
+LOCATION = re.compile(rb"\x0a\x08location\x12")
+"""How ONNX's protobuf begins the name of a file that has a tensor's numbers."""
 
 
 def check_checkpoint(path: Path) -> None:
@@ -43,6 +50,22 @@ def check_graph(path: Path) -> None:
     with _open(path, given) as file:
         if not _is_graph(file):
             raise UsageError(f"{given}: not a frozen TensorFlow graph, or cut off; give a frozen graph (.pb)")
+
+
+def digest_onnx(path: Path) -> str:
+    """Return the SHA-256 of an ONNX file; where its numbers lie in other files, of all their digests.
+
+    Whether these are there, and what is needed, is found by what reads the file.
+    """
+    content = path.read_bytes()
+    digest, names = hashlib.sha256(content), set()
+    for found in LOCATION.finditer(content):
+        rest = io.BytesIO(content[found.end() : found.end() + os.pathconf(path.parent, "PC_PATH_MAX")])
+        names.add(os.fsdecode(rest.read(_read_number(rest))))
+    for name in sorted(names):
+        if (path.parent / name).is_file():
+            digest.update(f" {name} {digest_file(path.parent / name)}".encode())
+    return digest.hexdigest()
 
 
 def _open(path: Path, given: str) -> BinaryIO:

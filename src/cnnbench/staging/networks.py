@@ -13,10 +13,11 @@ from cnnbench.base.errors import UsageError
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cases.precisions import PRECISIONS, Precision
 from cnnbench.engines.conversion import NETWORK, Conversion, parse_fp8_params
-from cnnbench.engines.exported import FACTS, STEM, Exported
+from cnnbench.engines.exported import BESIDE, FACTS, STEM, Exported
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import Engine, find_part
 from cnnbench.inputs.image_set import load_manifest
+from cnnbench.inputs.model_file import digest_onnx
 from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, ImageForm, Network, check_network
 from cnnbench.staging.environments import lock_path, planned_python
 from cnnbench.staging.inputs import PreparedModel, digest_sources, find_check_set, run_steps, stage_procedural
@@ -88,7 +89,7 @@ def adopt_network(file: Path, images: Path, cache: Path) -> PreparedModel:
     """Return a user's ONNX file as a prepared network, made once."""
     engine, part = find_part("handles_files"), "handles_files"
     assert engine.handles_files is not None
-    source, build = digest_file(file), engine.builds[0]
+    source, build = digest_onnx(file), engine.builds[0]
     made_by = f"{digest_sources(engine.handles_files)}-{digest_file(lock_path(build.lock))[:12]}"
     named = _digest([source, load_manifest(images).sha256])
     destination = cache / "prepared" / f"{file.stem}-{named}-{made_by}"
@@ -122,7 +123,7 @@ def export_network(
     make_directory(destination, "give another --export")
     for old in destination.glob(f"{STEM}.*"):
         old.unlink()
-    for name in ("network.onnx", "network.json", "prepared.json", "check_images.npy", "reference.npy"):
+    for name in BESIDE:
         shutil.copyfile(network.graph / name, destination / name)
     build = next(one for one in engine.builds if not one.gpu)
     words = (network.graph, str(batch_size), destination, number_type)

@@ -10,7 +10,9 @@ import textwrap
 import pytest
 
 from checkout import ROOT
+from cnnbench.base.cache import digest_file
 from cnnbench.engines.registry import find_engine
+from cnnbench.inputs.model_file import digest_onnx
 from cnnbench.staging.environments import engine_python
 from null_workload import clean_environment
 
@@ -228,6 +230,19 @@ REFUSED = [
 ]
 
 
+def test_a_file_is_known_by_its_external_data_too(small, tmp_path):
+    directory = tmp_path / "there"
+    directory.mkdir()
+    shutil.copy(small / "external.onnx", directory)
+    alone = digest_onnx(directory / "external.onnx")
+    shutil.copy(small / "weights.bin", directory)
+    whole = digest_onnx(directory / "external.onnx")
+    with (directory / "weights.bin").open("r+b") as file:
+        file.write(b"\x01")
+    assert len({alone, whole, digest_onnx(directory / "external.onnx")}) == 3
+    assert digest_onnx(small / "small.onnx") == digest_file(small / "small.onnx")
+
+
 def test_what_cannot_be_converted_is_refused_with_the_reason(small, convert, tmp_path, subtests):
     (small / "text.onnx").write_text("this is a letter, and no network\n")
     (small / "cut.onnx").write_bytes((small / "small.onnx").read_bytes()[:5000])
@@ -281,6 +296,11 @@ def test_what_an_engine_loads_is_exported_and_measured_and_refused_where_it_is_n
         done = run_exported(directory / name, engine_cache, tmp_path)
         assert done.returncode == code, done.stdout + done.stderr
         assert reason in " ".join((done.stdout + done.stderr).split())
+    (directory / "executable.json").write_text(json.dumps(facts))
+    (directory / "reference.npy").write_bytes((directory / "reference.npy").read_bytes() + b"\0")
+    done = run_exported(directory / name, engine_cache, tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"reference.npy: is not as it was exported with {name}; export it again" in done.stderr
 
 
 def test_what_is_no_export_is_refused(small, engine_cache, tmp_path):

@@ -32,7 +32,9 @@ ENGINES = (
             "cnnbench.engines.onnxruntime.convert",
             (*_CONVERTING, "engines/onnxruntime/convert.py"),
         ),
-        handles_files=Steps("cnnbench.engines.onnxruntime.files", (*_CONVERTING, "engines/onnxruntime/files.py")),
+        handles_files=Steps(
+            "cnnbench.engines.onnxruntime.files", (*_CONVERTING, "engines/onnxruntime/files.py", "inputs/model_file.py")
+        ),
         exports_networks=Steps("cnnbench.engines.onnxruntime.export", ("engines/onnxruntime/export.py",)),
         reads_onnx=True,
         tells_layers=True,

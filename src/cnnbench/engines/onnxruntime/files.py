@@ -7,7 +7,6 @@ ONNX file that classifies images: `network.onnx` in the form that engines are ha
 prepared network as the usual exporters do: images N x 3 x H x W, and no softmax.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -28,6 +27,7 @@ from cnnbench.engines.onnxruntime.calibrate import answers_of, make_session
 from cnnbench.engines.onnxruntime.rounding import emulate
 from cnnbench.inputs.image_set import CHECK_IMAGES, load_image_set
 from cnnbench.inputs.jpeg import read_batches
+from cnnbench.inputs.model_file import digest_onnx
 from cnnbench.inputs.networks import CLASSES, ImageForm
 
 IMAGES, PROBABILITIES, BATCH_NAME = "images", "probabilities", "batch"
@@ -61,7 +61,7 @@ def adopt(file: Path, images: Path, destination: Path) -> None:
     facts = {
         "macs_per_image": macs,
         "held_as": held_as,
-        "weights_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "weights_sha256": digest_onnx(file),
         "made_with": {"onnx": onnx.__version__},
     }
     (destination / "prepared.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
