@@ -53,8 +53,7 @@ def work(directory: Path, rounds: int, seconds: float) -> None:
 
 def main() -> int:
     """Compare; return the exit code."""
-    from interleaved import MIN_ROUNDS, interval_text  # not in the engine's environment: what these import
-
+    # What these import is not in the environment of the engines.
     from cnnbench.base.cache import cache_root
     from cnnbench.base.checkout import REPOSITORY, SOURCES
     from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
@@ -65,6 +64,7 @@ def main() -> int:
     from cnnbench.run.job import plan_case, prepare_job
     from cnnbench.run.workers import worker_environment, worker_specs
     from cnnbench.staging.sampler import NO_SAMPLER
+    from cnnbench.tuning.turns import MIN_ROUNDS, interval_text
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

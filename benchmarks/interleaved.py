@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
@@ -13,8 +13,8 @@ from cnnbench.results.stats import median_interval
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import Measurement
+from cnnbench.tuning.turns import MIN_ROUNDS
 
-MIN_ROUNDS = 6
 WORKLOAD = Path(__file__).parents[1] / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 
 
@@ -52,12 +52,6 @@ def kpi_of(result: RunResult, key: str = "Throughput") -> float:
     if result.verdict == "invalid":
         sys.exit(f"invalid run: {result.reason}")
     return next(kpi.value for kpi in result.kpis if kpi.key == key)
-
-
-def interval_text(samples: Sequence[float], digits: int) -> str:
-    """Return a median with its 95 % interval."""
-    median, low, high = median_interval(samples)
-    return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def compare(rounds: int, name_a: str, run_a: Callable[[], float], name_b: str, run_b: Callable[[], float]) -> float:

@@ -66,8 +66,7 @@ def work(path: str, rounds: int, seconds: float) -> None:
 
 def main() -> int:
     """Compare; return the exit code."""
-    from interleaved import MIN_ROUNDS, interval_text  # not in the engine's environment: what these import
-
+    # What these import is not in the environment of the engines.
     from cnnbench.base.cache import cache_root
     from cnnbench.base.checkout import SOURCES
     from cnnbench.engines.registry import engines_that_take
@@ -78,6 +77,7 @@ def main() -> int:
     from cnnbench.run.inputs import stage_inputs
     from cnnbench.run.job import plan_case, prepare_job
     from cnnbench.run.workers import worker_environment, worker_specs
+    from cnnbench.tuning.turns import MIN_ROUNDS, interval_text
 
     names = [NULL, "tensorflow", *engines_that_take("network")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

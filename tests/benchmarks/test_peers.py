@@ -38,9 +38,9 @@ def test_settings_are_for_all_engines_or_one_and_others_are_refused(peers):
 
 
 def test_the_table_pairs_ratios_within_rounds_and_says_what_was_not_measured(peers):
-    first = peers.Row("tensorflow", runs=[run_of(value) for value in (10, 20, 10, 20, 10, 20)])
-    second = peers.Row("openvino", runs=[run_of(value, UNSTEADY) for value in (5, 10, 5, 10, 5, 10)])
-    third, fourth = replace(first, engine="pytorch"), peers.Row("inductor")
+    first = peers.Contender("tensorflow", runs=[run_of(value) for value in (10, 20, 10, 20, 10, 20)])
+    second = peers.Contender("openvino", runs=[run_of(value, UNSTEADY) for value in (5, 10, 5, 10, 5, 10)])
+    third, fourth = replace(first, name="pytorch"), peers.Contender("inductor")
     third.refuse(CnnbenchError("it broke"))
     fourth.refuse(SkippedError("no compiler"))
     lines = peers.table([first, second, third, fourth], "Throughput").splitlines()

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("pytorch_python")]
 
 DATA = ROOT / "workload" / "ResNet50-FP8-Public" / "data"
 HAS_BFLOAT16 = not missing_for_precision(PRECISIONS["bfloat16"], read_cpuinfo().flags)
-QUICK = ("--batch_size=8", "--cores_per_instance=auto", "--min_time=2", "--max_time=2", "--warmup_steps=1")
+QUICK = ("--batch_size=8", "--cores_per_instance=auto", "--min_time=4", "--max_time=4", "--warmup_steps=1")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_users_files_are_measured_and_their_answers_held_against_a_folder_of_i
     run_case, resnet18, engine_cache, tmp_path
 ):
     for file, precision in zip(resnet18, ("fp32", "fp8"), strict=True):
-        asked = ("--engine=openvino", f"--onnx_file={file}", f"--dataset={DATA}")
+        asked = ("--engine=openvino", f"--network_file={file}", f"--dataset={DATA}")
         done, run = run_case(precision, *asked, mode="accuracy")
         assert done.returncode == 0, done.stdout + done.stderr
         assert {one.name: one.found for one in run.criteria}["coverage"] == "4 of 4 images answered"
@@ -119,7 +119,7 @@ def test_a_users_files_are_measured_and_their_answers_held_against_a_folder_of_i
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("run#")][-1] == "run#8"
     assert re.search(r"executable\.blob: \d+\.\d MB, (valid|unstable) \(emulated\)", " ".join(done.stdout.split()))
-    done, _ = run_case("fp32", "--engine=openvino", f"--onnx_file={resnet18[1]}")
+    done, _ = run_case("fp32", "--engine=openvino", f"--network_file={resnet18[1]}")
     assert done.returncode == 2
     assert "is held in fp8 and cannot be measured as fp32" in done.stderr
 
@@ -127,7 +127,7 @@ def test_a_users_files_are_measured_and_their_answers_held_against_a_folder_of_i
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--onnx_file=missing.onnx",), "missing.onnx: no such file; needed an ONNX model"),
+        (("--network_file=missing.onnx",), "missing.onnx: no such file; needed an ONNX model"),
         (("--fp8_skip_op_names=Conv_1",), "Conv_1: "),
         (("--dataset=nowhere", "--data_type=real"), "nowhere: no such directory; give one, procedural or imagenet"),
     ],

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.engines.conversion import Metric, WeightRounding, check_fp8_params
+from cnnbench.engines.exported import check_batch
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import AUTO, Engine, Takes, engines, engines_that_take
 from cnnbench.inputs.networks import TOPOLOGIES
@@ -134,9 +135,20 @@ class Parameters(BaseModel):
     weights: str = _of(
         "network", "", "a checkpoint of the network, .safetensors or .pth, in place of random weights", path=True
     )
-    onnx_file: str = _of(
-        "network", "", "a network to measure instead, an ONNX file that classifies images as ImageNet does", path=True
+    network_file: str = _of(
+        "network",
+        "",
+        "a network to measure instead, that classifies images as ImageNet does: an ONNX file, or one that was compiled",
+        path=True,
     )
+    ahead_of_time: bool = _of("network", False, "compile the network before, into a file that instances load")
+    compiled_batch: Auto | Annotated[str, AfterValidator(check_batch)] = _of(
+        "network", "auto", "ahead of time: the images of a call, or a range such as 1-64; auto: those that are measured"
+    )
+    replaceable_weights: bool = _of(
+        "network", False, "ahead of time: keep the weights apart, to be replaced without compiling again"
+    )
+    max_autotune: bool = _of("network", False, "ahead of time: choose kernels by trying them, which takes longer")
     norm_type: Literal["batch", "group", "none"] = _of("network", "batch", "the network's normalisation layers")
     norm_num_groups: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(
         "network", "auto", "groups of NORM_TYPE=group; auto: 32"

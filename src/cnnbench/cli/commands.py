@@ -43,7 +43,9 @@ GROUPS = {
     },
     "prepare": {
         "convert": Command("cnnbench.cli.convert", "hold a network, an ONNX file, in fp16, bf16 or fp8"),
-        "run-exported": Command("cnnbench.cli.run_exported", "measure what `convert --export` wrote"),
+        "compile": Command("cnnbench.cli.compile", "compile a network ahead of time, into files that an engine loads"),
+        "run-exported": Command("cnnbench.cli.run_exported", "measure what `compile` or `convert --export` wrote"),
+        "python": Command("cnnbench.cli.python", "run a script with the Python of an engine's environment"),
         "stage": Command("cnnbench.cli.stage", "put models and images into the cache, verified"),
         "image": Command("cnnbench.cli.image", "plan, make and push a workload's container images"),
         "manifest": Command("cnnbench.cli.manifest", "print or check the Gramine manifest of an SGX case", "unknown"),
@@ -56,6 +58,9 @@ INTERNAL = {
     "container": Command("cnnbench.cli.container", "run the case that the environment describes; what an image calls"),
     "test-resnet": Command(
         "cnnbench.cli.resnet", "convert ResNet50, and tell its accuracy and speed; what test_resnet.py calls"
+    ),
+    "benchmark-compiled": Command(
+        "cnnbench.cli.benchmark_compiled", "compare ResNet-50 eager and compiled; what benchmark_compiled.py calls"
     ),
     "ctest": Command("cnnbench.cli.ctest", "run a workload's cases; what ctest.sh calls", "after --"),
     "quickstart": Command("cnnbench.cli.quickstart", "go from nothing to a table of KPIs; what run.sh calls", "all"),

@@ -16,6 +16,7 @@ from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.workload import load_workload
 from cnnbench.engines.conversion import PATTERNS, Conversion, Metric, NumberType, WeightRounding, parse_fp8_params
+from cnnbench.engines.exported import Asked
 from cnnbench.engines.registry import engines, find_engine, find_part
 from cnnbench.report.layers import show_layer_errors
 from cnnbench.report.text import wrap
@@ -87,7 +88,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="custom_patterns=NAME",
         help=f"rewrite the graph by a pattern; there is {', '.join(PATTERNS)}",
     )
-    exporting = [name for name, engine in engines().items() if engine.exports_networks]
+    exporting = [name for name, engine in engines().items() if engine.exports_networks and engine.reads_onnx]
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="write also what an engine loads without converting it again"
     )
@@ -135,7 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
     if directory := arguments.export or (Path(arguments.input_model.stem) if arguments.export_popef else None):
         shapes = read_shapes(arguments.input_shape)
         batch = next(iter(shapes.values()))[0] if shapes else 1
-        file = export_network(output, directory, find_engine(arguments.engine), batch, "fp32", cache)
+        asked = Asked(batch=str(batch), number_type="fp32")
+        file = export_network(output, directory, find_engine(arguments.engine), asked, cache)
         told = "--export_popef: " if arguments.export_popef else ""
         size = f"{file.stat().st_size / 1e6:.1f} MB"
         print(wrap(f"{told}{file}: {size}, what {arguments.engine} loads for batches of {batch}"))

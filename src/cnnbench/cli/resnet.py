@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         convert.add_options(parser)
         if code := convert.run(parser.parse_args([*map(str, words), "--force"])):
             return code
-    settings = {"ONNX_FILE": str(file.absolute()), **_arithmetic(number_type, half=arguments.half_partial)}
+    settings = {"NETWORK_FILE": str(file.absolute()), **_arithmetic(number_type, half=arguments.half_partial)}
     accuracy = _plan("accuracy", number_type, settings | {"DATASET": str(arguments.data.absolute())})
     speed = _plan("throughput", number_type, settings | speed_settings)
     codes = []

@@ -42,11 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     exported = Exported.read(file)
     if exported.held_as not in CASES:
         raise UsageError(f"{file}: is held in {exported.held_as}; needed one of {', '.join(CASES)}")
+    batch_size = exported.asked.sizes[1]
     case = f"test_{load_workload(WORKLOAD).slug}_inference_latency_{CASES[exported.held_as]}"
     settings = {
-        "ONNX_FILE": str(file.absolute()),
+        "NETWORK_FILE": str(file.absolute()),
         "ENGINE": exported.engine,
-        "BATCH_SIZE": str(exported.batch_size),
+        "BATCH_SIZE": str(batch_size),
         "DEVICE_ITERATIONS": str(arguments.batches_per_step),
         "STEPS": str(arguments.runs),
         "WARMUP_STEPS": "1",
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [[f"run#{number}", f"{latency:.3f}"] for number, latency in enumerate(latencies, start=1)]
     if rows and result.verdict != "invalid":
         print(align(["run", "latency (ms)"], rows))
-        print(f"a run: {arguments.batches_per_step} batches of {exported.batch_size}; latency: of a batch")
+        print(f"a run: {arguments.batches_per_step} batches of {batch_size}; latency: of a batch")
     emulated = any(" is emulated: " in note for note in result.notes)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {WORDS[result.verdict]}{' (emulated)' if emulated else ''}")
     if result.verdict != "valid":

@@ -112,9 +112,9 @@ class Engine:
     Of graphs: `embeds` makes the embedded model, `prepares_graphs` makes any graph ready, `quantizes_graphs` to int8;
     `reads_shards` turns TFRecord shards into an image set. Of networks: `builds_networks` does so for all engines, and
     `quantizes_networks` to int8 and `converts_networks` to other numbers those that are `reads_onnx`: handed to the
-    engine as ONNX; `handles_files` takes in a user's ONNX file and gives one, and
-    `exports_networks` writes what the engine loads of one without converting it again. `tells_layers`: whether it tells
-    itself what its layers run on; no trace of a library is taken then.
+    engine as ONNX; `handles_files` takes in a user's ONNX file and gives one. `exports_networks` writes what the engine
+    loads without converting or compiling it again; `ahead_of_time`: whether it loads nothing else. `tells_layers`:
+    whether it tells itself what its layers run on; no trace of a library is taken then.
     """
 
     name: str
@@ -141,6 +141,7 @@ class Engine:
     handles_files: Steps | None = None
     exports_networks: Steps | None = None
     reads_onnx: bool = False
+    ahead_of_time: bool = False
     tells_layers: bool = False
 
     @property

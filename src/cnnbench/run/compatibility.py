@@ -1,11 +1,13 @@
 """Say which parameters of a network's case go together with its engine, its device and its plan, and which do not."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, PROCEDURAL, Parameters, options_of, parameters_of, told
 from cnnbench.cases.precisions import Precision, chosen_precision
+from cnnbench.engines.exported import is_export
 from cnnbench.engines.registry import AUTO, Conditions, Engine, engines, engines_that_take
 from cnnbench.inputs.model_file import check_checkpoint
 from cnnbench.launch.instances import Plan
@@ -19,6 +21,9 @@ ONLY_IN_FP8 = (
 )  # fmt: skip
 """Parameters that other precisions do not use."""
 
+ONLY_AHEAD_OF_TIME = ("COMPILED_BATCH", "REPLACEABLE_WEIGHTS", "MAX_AUTOTUNE")
+"""Parameters of what is compiled before."""
+
 
 def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
     """Raise UsageError for a network that cannot be had, SkippedError for one that knows nothing; return notes."""
@@ -26,11 +31,11 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
     if parameters.weights:
         check_checkpoint(Path(parameters.weights))
     accuracy, notes = parameters.mode == "accuracy", []
-    own = bool(parameters.weights or parameters.onnx_file)
-    if parameters.onnx_file and not Path(parameters.onnx_file).is_file():
-        raise UsageError(f"ONNX_FILE={parameters.onnx_file}: no such file; needed an ONNX model")
-    if parameters.onnx_file and parameters.weights:
-        raise UsageError(f"ONNX_FILE={parameters.onnx_file}: has its weights in it, so leave out WEIGHTS")
+    own = bool(parameters.weights or parameters.network_file)
+    if parameters.network_file and not Path(parameters.network_file).is_file():
+        raise UsageError(f"NETWORK_FILE={parameters.network_file}: no such file; needed an ONNX model")
+    if parameters.network_file and parameters.weights:
+        raise UsageError(f"NETWORK_FILE={parameters.network_file}: has its weights in it, so leave out WEIGHTS")
     if accuracy and not own and parameters.dataset != PROCEDURAL:
         raise SkippedError(
             f"{case.name}: accuracy on DATASET={parameters.dataset} needs a trained network: give WEIGHTS; without, "
@@ -54,8 +59,8 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
         notes.append(f"NUM_IO_THREADS={parameters.num_io_threads} has no effect with DATA_TYPE={parameters.data_type}")
     if not parameters.numa_aware:
         notes.append("NUMA_AWARE=False: instances' memory is bound to no NUMA node")
-    if parameters.onnx_file:
-        notes.append(f"TOPOLOGY={parameters.topology} has no effect: the network is that of ONNX_FILE")
+    if parameters.network_file:
+        notes.append(f"TOPOLOGY={parameters.topology} has no effect: the network is that of NETWORK_FILE")
     elif not parameters.weights and (accuracy or precision.in_fp8):
         notes.append(
             "the weights are seeded, and a last layer was fitted to the drawn training images: the accuracy tells what "
@@ -75,11 +80,17 @@ def _note_numbers(parameters: Parameters, precision: Precision) -> list[str]:
             f"{precision.name} is emulated: {held} are held in {precision.held_as.partition('_')[0]}, and multiplied "
             f"in {precision.computes}, which has all these numbers"
         )
-    for name in () if precision.in_fp8 else ONLY_IN_FP8:
-        value = getattr(parameters, name.lower())
-        if value != FIELDS[name].get_default():
-            notes.append(f"{name}={value} has no effect with PRECISION={precision.name}")
-    return notes
+    return notes + _note_unused(() if precision.in_fp8 else ONLY_IN_FP8, parameters, f"PRECISION={precision.name}")
+
+
+def _note_unused(names: Iterable[str], parameters: Parameters, condition: str) -> list[str]:
+    """Return notes of parameters that were given, and have no effect with a condition."""
+    values = {name: getattr(parameters, name.lower()) for name in names}
+    return [
+        f"{name}={value} has no effect with {condition}"
+        for name, value in values.items()
+        if value != FIELDS[name].get_default()
+    ]
 
 
 def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str]:
@@ -90,11 +101,17 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
             f"ONEDNN_VERBOSE=True: ENGINE={engine.name} does not survive oneDNN's trace, or has none; leave it out"
         )
     precision = chosen_precision(parameters.precision, fp8_arithmetic=parameters.fp8_arithmetic)
-    if (precision.held_as or parameters.pad_conv_channel or parameters.onnx_file) and not engine.reads_onnx:
+    given = parameters.network_file and not (engine.exports_networks and is_export(Path(parameters.network_file)))
+    if (precision.held_as or parameters.pad_conv_channel or given) and not engine.reads_onnx:
         able = ", ".join(one.name for one in engines().values() if one.reads_onnx)
         raise SkippedError(
             f"ENGINE={engine.name}: reads no ONNX, in which networks are converted; choose one of {able}"
         )
+    if parameters.ahead_of_time and not engine.exports_networks:
+        able = ", ".join(one.name for one in engines().values() if one.exports_networks)
+        raise UsageError(f"AHEAD_OF_TIME=True: ENGINE={engine.name} compiles nothing into a file; choose one of {able}")
+    if not parameters.ahead_of_time and not engine.ahead_of_time:
+        notes += _note_unused(ONLY_AHEAD_OF_TIME, parameters, "AHEAD_OF_TIME=False")
     if precision.on_gpu and not engine.gpu:
         able = ", ".join(one.name for one in engines().values() if one.gpu)
         raise SkippedError(f"ENGINE={engine.name}: runs on CPUs only, and {precision.name} on a GPU; choose {able}")

@@ -63,7 +63,7 @@ FILES = {
     "MODEL": "/mnt/model.pb",
     "WEIGHTS": "/mnt/weights",
     "WRAP_KEY": "/mnt/wrap.key",
-    "ONNX_FILE": "/mnt/network.onnx",
+    "NETWORK_FILE": "/mnt/network.onnx",
     "DATASET": "/mnt/images",
 }
 """The parameters that name a file or directory of the host's, and where that is in the container; WEIGHTS keeps its

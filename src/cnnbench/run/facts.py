@@ -42,6 +42,9 @@ def input_facts(inputs: Inputs) -> dict[str, str]:
         if inputs.model.int8_sha256:
             facts["int8 graph SHA-256"] = inputs.model.int8_sha256
             facts["calibrated on"] = inputs.model.calibration
+        if compiled := inputs.model.compiled:
+            facts["compiled file SHA-256"] = compiled.sha256
+            facts["compiled for"] = compiled.describe()
     if inputs.images is not None:
         facts["dataset SHA-256"] = inputs.images.sha256
     return facts

@@ -9,7 +9,7 @@ from pathlib import Path
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.engines.builds import choose_build, network_builder
-from cnnbench.engines.exported import Exported, is_export
+from cnnbench.engines.exported import Asked, Exported, is_export
 from cnnbench.engines.registry import AUTO, Engine, find_engine, find_part
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.machine.host import CpuInfo
@@ -32,7 +32,9 @@ from cnnbench.staging.inputs import (
 )
 from cnnbench.staging.networks import (
     adopt_network,
+    chosen_batch,
     chosen_conversion,
+    compile_network,
     convert_network,
     predict_adopted,
     predict_network,
@@ -83,7 +85,7 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
         network = _take_network(job, engine, check_set, builder, cache)
         compared = network.held_as == "fp32" and not job.precision.is_float32  # a file held otherwise has no other
         if images and job.parameters.mode == "accuracy" and compared:
-            if job.parameters.onnx_file:
+            if job.parameters.network_file:
                 network = predict_adopted(network, images.root, cache)
             else:
                 network = predict_network(network, images.root, builder, cache)
@@ -92,6 +94,8 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
             network = convert_network(network, conversion, cache)
         if job.precision.is_int8:
             network = quantize_network(network, cache)
+        if not network.compiled and (engine.ahead_of_time or job.parameters.ahead_of_time):
+            network = compile_network(network, engine, variant, asked_of(job), cache)
         return Inputs(python, images, network)
     model = prepare_model(_find_model(job, cache), check_set, engine, variant, cache)
     if job.precision.is_int8 and not model.quantized:
@@ -108,22 +112,33 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
 
 def _take_network(job: Job, engine: Engine, check_set: Path, builder: str, cache: Path) -> PreparedModel:
     """Return the network of a case: built, or a user's file; raise UsageError for one that is held otherwise."""
-    file = job.parameters.onnx_file
+    file = job.parameters.network_file
     if not file:
         return prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
     if is_export(Path(file)):
         made_by = Exported.read(Path(file)).engine
         if made_by != engine.name:
-            raise UsageError(f"ONNX_FILE={file}: is what {made_by} loads, and not ENGINE={engine.name}")
+            raise UsageError(f"NETWORK_FILE={file}: is what {made_by} loads, and not ENGINE={engine.name}")
         network = take_export(Path(file))
     else:
         network = adopt_network(Path(file), check_set, cache)
     if network.held_as not in ("fp32", job.precision.held_as):
         raise UsageError(
-            f"ONNX_FILE={file}: is held in {network.held_as} and cannot be measured as {job.precision.name}; give the "
-            "float32 file, or choose a case of that precision"
+            f"NETWORK_FILE={file}: is held in {network.held_as} and cannot be measured as {job.precision.name}; give "
+            "the float32 file, or choose a case of that precision"
         )
     return network
+
+
+def asked_of(job: Job) -> Asked:
+    """Return how a job has its network compiled ahead of time."""
+    p = job.parameters
+    return Asked(
+        batch=chosen_batch(p),
+        number_type=job.precision.data_type,
+        replaceable=p.replaceable_weights,
+        tuned=p.max_autotune,
+    )
 
 
 def stage_engine(name: str, cpu: CpuInfo, cache: Path, *, int8: bool = True) -> None:

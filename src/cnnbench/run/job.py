@@ -252,6 +252,8 @@ def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
     misused = True
     for name in planned.workload.engines:
         engine, parameters = find_engine(name), planned.parameters.model_copy(update={"engine": name})
+        if engine.ahead_of_time and not parameters.ahead_of_time:
+            continue  # it would compile for minutes what is asked for by AHEAD_OF_TIME
         try:
             notes = (*planned.notes, *check_engine(engine, parameters, planned.plan))
             one = dataclasses.replace(planned, parameters=parameters, engine=engine, notes=notes)

@@ -146,9 +146,9 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
             f"instructions and outputs were checked with {traced} images at a time, not {part}: where accuracy is "
             "measured, no batch is timed; what the larger ones answered to the checked images was compared too",
         )
-    if model and p.onnx_file and planned.precision.in_fp8 and model.held_as == planned.precision.held_as:
+    if model and p.network_file and planned.precision.in_fp8 and model.held_as == planned.precision.held_as:
         parts = ", ".join(name for name in ONLY_IN_FP8 if name != "FP8_ARITHMETIC")
-        notes += (f"ONNX_FILE={p.onnx_file} is in {model.held_as} as it stands: {parts} have no effect",)
+        notes += (f"NETWORK_FILE={p.network_file} is in {model.held_as} as it stands: {parts} have no effect",)
     sampled = inputs.sampler.library is not None
     if model and not sampled and not planned.precision.on_gpu:
         notes += (

@@ -18,6 +18,7 @@ from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.base.start import START
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.parameters import IMAGENET, PROCEDURAL
+from cnnbench.engines.exported import Exported
 from cnnbench.engines.registry import Engine, Steps, find_part
 from cnnbench.inputs import procedural
 from cnnbench.inputs.image_set import MANIFEST, ImageSet, load_image_set, load_manifest, write_image_set
@@ -38,9 +39,9 @@ class PreparedModel:
     `form`: what a network wants images to be like; None for a graph, whose form is fixed. `quantized`: whether the
     model came as an int8 graph. Of a graph that was quantised here, `int8_sha256`: its digest; `calibration`: which
     images its ranges or scales come from. `converted_sha256`: the digest of a network converted to other numbers;
-    `held_as`: what a user's file has its weights in. `predictions`: the float32 model's best class of every measured
-    image, where wanted. `label_offset`: what to add to a set's label, which counts the background, for the number of
-    the model's output.
+    `held_as`: what a user's file has its weights in. `compiled`: what there is to know of a file made ahead of time.
+    `predictions`: the float32 model's best class of every measured image, where wanted. `label_offset`: what to add to
+    a set's label, which counts the background, for the number of the model's output.
     """
 
     source: Path
@@ -55,6 +56,7 @@ class PreparedModel:
     calibration: str = ""
     converted_sha256: str = ""
     held_as: str = "fp32"
+    compiled: Exported | None = None
     predictions: Path | None = None
     label_offset: int = 0
 

@@ -13,7 +13,7 @@ from cnnbench.base.errors import UsageError
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cases.precisions import PRECISIONS, Precision
 from cnnbench.engines.conversion import NETWORK, Conversion, parse_fp8_params
-from cnnbench.engines.exported import BESIDE, FACTS, STEM, Exported
+from cnnbench.engines.exported import ASKED, BESIDE, FACTS, STEM, Asked, Exported, digest_cpu
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import Engine, find_part
 from cnnbench.inputs.image_set import load_manifest
@@ -109,32 +109,65 @@ def _adopted(destination: Path, file: Path, source: str) -> PreparedModel:
         macs_per_image=facts["macs_per_image"],
         form=ImageForm(**form),
         label_offset=-1,
-        held_as=facts["held_as"],
+        held_as=facts.get("held_as", "fp32"),
     )
 
 
-def export_network(
-    file: Path, destination: Path, engine: Engine, batch_size: int, number_type: str, cache: Path
-) -> Path:
+def chosen_batch(parameters: Parameters) -> str:
+    """Return the batches that a case's network is compiled for: of the images that its instances are handed."""
+    p = parameters
+    if p.compiled_batch != "auto":
+        return p.compiled_batch
+    most = p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size
+    return f"1-{most}" if p.mode == "accuracy" and most > 1 else str(most)
+
+
+def compile_network(model: PreparedModel, engine: Engine, variant: str, asked: Asked, cache: Path) -> PreparedModel:
+    """Return a prepared network with what an engine makes of it ahead of time, compiling it when not done yet.
+
+    It is for this CPU and this version of the engine; another compiles it anew.
+    """
+    steps = engine.exports_networks
+    assert steps is not None
+    made_by = f"{digest_sources(steps)}-{digest_file(lock_path(engine.build(variant).lock))[:12]}"
+    named = _digest([engine.name, asked.model_dump_json(), digest_cpu()])
+    destination = cache / "prepared" / f"{model.graph.name}-{named}-{engine.name}-{made_by}"
+    install_directory(lambda made: _compile(model, engine, variant, asked, made, cache), destination)
+    return replace(model, graph=destination, compiled=Exported.find(destination))
+
+
+def _compile(model: PreparedModel, engine: Engine, variant: str, asked: Asked, destination: Path, cache: Path) -> None:
+    for name in BESIDE:
+        if (model.graph / name).is_file():
+            shutil.copyfile(model.graph / name, destination / name)
+    (destination / ASKED).write_text(asked.model_dump_json(indent=1), encoding="utf-8")
+    run_steps(engine, variant, "exports_networks", cache, "network", model.graph, destination, cache / "compiled")
+
+
+def export_network(file: Path, destination: Path, engine: Engine, asked: Asked, cache: Path) -> Path:
     """Write an ONNX file as an engine loads it, with what it is checked with, into a directory; return its file."""
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / FACTS).is_file():
-        raise UsageError(f"--export {destination}: has other files in it; give an empty directory, or an export's")
     network = adopt_network(file, find_check_set(cache), cache)
-    make_directory(destination, "give another --export")
+    build = next(one for one in engine.builds if not one.gpu)
+    return give_export(compile_network(network, engine, build.name, asked, cache), destination)
+
+
+def give_export(model: PreparedModel, destination: Path) -> Path:
+    """Write what was compiled, with what it is checked with, into a directory of a user's; return its file."""
+    assert model.compiled is not None
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / FACTS).is_file():
+        raise UsageError(f"{destination}: has other files in it; give an empty directory, or an export's")
+    make_directory(destination, "give another directory")
     for old in destination.glob(f"{STEM}.*"):
         old.unlink()
-    for name in BESIDE:
-        shutil.copyfile(network.graph / name, destination / name)
-    build = next(one for one in engine.builds if not one.gpu)
-    words = (network.graph, str(batch_size), destination, number_type)
-    run_steps(engine, build.name, "exports_networks", cache, *words)
-    return destination / json.loads((destination / FACTS).read_bytes())["file"]
+    for path in model.graph.iterdir():
+        shutil.copyfile(path, destination / path.name)
+    return destination / model.compiled.file
 
 
 def take_export(file: Path) -> PreparedModel:
     """Return an export as a prepared network; raise UsageError unless it is whole and for this CPU."""
     found = Exported.read(file)
-    return _adopted(file.parent, file, found.sha256)
+    return replace(_adopted(file.parent, file, found.sha256), compiled=found)
 
 
 def predict_adopted(model: PreparedModel, images: Path, cache: Path) -> PreparedModel:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 
 from cnnbench.engines.conversion import network_file
-from cnnbench.engines.exported import find_export
+from cnnbench.engines.exported import WEIGHTS, find_export
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import UNTOLD, Primitive
 
@@ -21,6 +21,15 @@ COMPUTING |= dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), 3)
 """Operations of the optimised graph that multiply and accumulate, and which of their inputs the weights are."""
 
 _TYPES = {onnx.TensorProto.FLOAT: "f32", onnx.TensorProto.INT8: "s8", onnx.TensorProto.UINT8: "u8"}
+VERSIONS = {"ONNX Runtime": onnxruntime.__version__}
+
+
+def new_options(*, unpack: bool) -> onnxruntime.SessionOptions:
+    """Return options; `unpack`: have weights unpacked as they are loaded, which int8 ones must not be."""
+    options = onnxruntime.SessionOptions()
+    if unpack:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
 
 
 class OnnxRuntimeBackend(Backend):
@@ -29,24 +38,23 @@ class OnnxRuntimeBackend(Backend):
     def load(self, spec: LoadSpec) -> None:
         """Note what sessions are made of; an instance makes its own, in its thread, whose pinning others inherit."""
         self._path, self._batch_size, self._own = network_file(spec.model), 1, threading.local()
-        self._export = find_export(spec.model, OPTIMISED, {"ONNX Runtime": onnxruntime.__version__})
+        self._export = find_export(spec.model, OPTIMISED, VERSIONS)
         self._unpack = spec.number_type != "int8"
-        self._options = self._new_options()
+        self._options = new_options(unpack=self._unpack)
         self._options.intra_op_num_threads = spec.threads
         self._options.log_severity_level = 0 if spec.verbose else 3
-
-    def _new_options(self) -> onnxruntime.SessionOptions:
-        """Return options that have weights unpacked as they are loaded, unless they are int8 and stay so."""
-        options = onnxruntime.SessionOptions()
-        if self._unpack:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return options
+        if self._export and self._export[1].weights:
+            with np.load(spec.model / WEIGHTS) as weights:
+                self._weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in weights}
+            self._options.add_external_initializers(list(self._weights), list(self._weights.values()))
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""
         self._batch_size = len(batch)
         if not hasattr(self._own, "session"):
-            self._own.session = self._session(self._options, self._export or self._path)
+            if self._export:
+                self._export[1].require_batch(len(batch))
+            self._own.session = self._session(self._options, self._export[0] if self._export else self._path)
         return self._own.session.run(None, {INPUT: batch})[0]
 
     def _session(self, options: onnxruntime.SessionOptions, path: Path) -> onnxruntime.InferenceSession:
@@ -58,7 +66,7 @@ class OnnxRuntimeBackend(Backend):
 
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs."""
-        return {"ONNX Runtime": onnxruntime.__version__, "numpy": np.__version__}
+        return {**VERSIONS, "numpy": np.__version__}
 
     def layers(self) -> list[Primitive]:
         """Return the computing operations of the optimised graph, before MLAS lays their weights out.
@@ -90,7 +98,7 @@ class OnnxRuntimeBackend(Backend):
         return found
 
     def _optimised(self) -> onnx.GraphProto:
-        options = self._new_options()
+        options = new_options(unpack=self._unpack)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as scratch:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from cnnbench.base.errors import CnnbenchError
 from cnnbench.engines.conversion import network_file
-from cnnbench.engines.exported import find_export
+from cnnbench.engines.exported import Exported, find_export
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import Primitive
 from cnnbench.machine.host import read_cpuinfo
@@ -32,6 +31,7 @@ _AVX512 = {"bf16": "avx512_core_bf16", "s8": "avx512_core_vnni", "f32": "avx512_
 
 BLOB = ".blob"
 """How the file of a compiled network ends."""
+VERSIONS = {"OpenVINO": ov.__version__}
 
 
 def precision_hint(number_type: str) -> dict[str, str]:
@@ -51,7 +51,7 @@ class OpenVinoBackend(Backend):
             "ENABLE_CPU_PINNING": "NO",  # the threads inherit the instance's
             **precision_hint(spec.number_type),
         }
-        self._export = find_export(spec.model, BLOB, {"OpenVINO": ov.__version__})
+        self._export = find_export(spec.model, BLOB, VERSIONS)
         self._core = ov.Core()
         self._model = self._core.read_model(network_file(spec.model))
         self._models: dict[int, ov.CompiledModel] = {}
@@ -60,17 +60,15 @@ class OpenVinoBackend(Backend):
     def _compiled(self, size: int) -> ov.CompiledModel:
         with self._lock:
             if size not in self._models and self._export:
-                self._models[size] = self._imported(self._export, size)
+                self._models[size] = self._imported(*self._export, size)
             elif size not in self._models:
                 self._models[size] = self._core.compile_model(self._reshaped(size), "CPU", self._options)
             return self._models[size]
 
-    def _imported(self, file: Path, size: int) -> ov.CompiledModel:
-        """Return what was compiled before, for batches of one size and the precision that it was compiled for."""
-        model = self._core.import_model(file.read_bytes(), "CPU", self._options)
-        if (made_for := model.input().shape[0]) != size:
-            raise CnnbenchError(f"{file}: was exported for batches of {made_for}, and is handed {size} images")
-        return model
+    def _imported(self, file: Path, facts: Exported, size: int) -> ov.CompiledModel:
+        """Return what was compiled before, for the batches and the precision that it was compiled for."""
+        facts.require_batch(size)
+        return self._core.import_model(file.read_bytes(), "CPU", self._options)
 
     def _reshaped(self, size: int) -> ov.Model:
         """Return the network as it was read, for batches of this size."""
@@ -92,7 +90,7 @@ class OpenVinoBackend(Backend):
 
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs."""
-        return {"OpenVINO": ov.__version__, "numpy": np.__version__}
+        return {**VERSIONS, "numpy": np.__version__}
 
     def layers(self) -> list[Primitive]:
         """Return the computing layers of the compiled model of the last batch, which it describes itself."""

@@ -1,6 +1,6 @@
 """Write a prepared network as OpenVINO's CPU plug-in loads it without compiling again.
 
-`start.py cnnbench.engines.openvino.export NETWORK BATCH DESTINATION [bfloat16]`.
+`start.py cnnbench.engines.openvino.export network NETWORK DESTINATION CACHE`: `DESTINATION/asked.json` says how.
 """
 
 import sys
@@ -8,27 +8,35 @@ from pathlib import Path
 
 import openvino as ov
 
-from cnnbench.base.errors import exit_code_of
+from cnnbench.base.errors import UsageError
+from cnnbench.base.steps import run_step
 from cnnbench.engines.conversion import network_file
-from cnnbench.engines.exported import STEM, write_export
-from cnnbench.engines.openvino.backend import BLOB, precision_hint
+from cnnbench.engines.exported import STEM, Asked, write_export
+from cnnbench.engines.openvino.backend import BLOB, VERSIONS, precision_hint
 
 
-def export(network: Path, batch_size: int, destination: Path, number_type: str) -> None:
-    """Compile a prepared network for a batch, and write what was compiled."""
-    core = ov.Core()
+def export(network: Path, destination: Path, _cache: Path) -> None:
+    """Compile a prepared network for a batch, or a range of them, and write what was compiled."""
+    asked = Asked.read(destination)
+    if asked.replaceable or asked.tuned:
+        raise UsageError(
+            "REPLACEABLE_WEIGHTS, MAX_AUTOTUNE: OpenVINO folds weights into what it compiles, and tries no kernels; "
+            "leave them out, or choose ENGINE=aotinductor"
+        )
+    core, (least, most) = ov.Core(), asked.sizes
     model = core.read_model(network_file(network))
-    model.reshape([batch_size, *(one.get_length() for one in list(model.input().partial_shape)[1:])])
-    options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", **precision_hint(number_type)}
+    batch = most if least == most else ov.Dimension(least, most)
+    model.reshape([batch, *(one.get_length() for one in list(model.input().partial_shape)[1:])])
+    options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", **precision_hint(asked.number_type)}
     file = destination / f"{STEM}{BLOB}"
     file.write_bytes(core.compile_model(model, "CPU", options).export_model().getvalue())
-    write_export(file, network, "openvino", batch_size, {"OpenVINO": ov.__version__})
+    write_export(file, network, "openvino", asked, VERSIONS)
 
 
 def main(arguments: list[str]) -> int:
     """Export, and return the exit code."""
-    network, batch_size, destination, number_type = arguments
-    return exit_code_of(lambda: export(Path(network), int(batch_size), Path(destination), number_type))
+    steps = {"network": (export, ("network", "destination", "cache"))}
+    return run_step("cnnbench.engines.openvino.export", __doc__, steps, arguments)
 
 
 if __name__ == "__main__":

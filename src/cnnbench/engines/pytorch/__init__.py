@@ -47,14 +47,18 @@ class PyTorchOptions(EngineOptions):
     )
 
 
-class InductorOptions(PyTorchOptions):
-    """What torch.compile does beside."""
+class CompilingOptions(EngineOptions):
+    """What an engine does that compiles."""
 
     model_cache_path: str = Field(
         "",
         description="a directory for what engines compile; empty: below the cache",
         json_schema_extra={"harmless": True, "path": True},
     )
+
+
+class InductorOptions(CompilingOptions, PyTorchOptions):
+    """What torch.compile does beside."""
 
 
 def check(options: PyTorchOptions, conditions: Conditions) -> list[str]:
@@ -75,12 +79,18 @@ def check(options: PyTorchOptions, conditions: Conditions) -> list[str]:
     return [_note_half_partial(conditions)] if options.half_partial else []
 
 
-def check_compiled(options: InductorOptions, conditions: Conditions) -> list[str]:
+def check_inductor(options: InductorOptions, conditions: Conditions) -> list[str]:
     """Do the same for options of Inductor's."""
+    check_compiling(options, conditions)
+    return check(options, conditions)
+
+
+def check_compiling(options: CompilingOptions, _conditions: Conditions) -> list[str]:
+    """Do the same for where what is compiled goes."""
     if options.model_cache_path:
         check_directory(f"MODEL_CACHE_PATH={options.model_cache_path}", Path(options.model_cache_path))
         require_loadable(Path(options.model_cache_path), "name another directory with MODEL_CACHE_PATH")
-    return check(options, conditions)
+    return []
 
 
 def _check_stages(splits: str, options: PyTorchOptions, conditions: Conditions) -> None:
@@ -167,7 +177,7 @@ ENGINES = (
         summary="torch.compile with frozen weights",
         options=InductorOptions,
         heeds=frozenset({"ENABLE_FAST_GROUPNORM"}),
-        check=check_compiled,
+        check=check_inductor,
         environment=_compiled_into,
         obstacle=_compiler_obstacle,
         builds_networks=None,
@@ -179,9 +189,31 @@ ENGINES = (
         summary="torch.compile with AMD's zentorch",
         builds=(Build("cpu", "pytorch-zentorch", _zentorch_obstacle, index=INDEX),),
         options=InductorOptions,
-        check=check_compiled,
+        check=check_inductor,
         environment=_compiled_into,
         obstacle=_compiler_obstacle,
         builds_networks=None,
+    ),
+    Engine(
+        name="aotinductor",
+        backend="cnnbench.engines.pytorch.compiled:AotInductorBackend",
+        takes="network",
+        summary="PyTorch's AOTInductor",
+        reader="cnnbench.inputs.jpeg:read_batches",
+        builds=(Build("cpu", "pytorch-cpu", _cpu_obstacle, in_images=True, index=INDEX),),
+        options=CompilingOptions,
+        heeds=frozenset({"ENABLE_FAST_GROUPNORM"}),
+        refused={"int8": "its networks are not quantised"},
+        check=check_compiling,
+        environment=_compiled_into,
+        obstacle=_compiler_obstacle,
+        exports_networks=Steps(
+            "cnnbench.engines.pytorch.export",
+            (
+                *(f"engines/pytorch/{name}.py" for name in ("networks", "weights", "group_norm", "classifier")),
+                *(f"engines/pytorch/{name}.py" for name in ("compiled", "export")),
+            ),
+        ),
+        ahead_of_time=True,
     ),
 )

@@ -12,21 +12,13 @@ from torch import nn
 from cnnbench.engines.interface import Backend, LoadSpec
 from cnnbench.engines.layers import Primitive
 from cnnbench.engines.pytorch import PyTorchOptions
-from cnnbench.engines.pytorch.classifier import Classifier
+from cnnbench.engines.pytorch.classifier import DATA_TYPES, Classifier
 from cnnbench.engines.pytorch.cuda import Call, DeviceInput, GraphedCall, describe_gpu, set_arithmetic
 from cnnbench.engines.pytorch.networks import build, split
 from cnnbench.engines.pytorch.operations import computed_layers
 from cnnbench.engines.pytorch.pipeline import Pipeline
 from cnnbench.engines.pytorch.weights import load_weights
 from cnnbench.inputs.networks import Network
-
-DATA_TYPES = {
-    "fp32": torch.float32,
-    "bfloat32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""Of the network, by the types of number; bfloat32 is float32 that oneDNN may compute in bfloat16."""
 
 
 class EagerBackend(Backend):

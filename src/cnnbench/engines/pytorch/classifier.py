@@ -5,6 +5,14 @@ from torch import nn
 
 from cnnbench.inputs.networks import IMAGENET_MEAN, IMAGENET_STD
 
+DATA_TYPES = {
+    "fp32": torch.float32,
+    "bfloat32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Of the network, by the types of number; bfloat32 is float32 that oneDNN may compute in bfloat16."""
+
 
 class Classifier(nn.Module):
     """A network with its input's handling: images N x size x size x 3 to probabilities (float32, N x classes).

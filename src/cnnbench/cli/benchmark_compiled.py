@@ -1,0 +1,111 @@
+"""`cnnbench benchmark-compiled`: ResNet-50 eager and compiled, at each batch size of the specification's table."""
+
+import argparse
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cnnbench.base.cache import cache_root
+from cnnbench.base.checkout import REPOSITORY
+from cnnbench.base.errors import SkippedError, UsageError
+from cnnbench.base.signals import end_by_exceptions
+from cnnbench.cases.workload import load_workload
+from cnnbench.engines.registry import engines, engines_that_take, find_engine, find_part
+from cnnbench.machine.host import read_cpuinfo
+from cnnbench.report.text import align
+from cnnbench.results.stats import median_interval
+from cnnbench.run.job import plan_case, prepare_job
+from cnnbench.tuning.turns import MIN_ROUNDS, Contender, take_turns
+
+WORKLOAD = REPOSITORY / "workload" / "ResNet50-Compiled-Public"
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+KEY, LATENCY = "Throughput", "Latency mean"
+HEADER = ("batch", "engine", "precision", "latency (ms)", "QPS (img/s)", "over eager", "low", "high", "rounds")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    able = [name for name, engine in engines().items() if engine.exports_networks]
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N", help="(1 2 4 ... 256)")
+    parser.add_argument(
+        "--engines",
+        nargs="*",
+        choices=engines_that_take("network"),
+        default=able,
+        metavar="ENGINE",
+        help="what is compared with PyTorch's eager mode; none: that alone (%(default)s)",
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=load_workload(WORKLOAD).precisions,
+        default=["fp32"],
+        metavar="NAME",
+        help="of what is compared; eager mode is in float32 (%(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=MIN_ROUNDS, help="of each, in turns (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2, help="of each round (%(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="write the table there too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and print the table; fail where one failed that should have run."""
+    end_by_exceptions()
+    if arguments.rounds < MIN_ROUNDS:
+        raise UsageError(f"--rounds {arguments.rounds}: {MIN_ROUNDS} or more are needed for the interval of a median")
+    rows: list[list[str]] = []
+    told: list[str] = []
+    failed, eager = False, find_part("builds_networks").name
+    for batch in arguments.batches:
+        contenders = [_contender(eager, "fp32", batch, arguments.seconds)]
+        for precision in arguments.precisions:
+            contenders += [_contender(engine, precision, batch, arguments.seconds) for engine in arguments.engines]
+        take_turns(contenders, arguments.rounds, KEY, cache_root(os.environ))
+        for one in contenders:
+            rows.append(_row(batch, one, contenders[0]))
+            told += [f"batches of {batch}, {one.name}: {one.reason}"] if one.reason else []
+            failed = failed or one.failed
+        if arguments.output:
+            _write(arguments.output, rows)
+    print(f"ResNet-50, {read_cpuinfo().model_name}, {len(os.sched_getaffinity(0))} cores, one instance on all of them")
+    print(align(HEADER, rows))
+    print("\n".join(told))
+    return 1 if failed else 0
+
+
+def _contender(engine: str, precision: str, batch: int, seconds: float) -> Contender:
+    """Return a case of an engine made ready; refused where this machine cannot run it."""
+    one = Contender(f"{engine} {precision}")
+    settings = {
+        "ENGINE": engine,
+        "AHEAD_OF_TIME": str(bool(find_engine(engine).exports_networks)),
+        "BATCH_SIZE": str(batch),
+        "CORES_PER_INSTANCE": "auto",
+        "INSTANCES": "1",
+        "MIN_TIME": str(seconds),
+        "MAX_TIME": str(seconds),
+        "WARMUP_STEPS": "2",
+    }
+    case = f"test_{load_workload(WORKLOAD).slug}_inference_throughput_{precision}"
+    try:
+        one.job = prepare_job(plan_case(WORKLOAD, case, os.environ, settings), os.environ)
+    except SkippedError as error:
+        one.refuse(error)
+    return one
+
+
+def _row(batch: int, one: Contender, eager: Contender) -> list[str]:
+    """Return a line of the table: medians over the rounds, and of the ratio its 95 % interval."""
+    engine, precision = one.name.split()
+    if one.reason:
+        return [str(batch), engine, precision, "", "", "", "", "", "NOT MEASURED"]
+    latency, _, _ = median_interval(one.figures(LATENCY))
+    rate, _, _ = median_interval(one.figures(KEY))
+    ratio = [""] * 3 if eager.reason else [f"{value:.2f}" for value in median_interval(one.ratios(eager, KEY))]
+    return [str(batch), engine, precision, f"{latency:.2f}", f"{rate:.2f}", *ratio, one.verdict()]
+
+
+def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])

@@ -1,0 +1,8 @@
+#!/usr/bin/env -S python3
+"""Compare ResNet-50 in PyTorch's eager mode with what is compiled ahead of time: batches 1, 2, 4 ... 256."""
+
+import sys
+
+from inside import call
+
+sys.exit(call("benchmark-compiled", *sys.argv[1:]))
