@@ -175,7 +175,9 @@ def test_stage_lists_what_can_be_staged(cnnbench, tmp_path):
         (["imagenet2021"], "imagenet2021"),
         (["procedural", "--fit", "out"], "--fit out: makes what the sources keep and stages nothing; leave names"),
         (["imagenet2012-val", "--verify", "--from", "a.tar"], "--verify reads what is staged and stages nothing"),
-        (["--verify", "--engine", "tensorflow"], "leave --from and --engine out"),
+        (["--verify", "--engine", "tensorflow"], "leave --from, --engine and --case out"),
+        (["--case", "test_x"], "give both"),
+        (["--workload", "workload/ResNet50-FP8-Public"], "give both"),
         (["--verify", "imagenet2021"], "imagenet2021"),
     ],
 )

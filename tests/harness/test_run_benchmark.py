@@ -262,7 +262,7 @@ def test_a_value_that_no_run_could_have_is_refused_in_a_dry_run(tmp_path, monkey
         "--pipeline-splits layer9": "PIPELINE_SPLITS=layer9: no such layer of resnet50; it has conv1, .*, fc$",
         "--pipeline-splits layer3 layer2": "layer2 does not start after layer3",
         "--engine auto --pipeline-splits layer9": "ENGINE=auto: no engine can: .*PIPELINE_SPLITS=layer9: no such",
-        "--weights none.pth": "WEIGHTS=.*none.pth: no such file; give a .safetensors, .pth or .pt file",
+        "--weights none.pth": "WEIGHTS=.*none.pth: no such file; give a .safetensors, .npz, .pth or .pt file",
         "--weights file": "WEIGHTS=.*file: its format is not known by its name; give a .safetensors",
         "--weights cut.safetensors": r"not a whole safetensors file \(it has \d+ bytes, and its header tells of \d+\)",
         "--weights pointer.safetensors": r"not a whole safetensors file \(its header is cut off\); fetch it again",

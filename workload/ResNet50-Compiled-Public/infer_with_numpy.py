@@ -67,5 +67,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except CnnbenchError as error:
+    except (CnnbenchError, OSError) as error:
         sys.exit(f"infer_with_numpy.py: {error}")

@@ -1,10 +1,11 @@
 #!/usr/bin/env -S python3
 """Use the compiled network within other PyTorch code, which prepares its images and reads its answers.
 
-    python infer_with_torch.py COMPILED IMAGE.jpg ... [--pointers]
+    python infer_with_torch.py COMPILED IMAGE.jpg ... [--weights WEIGHTS] [--pointers]
 
-COMPILED: a directory that compile_model.py has written with --engine aotinductor. `--pointers` shows by the addresses
-of all memory taken meanwhile that the images were not copied, and that the answers are where the network wrote them.
+COMPILED: a directory that compile_model.py has written with --engine aotinductor. `--weights` puts in those of a state
+dict, where it was compiled with --replaceable-weights, and compares with eager mode. `--pointers` shows by the
+addresses of all memory taken meanwhile that images were not copied, and that answers are where the network wrote them.
 """
 
 from inside import require
@@ -19,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from modeling.resnet import resnet
 from PIL import Image
+from weight_utils import fold, read_state_dict
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.engines.pytorch.compiled import CompiledNetwork
@@ -58,11 +61,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("compiled", type=Path)
     parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--pointers", action="store_true")
     arguments = parser.parse_args()
     with torch.no_grad():
         network, images = CompiledNetwork(arguments.compiled / "executable.pt2"), read_images(arguments.images)
+        if arguments.weights:
+            folded = fold(read_state_dict(arguments.weights))
+            network.replace_weights({name: torch.from_numpy(values) for name, values in folded.items()})
         answers = network(images)
+        if arguments.weights:
+            difference = (answers - resnet(arguments.weights, network.name)(images)).abs().max().item()
+            print(f"{arguments.weights.name}: within {difference:.1e} of PyTorch's eager mode")
         for path, (values, classes) in zip(arguments.images, zip(*answers.topk(5), strict=True), strict=True):
             print(
                 f"{path.name}: "
@@ -82,5 +92,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except CnnbenchError as error:
+    except (CnnbenchError, ValueError) as error:
         sys.exit(f"infer_with_torch.py: {error}")

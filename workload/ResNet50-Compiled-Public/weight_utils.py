@@ -61,26 +61,13 @@ def fold(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return folded
 
 
-def require_all(given: Mapping[str, np.ndarray], needed: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError naming weights that a network needs and is not given, is given beyond, or in another shape."""
-    missing = [name for name in needed if name not in given]
-    surplus = [name for name in given if name not in needed]
-    misshapen = [
-        f"{name} {given[name].shape}, needed {shape}"
-        for name, shape in needed.items()
-        if name in given and given[name].shape != shape
-    ]
-    if missing or surplus or misshapen:
-        kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
-        raise ValueError(
-            "; ".join(f"{len(found)} {kind}: {', '.join(found[:3])}" for kind, found in kinds.items() if found)
-        )
-
-
 def main() -> int:
     """Convert a file; return the exit code."""
     source, destination = map(Path, sys.argv[1:])
-    folded = fold(read_state_dict(source))
+    try:
+        folded = fold(read_state_dict(source))
+    except ValueError as error:
+        sys.exit(f"{source}: {error}")
     np.savez(destination, **folded)
     print(f"{destination}: {len(folded)} arrays, {destination.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -133,7 +133,7 @@ class Parameters(BaseModel):
         "what runs the network; auto: the fastest of those that can, by a trial of a few seconds each before the run",
     )
     weights: str = _of(
-        "network", "", "a checkpoint of the network, .safetensors or .pth, in place of random weights", path=True
+        "network", "", "a checkpoint of the network, .safetensors, .npz or .pth, in place of random weights", path=True
     )
     network_file: str = _of(
         "network",

@@ -11,7 +11,7 @@ from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.workload import load_workload
-from cnnbench.engines.registry import engines, engines_that_take, find_engine, find_part
+from cnnbench.engines.registry import engines, find_engine, find_part
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.text import align
 from cnnbench.results.stats import median_interval
@@ -31,10 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engines",
         nargs="*",
-        choices=engines_that_take("network"),
         default=able,
-        metavar="ENGINE",
-        help="what is compared with PyTorch's eager mode; none: that alone (%(default)s)",
+        metavar="ENGINE[:NAME=VALUE]",
+        help=f"what is compared with PyTorch's eager mode, each with a setting of its own if need be (default: "
+        f"{' '.join(able)}); none: that alone",
     )
     parser.add_argument(
         "--precisions",
@@ -77,7 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _contender(engine: str, precision: str, batch: int, seconds: float) -> Contender:
     """Return a case of an engine made ready; refused where this machine cannot run it."""
     one = Contender(f"{engine} {precision}")
+    engine, _, setting = engine.partition(":")
+    name, separator, value = setting.partition("=")
+    if setting and not separator:
+        raise UsageError(f"--engines {engine}:{setting}: needed ENGINE or ENGINE:NAME=VALUE")
     settings = {
+        **({name: value} if setting else {}),
         "ENGINE": engine,
         "AHEAD_OF_TIME": str(bool(find_engine(engine).exports_networks)),
         "BATCH_SIZE": str(batch),

@@ -12,7 +12,8 @@ from cnnbench.engines.registry import AUTO, Engine, find_part
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.machine.host import read_cpuinfo
-from cnnbench.run.inputs import stage_engine
+from cnnbench.run.inputs import stage_engine, stage_inputs
+from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.staging.inputs import (
     fit_embedded_model,
     stage_embedded_model,
@@ -43,6 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"fit the embedded {EMBEDDED} to the drawn images again, which takes minutes; for maintainers",
     )
     parser.add_argument("--engine", help="besides, prepare the models of this engine for the image sets staged")
+    parser.add_argument("--workload", type=Path, metavar="DIRECTORY", help="whose the cases are")
+    parser.add_argument("--case", action="append", default=[], metavar="NAME", help="besides, make all that it reads")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,8 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
         for name, artefact in artefacts.items():
             print(f"{name}: {artefact.url}")
         return 0
-    if arguments.verify and (arguments.source or arguments.engine):
-        raise UsageError("--verify reads what is staged and stages nothing: leave --from and --engine out")
+    if arguments.verify and (arguments.source or arguments.engine or arguments.case):
+        raise UsageError("--verify reads what is staged and stages nothing: leave --from, --engine and --case out")
+    if bool(arguments.case) != bool(arguments.workload):
+        raise UsageError("--case NAME is of a --workload DIRECTORY: give both")
     if arguments.fit:
         if arguments.names or arguments.verify or arguments.engine:
             raise UsageError(
@@ -65,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         engine = find_part("embeds")
         print(fit_embedded_model(engine, _build_of(engine), cache, arguments.fit))
         return 0
-    names = arguments.names or ([] if arguments.engine else list(MADE_HERE))
+    names = arguments.names or ([] if arguments.engine or arguments.case else list(MADE_HERE))
     if (arguments.source or arguments.sha256) and len(names) != 1:
         raise UsageError("--from and --sha256 are for one NAME at a time")
     for name in names:
@@ -77,6 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name}: {_stage(name, arguments.source, arguments.sha256, cache)}")
     if arguments.engine:
         stage_engine(arguments.engine, read_cpuinfo(), cache)
+    for case in arguments.case:
+        job = prepare_job(plan_case(arguments.workload.absolute(), case, os.environ, {}), os.environ)
+        model = stage_inputs(job, cache).model
+        print(f"{case}: {model.graph if model else 'reads no model'}")
     return 0
 
 

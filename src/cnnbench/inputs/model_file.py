@@ -15,6 +15,7 @@ from typing import BinaryIO
 from cnnbench.base.cache import digest_file
 from cnnbench.base.errors import UsageError
 
+CHECKPOINTS = ".safetensors, .npz, .pth or .pt"
 PICKLE = b"\x80"
 """How a checkpoint begins that PyTorch wrote before its files were zip archives."""
 
@@ -26,16 +27,18 @@ LOCATION = re.compile(rb"\x0a\x08location\x12")
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise UsageError for a checkpoint that is not there, not readable, or none that PyTorch or safetensors wrote."""
+    """Raise UsageError for a checkpoint that is not there, not readable, or none that its name promises."""
     given = f"WEIGHTS={path}"
     if not path.is_file():
-        raise UsageError(f"{given}: no such file; give a .safetensors, .pth or .pt file")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UsageError(f"{given}: its format is not known by its name; give a .safetensors, .pth or .pt file")
+        raise UsageError(f"{given}: no such file; give a {CHECKPOINTS} file")
+    if path.suffix not in (".safetensors", ".npz", ".pth", ".pt"):
+        raise UsageError(f"{given}: its format is not known by its name; give a {CHECKPOINTS} file")
     with _open(path, given) as file:
         if path.suffix == ".safetensors" and (problem := _safetensors_problem(file)):
             raise UsageError(f"{given}: not a whole safetensors file ({problem}); fetch it again")
-        if path.suffix != ".safetensors" and file.read(1) != PICKLE and not zipfile.is_zipfile(file):
+        if path.suffix == ".npz" and not zipfile.is_zipfile(file):
+            raise UsageError(f"{given}: not a whole file of NumPy's arrays by name; write it by numpy.savez")
+        if path.suffix in (".pth", ".pt") and file.read(1) != PICKLE and not zipfile.is_zipfile(file):
             raise UsageError(
                 f"{given}: not a file of tensors alone that PyTorch wrote (neither a zip archive nor a pickle); save "
                 "the network's state_dict() by itself"

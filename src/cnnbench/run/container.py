@@ -63,11 +63,11 @@ FILES = {
     "MODEL": "/mnt/model.pb",
     "WEIGHTS": "/mnt/weights",
     "WRAP_KEY": "/mnt/wrap.key",
-    "NETWORK_FILE": "/mnt/network.onnx",
+    "NETWORK_FILE": "/mnt/network",
     "DATASET": "/mnt/images",
 }
 """The parameters that name a file or directory of the host's, and where that is in the container; WEIGHTS keeps its
-suffix."""
+suffix, and a NETWORK_FILE comes with its directory, as parts of it may lie beside."""
 LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
 
 MEMORY_SHARE = 0.95
@@ -114,7 +114,11 @@ class ContainerRun:
         mounts = {}
         for name, inside in FILES.items():
             path = Path(getattr(planned.asked, name.lower()))
-            if path.is_absolute():  # a MODEL may be the name of an artefact
+            if not path.is_absolute():  # a MODEL may be the name of an artefact
+                continue
+            if name == "NETWORK_FILE":
+                environment[name], mounts[inside] = f"{inside}/{path.name}", path.parent
+            else:
                 environment[name] = f"{inside}{path.suffix}" if name == "WEIGHTS" else inside
                 mounts[environment[name]] = path
         device = self._sgx.device if planned.case.sgx else None

@@ -63,7 +63,7 @@ class PreparedModel:
 
 def stage_procedural(part: str, cache: Path) -> ImageSet:
     """Return one part of the drawn data set, drawing it when it is not there yet."""
-    return load_image_set(_draw_part(part, cache))
+    return load_image_set(draw_part(part, cache))
 
 
 def verify_procedural(part: str, cache: Path) -> ImageSet:
@@ -77,7 +77,8 @@ def _part_path(part: str, cache: Path) -> Path:
     return cache / "datasets" / f"{procedural.SEED}-{part}"
 
 
-def _draw_part(part: str, cache: Path) -> Path:
+def draw_part(part: str, cache: Path) -> Path:
+    """Return where one part of the drawn set is, drawing it when it is not there yet; a manifest alone is left so."""
     path = _part_path(part, cache)
 
     def build(directory: Path) -> None:
@@ -92,7 +93,7 @@ def find_check_set(cache: Path) -> Path:
 
     Where the model has been prepared with it, its manifest is enough: container images for dummy data have no more.
     """
-    return _draw_part("validation", cache)
+    return draw_part("validation", cache)
 
 
 def imagenet_path(cache: Path) -> Path:
@@ -220,7 +221,7 @@ def quantize_model(
     The ranges come from the drawn set's calibration part, whatever is measured: images that a model is judged by must
     not have shaped it. `in_image`: whether this is a container, where what quantises is not there and cannot be made.
     """
-    images, steps = _draw_part("calibration", cache), _steps(engine, "quantizes_graphs")
+    images, steps = draw_part("calibration", cache), _steps(engine, "quantizes_graphs")
     made_by = f"{digest_sources(steps)}-{digest_file(lock_path(steps.lock))[:12]}"
     python_tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     name = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}-int8-{variant}-{python_tag}-{made_by}"

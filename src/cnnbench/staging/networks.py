@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +21,14 @@ from cnnbench.inputs.image_set import load_manifest
 from cnnbench.inputs.model_file import digest_onnx
 from cnnbench.inputs.networks import ARCHITECTURES, DEFAULT_NUM_GROUPS, ImageForm, Network, check_network
 from cnnbench.staging.environments import lock_path, planned_python
-from cnnbench.staging.inputs import PreparedModel, digest_sources, find_check_set, run_steps, stage_procedural
+from cnnbench.staging.inputs import (
+    PreparedModel,
+    digest_sources,
+    draw_part,
+    find_check_set,
+    run_steps,
+    stage_procedural,
+)
 
 NONE = "none"
 """The value of FP8_SKIP_OP_NAMES that keeps no operation where a workload keeps some."""
@@ -139,7 +147,7 @@ def compile_network(model: PreparedModel, engine: Engine, variant: str, asked: A
 def _compile(model: PreparedModel, engine: Engine, variant: str, asked: Asked, destination: Path, cache: Path) -> None:
     for name in BESIDE:
         if (model.graph / name).is_file():
-            shutil.copyfile(model.graph / name, destination / name)
+            os.link(model.graph / name, destination / name)  # both are in the cache, whose files never change
     (destination / ASKED).write_text(asked.model_dump_json(indent=1), encoding="utf-8")
     run_steps(engine, variant, "exports_networks", cache, "network", model.graph, destination, cache / "compiled")
 
@@ -290,10 +298,9 @@ def _digest(named: object) -> str:
 
 def _fit_weights(built: dict[str, object], variant: str, cache: Path) -> Path:
     """Return a checkpoint of seeded weights with a fitted last layer, made once."""
-    sets = [stage_procedural(part, cache) for part in ("calibration", "training")]
-    named = [built, [one.sha256 for one in sets], _python_of(variant, cache)]
+    roots = [draw_part(part, cache) for part in ("calibration", "training")]
+    named = [built, [load_manifest(one).sha256 for one in roots], _python_of(variant, cache)]
     destination = cache / "models" / f"network-fitted-{_digest(named)}-{_made_by()}"
-    roots = [one.root for one in sets]
     install_directory(partial(_run_step, built, variant, cache, "fit", *roots), destination)
     return destination / "weights.safetensors"
 

@@ -2,6 +2,7 @@ import hashlib
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -249,6 +250,12 @@ class TestLoadWeights:
         load_weights(other, tmp_path / "weights.safetensors")
         assert digest(other) == digest(resnet18)
 
+    def test_arrays_of_numpy_are_read(self, resnet18, other, tmp_path):
+        weights = {key: value.numpy() for key, value in resnet18.state_dict().items()}
+        np.savez(tmp_path / "weights.npz", **weights)
+        load_weights(other, tmp_path / "weights.npz")
+        assert digest(other) == digest(resnet18)
+
     def test_counts_of_batches_may_lack(self, resnet18, other, tmp_path):
         weights = {key: value for key, value in resnet18.state_dict().items() if "num_batches" not in key}
         self.save(weights, tmp_path)
@@ -277,6 +284,7 @@ class TestLoadWeights:
             ("none.pth", None, "no such file"),
             ("weights.bin", b"", "its format is not known by its name"),
             ("weights.safetensors", b"12", "not a whole safetensors file"),
+            ("weights.npz", b"PK", "not a whole file of NumPy's arrays by name"),
             ("weights.pth", b"PK\3\4 and no more", "not a file of tensors alone"),
             ("weights.pt", b"", "not a file of tensors alone"),
         ],

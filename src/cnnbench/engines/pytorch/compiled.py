@@ -34,7 +34,8 @@ class CompiledNetwork:
         if found is None:
             raise CnnbenchError(f"{file.parent}: has no {STEM}{PACKAGE}; `cnnbench compile` writes one")
         self.path, self.facts = found
-        form = ImageForm(**json.loads((file.parent / "network.json").read_bytes())["form"])
+        request = json.loads((file.parent / "network.json").read_bytes())
+        form, self.name = ImageForm(**request["form"]), str(request["network"]["name"])
         self._shape = (form.size, form.size, 3)
         self._data_type = torch.uint8 if form.as_bytes else torch.float32
         self._run = torch._inductor.aoti_load_package(str(self.path))

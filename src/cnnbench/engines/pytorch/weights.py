@@ -2,10 +2,12 @@
 
 import math
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ LOGIT_DEVIATION = 4.0
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a checkpoint (safetensors, or PyTorch's .pth or .pt) into the network, in the network's own type.
+    """Load a checkpoint (safetensors, NumPy's .npz, or PyTorch's .pth or .pt) into the network, in its own type.
 
     CnnbenchError, the network unchanged, where the file is missing or cannot be read, or where its keys and shapes are
     not the network's. A count of batches, which only training reads, may lack.
@@ -100,7 +102,7 @@ def _first(keys: Sequence[str]) -> str:
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint by their keys, without what training wrapped around them."""
     check_checkpoint(path)
-    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    weights = _READERS.get(path.suffix, _read_pickle)(path)
     return {key.removeprefix(PARALLEL_PREFIX): value for key, value in weights.items()}
 
 
@@ -112,6 +114,14 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise CnnbenchError(f"WEIGHTS={path}: not a whole safetensors file ({error}); fetch it again") from error
+
+
+def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:
+    try:
+        with np.load(path) as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays}
+    except (ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise CnnbenchError(f"WEIGHTS={path}: not NumPy's arrays of numbers by name ({error})") from error
 
 
 def _read_pickle(path: Path) -> Mapping[str, torch.Tensor]:
@@ -133,6 +143,12 @@ def _read_pickle(path: Path) -> Mapping[str, torch.Tensor]:
             " network's state_dict() by itself"
         )
     return content
+
+
+_READERS: Mapping[str, Callable[[Path], Mapping[str, torch.Tensor]]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_arrays,
+}
 
 
 def _last_of_branches(module: nn.Module, kinds: type | tuple[type, ...]) -> list[nn.Module]:
