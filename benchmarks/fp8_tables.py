@@ -14,6 +14,7 @@ import argparse
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,7 @@ CONVERSIONS: Mapping[str, Sequence[str]] = {
 MAX_TIME_S, MAX_TIME_OF_LARGE_S, LARGE_BATCH = 5, 16, 32
 """How long cells are measured at the most: those of larger batches long enough for the steps that an interval needs."""
 ACCURACY = ("Accuracy top-1", "Top-1 loss")
+RUNS = 5
 STAGING_GIB = 1024.0
 REFUSED = re.compile(r"std::bad_alloc|Cannot allocate memory|MemoryError|Failed to allocate .*memory|bad allocation")
 
@@ -64,12 +66,13 @@ def measure(mode: str, precision: str, settings: Mapping[str, str], root: Path, 
     words = [f"--{name.lower()}={value}" for name, value in settings.items()]
     command = [*CNNBENCH, "case", "--workload", str(WORKLOAD), "--case", case, "--logs-root", str(root), *words]
     limit = ["prlimit", f"--as={int(memory_gib * 2**30)}"]
-    done = subprocess.run([*limit, *command], capture_output=True, text=True, check=False)
     logs = root / f"logs-{case}"
+    shutil.rmtree(logs, ignore_errors=True)  # of the cell before
+    done = subprocess.run([*limit, *command], capture_output=True, text=True, check=False)
     if done.returncode == 77:
         return "skipped"
     if not logs.is_dir():
-        sys.exit(f"{' '.join(command)}: {done.stderr}")
+        return "oom" if REFUSED.search(done.stderr) else sys.exit(f"{' '.join(command)}: {done.stderr}")
     directory = find_last_run(logs)
     run = load_run(directory)
     outputs = "".join(path.read_text(errors="replace") for path in directory.glob("process-*/output.log"))
@@ -178,9 +181,9 @@ def latency_table(arguments: argparse.Namespace, root: Path) -> list[list[str]]:
         )
         runs = re.findall(r"run#\d+ +([\d.]+)", done.stdout)
         sizes = [f"{(root / f'{name}.onnx').stat().st_size / 1e6:.1f} MB", f"{file.stat().st_size / 1e6:.1f} MB"]
-        found[name] = [*sizes, *(f"{latency} ms" for latency in runs)]
+        found[name] = [*sizes, *(f"{latency} ms" for latency in runs), *["INVALID"] * (RUNS - len(runs))]
         print(f"{name}: {', '.join(found[name])}", file=sys.stderr, flush=True)
-    what = ["ONNX file", "what the engine loads", *(f"run#{number}" for number in range(1, 6))]
+    what = ["ONNX file", "what the engine loads", *(f"run#{number}" for number in range(1, RUNS + 1))]
     rows = [["size and latency", *found], *([one, *cells] for one, *cells in zip(what, *found.values(), strict=True))]
     for number, row in enumerate(rows):
         record(arguments.output, row, anew=number == 0)

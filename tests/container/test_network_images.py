@@ -1,4 +1,4 @@
-"""The images of the networks' workload, made as a user makes them, and cases in containers of them.
+"""The images of the networks' workloads, made as a user makes them, and cases in containers of them.
 
 Making them takes minutes, so that this runs with CNNBENCH_TEST_NETWORK_IMAGES=1 only.
 """
@@ -15,9 +15,13 @@ import pytest
 from checkout import ROOT
 from cmake_build import find_tool, run_cmake
 from cnnbench.cases.workload import load_workload
+from cnnbench.harness.line import DIRECTORY as NETWORKS
 from cnnbench.results.record import load_run
 from cnnbench.run.images import ImageOptions, plan_images
+from cnnbench.run.inputs import stage_inputs
+from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.staging.environments import lock_path
+from cnnbench.staging.networks import give_network
 from container_engine import BUILD_S, CLI, ask, tell
 from null_workload import clean_environment
 
@@ -29,9 +33,8 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get(CHOSEN), reason=f"takes minutes: set {CHOSEN}=1 to make these images"),
 ]
 
-DIRECTORY = ROOT / "workload" / "CNN-PyTorch-Public"
-WORKLOAD = load_workload(DIRECTORY)
-CASE = f"test_{WORKLOAD.slug}_inference_throughput_avx_fp32_"
+WORKLOADS = ("CNN-PyTorch-Public", "ResNet50-FP8-Public", "ResNet50-Compiled-Public")
+DATA = ROOT / "workload" / "ResNet50-FP8-Public" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -57,34 +60,55 @@ def base_with_pytorch(pytorch_python, base_image, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def release(base_with_pytorch, tmp_path_factory):
-    """The tag of the workload's images, which are removed at the end."""
+    """The tag of the workloads' images, which are removed at the end."""
     build, release = tmp_path_factory.mktemp("build"), f"test-{secrets.token_hex(4)}"
     options = ("-DBACKEND=docker", f"-DRELEASE={release}", f"-DBASE_IMAGE={base_with_pytorch}")
     done = run_cmake(build, Path(sys.executable), "-DPLATFORM=GENERIC", f"-DCONTAINER_CLI={' '.join(CLI)}", *options)
     assert done.returncode == 0, done.stderr
     try:
-        command = [find_tool("cmake"), "--build", build, "--target", WORKLOAD.name]
-        subprocess.run(command, check=True, timeout=2 * BUILD_S)
+        command = [find_tool("cmake"), "--build", build, "--target"]
+        for name in WORKLOADS:
+            subprocess.run([*command, name], check=True, timeout=3 * BUILD_S)
         yield release
     finally:
-        for image in reversed(plan_images(DIRECTORY, WORKLOAD, ImageOptions(release=release)).values()):
-            ask("rmi", image.reference)
+        for name in WORKLOADS:
+            directory = ROOT / "workload" / name
+            planned = plan_images(directory, load_workload(directory), ImageOptions(release=release))
+            for image in reversed(planned.values()):
+                ask("rmi", image.reference)
+
+
+@pytest.fixture(scope="module")
+def given_network(engine_cache, pytorch_python, tmp_path_factory):
+    """ResNet18 as an ONNX file of a user's."""
+    directory, environ = tmp_path_factory.mktemp("onnx"), clean_environment(CNNBENCH_CACHE=str(engine_cache))
+    case = "test_cnn_pytorch_public_inference_accuracy_fp32_resnet18"
+    job = prepare_job(plan_case(NETWORKS, case, environ, {"ENGINE": "onnxruntime"}), environ)
+    model = stage_inputs(job, engine_cache).model
+    give_network(model, directory / "resnet18.onnx", engine_cache)
+    return directory / "resnet18.onnx"
 
 
 @pytest.fixture
 def run_case(release, tmp_path):
-    def run(network, *arguments):
-        command = ["--workload", str(DIRECTORY), "--case", CASE + network, "--logs-root", str(tmp_path), *arguments]
+    def run(name, words, *arguments):
+        directory = ROOT / "workload" / name
+        case = f"test_{load_workload(directory).slug}_inference_{words}"
+        command = ["--workload", str(directory), "--case", case, "--logs-root", str(tmp_path), *arguments]
         options = ["--backend", "docker", "--container-cli", " ".join(CLI), "--release", release]
         done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "case", *options, *command, "--warmup_steps=1", "--steps=8"],
+            [sys.executable, "-m", "cnnbench", "case", *options, *command, "--warmup_steps=1"],
             env=clean_environment(),
             capture_output=True,
             text=True,
         )
-        return done, tmp_path / f"logs-{CASE}{network}" / "itr-1" / "worker-0"
+        return done, tmp_path / f"logs-{case}" / "itr-1" / "worker-0"
 
     return run
+
+
+def run_network(run_case, network, *arguments):
+    return run_case("CNN-PyTorch-Public", f"throughput_avx_fp32_{network}", *arguments, "--steps=24")
 
 
 @pytest.mark.parametrize(
@@ -92,9 +116,8 @@ def run_case(release, tmp_path):
     [("pytorch", "generated", "dummy"), ("onnxruntime", "dummy", "dummy"), ("openvino", "real", "real")],
 )
 def test_a_network_in_a_container_answers_as_it_should(run_case, engine_name, data_type, role):
-    done, logs = run_case(
-        "mobilenet_v3_small", f"--engine={engine_name}", f"--data_type={data_type}", "--batch_size=16"
-    )
+    options = (f"--engine={engine_name}", f"--data_type={data_type}", "--batch_size=16")
+    done, logs = run_network(run_case, "mobilenet_v3_small", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(logs)
     assert run.verdict in ("valid", "unstable"), run.reason
@@ -106,12 +129,40 @@ def test_a_network_in_a_container_answers_as_it_should(run_case, engine_name, da
 def test_weights_of_the_hosts_are_mounted(run_case, tmp_path):
     checkpoint = tmp_path / "weights.pth"
     checkpoint.write_bytes(b"no checkpoint")
-    done, _ = run_case("resnet18", f"--weights={checkpoint}")
+    done, _ = run_network(run_case, "resnet18", f"--weights={checkpoint}")
     assert done.returncode == 1
     assert "/mnt/weights.pth" in done.stderr
 
 
-def test_inductor_is_skipped_as_an_image_has_no_compiler(run_case):
-    done, _ = run_case("resnet18", "--engine=inductor")
+@pytest.mark.parametrize("engine_name", ["inductor", "aotinductor"])
+def test_what_compiles_is_skipped_as_an_image_has_no_compiler(run_case, engine_name):
+    done, _ = run_network(run_case, "resnet18", f"--engine={engine_name}")
     assert done.returncode == 77
-    assert "ENGINE=inductor: compiles with g++, which is not here" in done.stderr
+    assert f"ENGINE={engine_name}: compiles with g++, which is not here" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["throughput_fp8_gated", "throughput_fp8_weight_gated", "throughput_fp16_gated"])
+def test_a_network_in_few_bits_is_in_the_image_and_runs(run_case, words):
+    done, logs = run_case("ResNet50-FP8-Public", words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert next(one for one in run.criteria if one.name == "precision").passed
+    assert any("is emulated" in note for note in run.notes)
+    assert not [line for line in (logs / "container.log").read_text().splitlines() if "calibrating" in line]
+
+
+def test_a_users_network_and_images_are_mounted_with_what_lies_beside_them(run_case, given_network):
+    done, logs = run_case(
+        "ResNet50-FP8-Public", "accuracy_fp32", f"--network_file={given_network}", f"--dataset={DATA}", "--batch_size=2"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {one.name: one.found for one in load_run(logs).criteria}["coverage"] == "4 of 4 images answered"
+
+
+@pytest.mark.parametrize("engine_name", ["onnxruntime", "openvino"])
+def test_what_is_compiled_ahead_of_time_in_a_container_runs_there(run_case, engine_name):
+    done, logs = run_case("ResNet50-Compiled-Public", "throughput_avx_fp32_gated", f"--engine={engine_name}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert run.facts["compiled for"] == "batches of 1"
+    assert next(one for one in run.criteria if one.name == "precision").passed

@@ -1,9 +1,12 @@
 """What a job says about the settings and the environment that it was given."""
 
+from contextlib import suppress
+
 import pytest
 
-from checkout import WORKLOAD
+from checkout import ROOT, WORKLOAD
 from cnnbench.base.errors import SkippedError, UsageError
+from cnnbench.cases.workload import declared_cases
 from cnnbench.machine.topology import read_topology
 from cnnbench.run.job import plan_case, prepare_job
 from model_files import write_graph
@@ -107,3 +110,10 @@ def test_each_build_has_its_own_kernels_on(variant, customer, onednn, zendnn):
     environment = prepare_job(planned, {"TF_ENABLE_ONEDNN_OPTS": "x", "TF_ENABLE_ZENDNN_OPTS": "x"}).environment
     assert environment["TF_ENABLE_ONEDNN_OPTS"] == onednn
     assert environment.get("TF_ENABLE_ZENDNN_OPTS") == zendnn
+
+
+@pytest.mark.parametrize("directory", sorted(path.parent for path in (ROOT / "workload").glob("*/workload.yaml")))
+def test_no_declared_case_is_refused_as_it_stands(directory):
+    for case in declared_cases(directory, "GENERIC"):
+        with suppress(SkippedError):
+            plan_case(directory, case.name, {}, {})

@@ -20,7 +20,7 @@ import onnxruntime
 from PIL import Image
 
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.engines.exported import WEIGHTS, Exported
+from cnnbench.engines.exported import WEIGHTS, Exported, find_export
 
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 SIZE, SCALED = 224, 256
@@ -37,15 +37,21 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def load(compiled: Path, weights: Path | None) -> tuple[onnxruntime.InferenceSession, Exported]:
-    """Return a session with a network's own weights, or others; raise CnnbenchError for those that are not its."""
-    facts, options = Exported.find(compiled), onnxruntime.SessionOptions()
+    """Return a session with a network's own weights, or others; raise CnnbenchError for those that are not its.
+
+    Raises it or UsageError, too, for what is no such file, or was made for something else.
+    """
+    found = find_export(compiled, ".onnx", {"ONNX Runtime": onnxruntime.__version__})
+    if found is None:
+        raise CnnbenchError(f"{compiled}: has no executable.onnx; compile_model.py --engine onnxruntime writes one")
+    (path, facts), options = found, onnxruntime.SessionOptions()
     if weights or facts.weights:
         with np.load(weights or compiled / WEIGHTS) as file:
             arrays = {name: np.ascontiguousarray(file[name], np.float32) for name in file}
         facts.require_weights({name: values.shape for name, values in arrays.items()})
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(one) for one in arrays.values()]
         options.add_external_initializers(list(arrays), values)
-    return onnxruntime.InferenceSession(compiled / facts.file, options, providers=["CPUExecutionProvider"]), facts
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), facts
 
 
 def main() -> int:
@@ -67,5 +73,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (CnnbenchError, OSError) as error:
+    except (CnnbenchError, OSError, ValueError) as error:
         sys.exit(f"infer_with_numpy.py: {error}")

@@ -25,6 +25,7 @@ from PIL import Image
 from weight_utils import fold, read_state_dict
 
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.engines.exported import Exported
 from cnnbench.engines.pytorch.compiled import CompiledNetwork
 
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -64,6 +65,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--pointers", action="store_true")
     arguments = parser.parse_args()
+    torch.set_num_threads(Exported.find(arguments.compiled).asked.threads)
     with torch.no_grad():
         network, images = CompiledNetwork(arguments.compiled / "executable.pt2"), read_images(arguments.images)
         if arguments.weights:
@@ -80,11 +82,11 @@ def main() -> int:
             )
         if arguments.pointers:
             answers, taken = find_allocations(network, images)
-            copies = [address for address, size in taken.items() if size == images.nbytes]
+            sizes = list(taken.values())
             print(f"images at {images.data_ptr():#x}, {images.nbytes} bytes; answers at {answers.data_ptr():#x}")
             print(
-                f"{len(taken)} blocks taken: {len(copies)} as large as the images; the answers are one of them: "
-                f"{answers.data_ptr() in taken}"
+                f"blocks taken meanwhile: {len(sizes)}; as large as the images: {sizes.count(images.nbytes)}; as large "
+                f"as the answers: {sizes.count(answers.nbytes)}, and there they are: {answers.data_ptr() in taken}"
             )
     return 0
 
@@ -92,5 +94,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (CnnbenchError, ValueError) as error:
+    except (CnnbenchError, OSError, ValueError) as error:
         sys.exit(f"infer_with_torch.py: {error}")

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+AGAIN = "CNNBENCH_INSIDE"
+"""Set where a script was begun again, to the engine."""
 PYTHON = ROOT / ".venv" / "bin" / "python"
 
 
@@ -20,6 +22,9 @@ def require(engine: str, *modules: str) -> None:
     sys.path.insert(0, str(ROOT / "src"))
     if all(importlib.util.find_spec(name) for name in (*modules, "pydantic")):
         return
+    if os.environ.get(AGAIN) == engine:
+        sys.exit(f"{sys.executable}: has not all of {', '.join(modules)}")
+    os.environ[AGAIN] = engine
     command = [*_cnnbench(), "python", engine, sys.argv[0], *sys.argv[1:]]
     os.execv(command[0], command)  # noqa: S606 - no shell
 

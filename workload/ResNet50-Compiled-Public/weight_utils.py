@@ -42,7 +42,10 @@ def norm_of(convolution: str) -> str:
 
 
 def fold(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the weights of the compiled network; raise ValueError naming what is missing of the state, or surplus."""
+    """Return the weights of the compiled network; raise ValueError naming what is missing of the state, or surplus.
+
+    Whether they are all that a network has, and of its shapes, is found when they are put into it.
+    """
     left = {key: value for key, value in state.items() if not key.endswith(UNUSED)}
     folded = {f"network.fc.{name}": left.pop(f"fc.{name}") for name in ("weight", "bias") if f"fc.{name}" in left}
     missing = [f"fc.{name}" for name in ("weight", "bias") if f"network.fc.{name}" not in folded]
@@ -63,12 +66,14 @@ def fold(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def main() -> int:
     """Convert a file; return the exit code."""
+    if len(sys.argv) != 3 or not sys.argv[2].endswith(".npz"):
+        sys.exit("weight_utils.py: needed WEIGHTS OUTPUT.npz")
     source, destination = map(Path, sys.argv[1:])
     try:
         folded = fold(read_state_dict(source))
-    except ValueError as error:
+        np.savez(destination, **folded)
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"{source}: {error}")
-    np.savez(destination, **folded)
     print(f"{destination}: {len(folded)} arrays, {destination.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -54,16 +54,17 @@ def run(arguments: argparse.Namespace) -> int:
     end_by_exceptions()
     if arguments.rounds < MIN_ROUNDS:
         raise UsageError(f"--rounds {arguments.rounds}: {MIN_ROUNDS} or more are needed for the interval of a median")
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UsageError(f"--output {arguments.output}: there is no directory {arguments.output.parent}; make it")
     rows: list[list[str]] = []
     told: list[str] = []
     failed, eager = False, find_part("builds_networks").name
-    for batch in arguments.batches:
-        contenders = [_contender(eager, "fp32", batch, arguments.seconds)]
-        for precision in arguments.precisions:
-            contenders += [_contender(engine, precision, batch, arguments.seconds) for engine in arguments.engines]
+    chosen = [(eager, "fp32"), *((engine, one) for one in arguments.precisions for engine in arguments.engines)]
+    planned = {batch: [_contender(*one, batch, arguments.seconds) for one in chosen] for batch in arguments.batches}
+    for batch, contenders in planned.items():
         take_turns(contenders, arguments.rounds, KEY, cache_root(os.environ))
-        for one in contenders:
-            rows.append(_row(batch, one, contenders[0]))
+        for one, words in zip(contenders, chosen, strict=True):
+            rows.append([str(batch), *words, *_figures(one, contenders[0])])
             told += [f"batches of {batch}, {one.name}: {one.reason}"] if one.reason else []
             failed = failed or one.failed
         if arguments.output:
@@ -100,15 +101,14 @@ def _contender(engine: str, precision: str, batch: int, seconds: float) -> Conte
     return one
 
 
-def _row(batch: int, one: Contender, eager: Contender) -> list[str]:
-    """Return a line of the table: medians over the rounds, and of the ratio its 95 % interval."""
-    engine, precision = one.name.split()
+def _figures(one: Contender, eager: Contender) -> list[str]:
+    """Return what a line of the table says: medians over the rounds, and of the ratio its 95 % interval."""
     if one.reason:
-        return [str(batch), engine, precision, "", "", "", "", "", "NOT MEASURED"]
+        return ["", "", "", "", "", "NOT MEASURED"]
     latency, _, _ = median_interval(one.figures(LATENCY))
     rate, _, _ = median_interval(one.figures(KEY))
     ratio = [""] * 3 if eager.reason else [f"{value:.2f}" for value in median_interval(one.ratios(eager, KEY))]
-    return [str(batch), engine, precision, f"{latency:.2f}", f"{rate:.2f}", *ratio, one.verdict()]
+    return [f"{latency:.2f}", f"{rate:.2f}", *ratio, one.verdict()]
 
 
 def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -47,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replaceable-weights", action="store_true", help="keep them apart, to be replaced without compiling again"
     )
+    parser.add_argument("--threads", type=int, metavar="N", help="of an instance that runs it (all cores of a socket)")
     parser.add_argument("--max-autotune", action="store_true", help="choose kernels by trying them")
     parser.add_argument(
         "--tuning-jobs",
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     cache, cpus = cache_root(os.environ), sorted(os.sched_getaffinity(0))
     if not 1 <= arguments.tuning_jobs <= len(cpus):
         raise UsageError(f"--tuning-jobs {arguments.tuning_jobs}: must be 1 to {len(cpus)}, the cores that there are")
-    jobs = [plan(arguments, batch) for batch in arguments.batch]
+    jobs = [plan(arguments, batch) for batch in dict.fromkeys(arguments.batch)]
     jobs = [choose_engine(job, cache, DEFAULT_HANG_S) for job in jobs]
     shares = [cpus[at :: arguments.tuning_jobs] for at in range(arguments.tuning_jobs)]
 
@@ -73,7 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         assert network is not None
         assert network.compiled is not None
         took_s = time.monotonic() - began_s
-        words = (job.parameters.topology, job.precision.name, network.compiled.asked.batch, job.engine.name)
+        asked = network.compiled.asked
+        words = [job.parameters.topology, job.precision.name, asked.batch, job.engine.name]
+        words += ["replaceable"] * asked.replaceable + ["tuned"] * asked.tuned
         return network.compiled, give_export(network, arguments.output / "-".join(words)), took_s
 
     # A thread's affinity is that of the processes that it starts.
@@ -101,6 +104,8 @@ def plan(arguments: argparse.Namespace, batch: str) -> Job:
         "AHEAD_OF_TIME": "True",
         "REPLACEABLE_WEIGHTS": str(arguments.replaceable_weights),
         "MAX_AUTOTUNE": str(arguments.max_autotune),
+        "CORES_PER_INSTANCE": str(arguments.threads or "auto"),
+        "INSTANCES": "1",
     }
     case = f"test_{load_workload(DIRECTORY).slug}_inference_throughput_{arguments.precision}_{arguments.network}"
     return prepare_job(plan_case(DIRECTORY, case, os.environ, settings), os.environ)

@@ -136,7 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
     if directory := arguments.export or (Path(arguments.input_model.stem) if arguments.export_popef else None):
         shapes = read_shapes(arguments.input_shape)
         batch = next(iter(shapes.values()))[0] if shapes else 1
-        asked = Asked(batch=str(batch), number_type="fp32")
+        threads = len(os.sched_getaffinity(0))
+        asked = Asked(batch=str(batch), number_type="fp32", held_as="fp32", threads=threads)
         file = export_network(output, directory, find_engine(arguments.engine), asked, cache)
         told = "--export_popef: " if arguments.export_popef else ""
         size = f"{file.stat().st_size / 1e6:.1f} MB"

@@ -17,8 +17,8 @@ from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S
 from cnnbench.run.native import measure_job
 
-CASES = {"fp32": "fp32", "fp16": "fp16", "fp8": "fp8", "fp8_weight": "fp8_weight"}
-"""The precision that a file is measured at, by what it is held in."""
+HELD_AS = ("fp32", "fp16", "fp8", "fp8_weight")
+"""What files are held in that can be measured; cases of these names compute in float32."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,13 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
         if not 1 <= value <= 10_000:
             raise UsageError(f"{option} {value}: must be 1 to 10000")
     exported = Exported.read(file)
-    if exported.held_as not in CASES:
-        raise UsageError(f"{file}: is held in {exported.held_as}; needed one of {', '.join(CASES)}")
+    precision, arithmetic = find_precision(file, exported)
     batch_size = exported.asked.sizes[1]
-    case = f"test_{load_workload(WORKLOAD).slug}_inference_latency_{CASES[exported.held_as]}"
+    case = f"test_{load_workload(WORKLOAD).slug}_inference_latency_{precision}"
     settings = {
         "NETWORK_FILE": str(file.absolute()),
         "ENGINE": exported.engine,
+        **arithmetic,
         "BATCH_SIZE": str(batch_size),
         "DEVICE_ITERATIONS": str(arguments.batches_per_step),
         "STEPS": str(arguments.runs),
@@ -69,6 +69,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(wrap(result.reason))
     print(f"logs: {logs}")
     return result.exit_code
+
+
+def find_precision(file: Path, exported: Exported) -> tuple[str, dict[str, str]]:
+    """Return the precision of the case that an export is measured by, and what else that takes."""
+    held_as, number_type = exported.asked.held_as, exported.asked.number_type
+    if held_as not in HELD_AS or number_type not in ("fp32", "bfloat16"):
+        raise UsageError(
+            f"{file}: is held in {held_as} and computed in {number_type}; measure it as the NETWORK_FILE of a case"
+        )
+    if number_type == "fp32":
+        return held_as, {}
+    return (held_as, {"FP8_ARITHMETIC": number_type}) if held_as.startswith("fp8") else (number_type, {})
 
 
 def find_file(arguments: argparse.Namespace) -> Path:

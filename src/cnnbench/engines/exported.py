@@ -36,15 +36,17 @@ def check_batch(text: str) -> str:
 class Asked(BaseModel):
     """How a network is to be compiled.
 
-    `batch`: the images of a call, or a range of them. `number_type`: what is computed in. `replaceable`: whether the
-    weights stay apart, to be replaced without compiling again, and so are not folded into what is compiled. `tuned`:
-    whether kernels are chosen by trying them.
+    `batch`: the images of a call, or a range of them. `number_type`: what is computed in; `held_as`: what the weights
+    are held in. `threads`: of each instance. `replaceable`: whether the weights stay apart, to be replaced without
+    compiling again, and so are not folded into what is compiled. `tuned`: whether kernels are chosen by trying them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch: Annotated[str, AfterValidator(check_batch)]
     number_type: str
+    held_as: str
+    threads: int
     replaceable: bool = False
     tuned: bool = False
 
@@ -83,7 +85,6 @@ class Exported(BaseModel):
     sha256: str
     beside: dict[str, str]
     asked: Asked
-    held_as: str
     source: str
     versions: dict[str, str]
     cpu_flags_sha256: str
@@ -105,8 +106,9 @@ class Exported(BaseModel):
             raise UsageError(
                 f"{file}: is not the file that {FACTS} beside it describes: it was changed or cut off; export it again"
             )
-        if found.beside != digest_beside(file.parent):
-            raise UsageError(f"{file.parent}: has other files than were exported with {file.name}; export it again")
+        beside = digest_beside(file.parent)
+        if other := [name for name in BESIDE if found.beside.get(name) != beside.get(name)]:
+            raise UsageError(f"{file.parent / other[0]}: is not as it was exported with {file.name}; export it again")
         if found.cpu_flags_sha256 != digest_cpu():
             raise UsageError(f"{file}: was made on a CPU with other instructions; export it again on this one")
         return found
@@ -118,7 +120,8 @@ class Exported(BaseModel):
 
     def describe(self) -> str:
         """Return in words what it is for."""
-        words = [f"batches of {self.asked.batch}", *(["replaceable weights"] if self.asked.replaceable else [])]
+        words = [f"batches of {self.asked.batch}", f"{self.asked.threads} threads"]
+        words += ["replaceable weights"] if self.asked.replaceable else []
         if self.tuning:
             found = self.tuning.chosen - self.tuning.tried
             words.append(f"kernels of {self.tuning.chosen} operations by trial, {found} of them found in the cache")
@@ -168,24 +171,22 @@ def find_export(prepared: Path, suffix: str, versions: Mapping[str, str]) -> tup
 
 def write_export(
     file: Path,
-    prepared: Path,
     engine: str,
     asked: Asked,
     versions: dict[str, str],
     tuning: Tuning | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write what there is to say of an export of a prepared network; `weights`: those that can be replaced."""
+    """Write what there is to say of an export; `weights`: those that can be replaced."""
     if weights:
         np.savez(file.parent / WEIGHTS, **weights)  # type: ignore[arg-type]  # arrays go by any name
-    facts = json.loads((prepared / "prepared.json").read_bytes())
+    facts = json.loads((file.parent / "prepared.json").read_bytes())
     found = Exported(
         engine=engine,
         file=file.name,
         sha256=digest_file(file),
         beside=digest_beside(file.parent),
         asked=asked,
-        held_as=facts.get("held_as", "fp32"),
         source=facts["weights_sha256"],
         versions=versions,
         cpu_flags_sha256=digest_cpu(),

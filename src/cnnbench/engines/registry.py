@@ -113,8 +113,9 @@ class Engine:
     `reads_shards` turns TFRecord shards into an image set. Of networks: `builds_networks` does so for all engines, and
     `quantizes_networks` to int8 and `converts_networks` to other numbers those that are `reads_onnx`: handed to the
     engine as ONNX; `handles_files` takes in a user's ONNX file and gives one. `exports_networks` writes what the engine
-    loads without converting or compiling it again; `ahead_of_time`: whether it loads nothing else. `tells_layers`:
-    whether it tells itself what its layers run on; no trace of a library is taken then.
+    loads without converting or compiling it again; `ahead_of_time`: whether it loads nothing else; `parts_weights`,
+    `tries_kernels`: whether that can have its weights apart, and kernels chosen by trying. `tells_layers`: whether it
+    tells itself what its layers run on; no trace of a library is taken then.
     """
 
     name: str
@@ -142,6 +143,8 @@ class Engine:
     exports_networks: Steps | None = None
     reads_onnx: bool = False
     ahead_of_time: bool = False
+    parts_weights: bool = False
+    tries_kernels: bool = False
     tells_layers: bool = False
 
     @property

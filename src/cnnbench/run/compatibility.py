@@ -7,7 +7,7 @@ from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import FIELDS, PROCEDURAL, Parameters, options_of, parameters_of, told
 from cnnbench.cases.precisions import Precision, chosen_precision
-from cnnbench.engines.exported import is_export
+from cnnbench.engines.exported import FACTS, is_export
 from cnnbench.engines.registry import AUTO, Conditions, Engine, engines, engines_that_take
 from cnnbench.inputs.model_file import check_checkpoint
 from cnnbench.launch.instances import Plan
@@ -33,7 +33,9 @@ def check_network_case(case: TestCase, parameters: Parameters) -> list[str]:
     accuracy, notes = parameters.mode == "accuracy", []
     own = bool(parameters.weights or parameters.network_file)
     if parameters.network_file and not Path(parameters.network_file).is_file():
-        raise UsageError(f"NETWORK_FILE={parameters.network_file}: no such file; needed an ONNX model")
+        raise UsageError(
+            f"NETWORK_FILE={parameters.network_file}: no such file; needed an ONNX file, or a compiled one"
+        )
     if parameters.network_file and parameters.weights:
         raise UsageError(f"NETWORK_FILE={parameters.network_file}: has its weights in it, so leave out WEIGHTS")
     if accuracy and not own and parameters.dataset != PROCEDURAL:
@@ -101,7 +103,12 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
             f"ONEDNN_VERBOSE=True: ENGINE={engine.name} does not survive oneDNN's trace, or has none; leave it out"
         )
     precision = chosen_precision(parameters.precision, fp8_arithmetic=parameters.fp8_arithmetic)
-    given = parameters.network_file and not (engine.exports_networks and is_export(Path(parameters.network_file)))
+    file = Path(parameters.network_file)
+    given = parameters.network_file and not (engine.exports_networks and is_export(file))
+    if given and engine.exports_networks and file.suffix not in ("", ".onnx"):
+        raise UsageError(
+            f"NETWORK_FILE={file}: is no ONNX file, and {FACTS}, which tells of one compiled, is not beside it"
+        )
     if (precision.held_as or parameters.pad_conv_channel or given) and not engine.reads_onnx:
         able = ", ".join(one.name for one in engines().values() if one.reads_onnx)
         raise SkippedError(
@@ -110,7 +117,12 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
     if parameters.ahead_of_time and not engine.exports_networks:
         able = ", ".join(one.name for one in engines().values() if one.exports_networks)
         raise UsageError(f"AHEAD_OF_TIME=True: ENGINE={engine.name} compiles nothing into a file; choose one of {able}")
-    if not parameters.ahead_of_time and not engine.ahead_of_time:
+    compiled_already = bool(parameters.network_file) and is_export(Path(parameters.network_file))
+    if compiled_already:
+        notes += _note_unused(ONLY_AHEAD_OF_TIME, parameters, "a NETWORK_FILE that is compiled already")
+    elif parameters.ahead_of_time or engine.ahead_of_time:
+        _check_compiling(engine, parameters)
+    else:
         notes += _note_unused(ONLY_AHEAD_OF_TIME, parameters, "AHEAD_OF_TIME=False")
     if precision.on_gpu and not engine.gpu:
         able = ", ".join(one.name for one in engines().values() if one.gpu)
@@ -130,6 +142,18 @@ def check_engine(engine: Engine, parameters: Parameters, plan: Plan) -> list[str
         network=parameters.topology,
     )
     return notes + engine.check(options_of(parameters, engine), conditions)
+
+
+def _check_compiling(engine: Engine, parameters: Parameters) -> None:
+    """Raise UsageError for what an engine cannot be asked to compile."""
+    for name, able in (("REPLACEABLE_WEIGHTS", "parts_weights"), ("MAX_AUTOTUNE", "tries_kernels")):
+        if getattr(parameters, name.lower()) and not getattr(engine, able):
+            others = ", ".join(one.name for one in engines().values() if getattr(one, able))
+            raise UsageError(f"{name}=True: ENGINE={engine.name} cannot; choose {others}, or leave it out")
+    part = parameters.batch_size if parameters.micro_batch_size == "auto" else parameters.micro_batch_size
+    least, _, most = parameters.compiled_batch.partition("-")
+    if parameters.compiled_batch != "auto" and not int(least) <= part <= int(most or least):
+        raise UsageError(f"COMPILED_BATCH={parameters.compiled_batch}: the case hands over {part} images at once")
 
 
 def _check_options(engine: Engine, parameters: Parameters) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from cnnbench.staging.inputs import (
     stage_embedded_model,
 )
 from cnnbench.staging.networks import (
+    Compiler,
     adopt_network,
     chosen_batch,
     chosen_conversion,
@@ -83,19 +85,20 @@ def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:
     if engine.takes == "network":
         builder = network_builder(job.precision.on_gpu).name
         network = _take_network(job, engine, check_set, builder, cache)
+        compiled = network.compiled is not None
         compared = network.held_as == "fp32" and not job.precision.is_float32  # a file held otherwise has no other
         if images and job.parameters.mode == "accuracy" and compared:
             if job.parameters.network_file:
                 network = predict_adopted(network, images.root, cache)
             else:
                 network = predict_network(network, images.root, builder, cache)
-        conversion = chosen_conversion(job.parameters, job.precision)
+        conversion = None if compiled else chosen_conversion(job.parameters, job.precision)
         if conversion and (conversion.pad_channels or network.held_as != conversion.number_type):
             network = convert_network(network, conversion, cache)
-        if job.precision.is_int8:
+        if job.precision.is_int8 and not compiled:
             network = quantize_network(network, cache)
-        if not network.compiled and (engine.ahead_of_time or job.parameters.ahead_of_time):
-            network = compile_network(network, engine, variant, asked_of(job), cache)
+        if not compiled and (engine.ahead_of_time or job.parameters.ahead_of_time):
+            network = compile_network(network, _compiler_of(job, cache), _asked_of(job, network), cache)
         return Inputs(python, images, network)
     model = prepare_model(_find_model(job, cache), check_set, engine, variant, cache)
     if job.precision.is_int8 and not model.quantized:
@@ -120,8 +123,17 @@ def _take_network(job: Job, engine: Engine, check_set: Path, builder: str, cache
         if made_by != engine.name:
             raise UsageError(f"NETWORK_FILE={file}: is what {made_by} loads, and not ENGINE={engine.name}")
         network = take_export(Path(file))
-    else:
-        network = adopt_network(Path(file), check_set, cache)
+        assert network.compiled is not None
+        asked = network.compiled.asked
+        if (asked.number_type, asked.held_as) != (job.precision.data_type, _held_as(job, network)):
+            raise UsageError(
+                f"NETWORK_FILE={file}: was compiled for {asked.number_type}, weights in {asked.held_as}, and cannot be "
+                f"measured as {job.precision.name}; choose a case of that precision, or compile it again"
+            )
+        if job.parameters.pad_conv_channel:
+            raise UsageError(f"PAD_CONV_CHANNEL=True: NETWORK_FILE={file} is compiled already; leave it out")
+        return network
+    network = adopt_network(Path(file), check_set, cache)
     if network.held_as not in ("fp32", job.precision.held_as):
         raise UsageError(
             f"NETWORK_FILE={file}: is held in {network.held_as} and cannot be measured as {job.precision.name}; give "
@@ -130,12 +142,29 @@ def _take_network(job: Job, engine: Engine, check_set: Path, builder: str, cache
     return network
 
 
-def asked_of(job: Job) -> Asked:
+def _held_as(job: Job, network: PreparedModel) -> str:
+    """Return what a job's network has its weights in, as it is measured."""
+    return job.precision.held_as or ("int8" if job.precision.is_int8 else network.held_as)
+
+
+def _compiler_of(job: Job, cache: Path) -> Compiler:
+    kept = getattr(job.options, "model_cache_path", "") or cache / "compiled"
+    own = {
+        name: value
+        for name, value in job.environment.items()
+        if os.environ.get(name) != value and not value.startswith(str(kept))  # where work is kept decides nothing
+    }
+    return Compiler(job.engine, job.variant, own, Path(kept))
+
+
+def _asked_of(job: Job, network: PreparedModel) -> Asked:
     """Return how a job has its network compiled ahead of time."""
     p = job.parameters
     return Asked(
         batch=chosen_batch(p),
         number_type=job.precision.data_type,
+        held_as=_held_as(job, network),
+        threads=max(one.threads for one in job.plan.instances),
         replaceable=p.replaceable_weights,
         tuned=p.max_autotune,
     )

@@ -17,6 +17,7 @@ from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
 from cnnbench.cases.precisions import Precision, chosen_precision, fit_to_cpu, require
 from cnnbench.cases.workload import Sources, Workload, load_workload
 from cnnbench.engines.builds import choose_build
+from cnnbench.engines.exported import is_export
 from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import AUTO, Engine, Setting, find_engine
 from cnnbench.inputs.model_file import check_graph
@@ -192,7 +193,8 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         raise SkippedError(f"{planned.precision.name}: {obstacle}")
     asked = engine.asked_build(planned.options)
     variant = choose_build(engine, asked, planned.cpu, weight_sharing=p.weight_sharing, int8=int8, gpu=on_gpu)
-    if obstacle := engine.obstacle(environ, on_gpu):
+    compiled_already = bool(p.network_file) and is_export(Path(p.network_file))
+    if not compiled_already and (obstacle := engine.obstacle(environ, on_gpu)):
         raise SkippedError(f"ENGINE={engine.name}: {obstacle}")
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
     environment = inherited | _engine_environment(planned, variant, cache_root(environ))

@@ -46,6 +46,9 @@ WORKLOAD_VARIABLE = "CNNBENCH_WORKLOAD"
 GRAMINE_VARIABLE = "CNNBENCH_GRAMINE"
 """Environment variable of an image, set where cases run in enclaves: the version of Gramine in it, or none."""
 
+GROWING = ("models", "prepared")
+"""The directories of a cache in which more is made for a case that is not as the image's."""
+
 ATTENDED_VARIABLE = "CNNBENCH_ATTENDED"
 """Environment variable: set by who holds this container's standard input open for as long as it is to run."""
 
@@ -135,14 +138,15 @@ def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
 
 
 def overlay_cache(cache: Path, scratch: Path) -> Path:
-    """Return a cache in `scratch` with all that a read-only one has, in which another model can be prepared."""
-    prepared = scratch / "prepared"
-    prepared.mkdir(parents=True)
+    """Return a cache in `scratch` with all that a read-only one has, in which another model can be made."""
     for path in cache.glob("*"):
-        if path.name != prepared.name:
+        if path.name not in GROWING:
+            scratch.mkdir(parents=True, exist_ok=True)
             (scratch / path.name).symlink_to(path)
-    for path in (cache / prepared.name).glob("*"):
-        (prepared / path.name).symlink_to(path)
+    for name in GROWING:
+        (scratch / name).mkdir(parents=True)
+        for path in (cache / name).glob("*"):
+            (scratch / name / path.name).symlink_to(path)
     return scratch
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -267,23 +268,37 @@ def digest_sources(steps: Steps, root: Path = PACKAGE) -> str:
     return digest.hexdigest()[:12]
 
 
-def run_steps(engine: Engine, variant: str, part: str, cache: Path, *arguments: str | Path) -> None:
+def run_steps(
+    engine: Engine,
+    variant: str,
+    part: str,
+    cache: Path,
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run a part of an engine's with the Python of its environment.
 
-    Its progress goes to this process's standard error. Names in sets decide the order of what is made: with hashes that
-    differ each time, so would that.
+    Its progress goes to this process's standard error. `environment`: what it has beyond the caller's. Names in sets
+    decide the order of what is made: with hashes that differ each time, so would that.
     """
-    code = call_steps(engine, variant, part, cache, *arguments)
+    code = call_steps(engine, variant, part, cache, *arguments, environment=environment)
     if code != 0:
         command = f"{_steps(engine, part).module} {' '.join(map(str, arguments))}"
         raise CnnbenchError(f"failed with exit code {code}: `{command}`; it says why above")
 
 
-def call_steps(engine: Engine, variant: str, part: str, cache: Path, *arguments: str | Path) -> int:
+def call_steps(
+    engine: Engine,
+    variant: str,
+    part: str,
+    cache: Path,
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Run a part of an engine's as `run_steps` does, and return its exit code; it has said why it is not 0."""
     steps = _steps(engine, part)
     python = steps_python(engine, variant, steps, cache)
     command = [str(python), START, steps.module, *map(str, arguments)]
-    environment, _ = split_environment(os.environ)
-    environment |= {"PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0"}
-    return subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
+    inherited, _ = split_environment(os.environ)
+    whole = inherited | {"PYTHONNOUSERSITE": "1", "PYTHONHASHSEED": "0"} | dict(environment or {})
+    return subprocess.run(command, env=whole, stdout=subprocess.DEVNULL, check=False).returncode

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -130,33 +131,58 @@ def chosen_batch(parameters: Parameters) -> str:
     return f"1-{most}" if p.mode == "accuracy" and most > 1 else str(most)
 
 
-def compile_network(model: PreparedModel, engine: Engine, variant: str, asked: Asked, cache: Path) -> PreparedModel:
+@dataclass(frozen=True)
+class Compiler:
+    """What compiles: a build of an engine. `environment`: what instances have too, such as a bound of instructions.
+
+    `kept`: a directory for what it keeps of its work.
+    """
+
+    engine: Engine
+    variant: str
+    environment: Mapping[str, str]
+    kept: Path
+
+
+def compile_network(model: PreparedModel, compiler: Compiler, asked: Asked, cache: Path) -> PreparedModel:
     """Return a prepared network with what an engine makes of it ahead of time, compiling it when not done yet.
 
-    It is for this CPU and this version of the engine; another compiles it anew.
+    It is for this CPU, this version of the engine and its environment; for any other it is compiled anew.
     """
-    steps = engine.exports_networks
+    engine, steps = compiler.engine, compiler.engine.exports_networks
     assert steps is not None
-    made_by = f"{digest_sources(steps)}-{digest_file(lock_path(engine.build(variant).lock))[:12]}"
-    named = _digest([engine.name, asked.model_dump_json(), digest_cpu()])
+    made_by = f"{digest_sources(steps)}-{digest_file(lock_path(engine.build(compiler.variant).lock))[:12]}"
+    named = _digest([engine.name, asked.model_dump_json(), digest_cpu(), sorted(compiler.environment.items())])
     destination = cache / "prepared" / f"{model.graph.name}-{named}-{engine.name}-{made_by}"
-    install_directory(lambda made: _compile(model, engine, variant, asked, made, cache), destination)
+    install_directory(lambda made: _compile(model, compiler, asked, made, cache), destination)
     return replace(model, graph=destination, compiled=Exported.find(destination))
 
 
-def _compile(model: PreparedModel, engine: Engine, variant: str, asked: Asked, destination: Path, cache: Path) -> None:
-    for name in BESIDE:
-        if (model.graph / name).is_file():
-            os.link(model.graph / name, destination / name)  # both are in the cache, whose files never change
+def _compile(model: PreparedModel, compiler: Compiler, asked: Asked, destination: Path, cache: Path) -> None:
+    for name in BESIDE:  # a network that was converted has what it is checked with where it was prepared
+        found = [path for path in (model.graph / name, model.check_images.parent / name) if path.is_file()]
+        if found:
+            _place(found[0], destination / name)
     (destination / ASKED).write_text(asked.model_dump_json(indent=1), encoding="utf-8")
-    run_steps(engine, variant, "exports_networks", cache, "network", model.graph, destination, cache / "compiled")
+    words = ("network", model.graph, destination, compiler.kept)
+    run_steps(compiler.engine, compiler.variant, "exports_networks", cache, *words, environment=compiler.environment)
+
+
+def _place(source: Path, destination: Path) -> None:
+    """Put a file of the cache into another directory of it, whose files never change either."""
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or another user's file
+        shutil.copyfile(source, destination)
 
 
 def export_network(file: Path, destination: Path, engine: Engine, asked: Asked, cache: Path) -> Path:
     """Write an ONNX file as an engine loads it, with what it is checked with, into a directory; return its file."""
     network = adopt_network(file, find_check_set(cache), cache)
     build = next(one for one in engine.builds if not one.gpu)
-    return give_export(compile_network(network, engine, build.name, asked, cache), destination)
+    asked = asked.model_copy(update={"held_as": network.held_as})
+    compiler = Compiler(engine, build.name, {}, cache / "compiled")
+    return give_export(compile_network(network, compiler, asked, cache), destination)
 
 
 def give_export(model: PreparedModel, destination: Path) -> Path:
@@ -165,9 +191,9 @@ def give_export(model: PreparedModel, destination: Path) -> Path:
     if destination.is_dir() and any(destination.iterdir()) and not (destination / FACTS).is_file():
         raise UsageError(f"{destination}: has other files in it; give an empty directory, or an export's")
     make_directory(destination, "give another directory")
-    for old in destination.glob(f"{STEM}.*"):
-        old.unlink()
-    for path in model.graph.iterdir():
+    for old in (*destination.glob(f"{STEM}.*"), *(destination / name for name in (ASKED, *BESIDE))):
+        old.unlink(missing_ok=True)
+    for path in sorted(model.graph.iterdir(), key=lambda path: path.name == FACTS):  # last what says that all is there
         shutil.copyfile(path, destination / path.name)
     return destination / model.compiled.file
 
@@ -181,7 +207,13 @@ def take_export(file: Path) -> PreparedModel:
 def predict_adopted(model: PreparedModel, images: Path, cache: Path) -> PreparedModel:
     """Return a user's network with what it answers to every image of a set."""
     engine = find_part("handles_files")
-    destination = cache / "prepared" / f"{model.graph.name}-{load_manifest(images).sha256[:16]}-predictions"
+    if not (model.graph / NETWORK).is_file():
+        raise UsageError(
+            f"NETWORK_FILE={model.source}: was compiled without its float32 network, which the loss of accuracy is "
+            "counted against: leave it out, or measure throughput or latency"
+        )
+    digests = f"{model.source_sha256[:16]}-{load_manifest(images).sha256[:16]}"
+    destination = cache / "prepared" / f"{digests}-predictions"
 
     def make(directory: Path) -> None:
         run_steps(engine, engine.builds[0].name, "handles_files", cache, "predict", model.graph, images, directory)

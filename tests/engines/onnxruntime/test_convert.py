@@ -289,7 +289,7 @@ def test_what_an_engine_loads_is_exported_and_measured_and_refused_where_it_is_n
     facts = json.loads((directory / "executable.json").read_bytes())
     for change, code, reason in (
         ({"cpu_flags_sha256": "0"}, 2, "was made on a CPU with other instructions"),
-        ({"sha256": "0"}, 2, "it was changed; export it again"),
+        ({"sha256": "0"}, 2, "it was changed or cut off; export it again"),
         ({"versions": {"It": "0.1"}}, 3, "was written by {'It': '0.1'}, and this is"),
     ):
         (directory / "executable.json").write_text(json.dumps(facts | change))
@@ -306,7 +306,10 @@ def test_what_an_engine_loads_is_exported_and_measured_and_refused_where_it_is_n
 def test_what_is_no_export_is_refused(small, engine_cache, tmp_path):
     for words, reason in (
         ((small / "small.onnx",), "no export of this program's"),
-        ((tmp_path / "missing.blob",), "no such file; `cnnbench convert --export DIR` writes one"),
+        (
+            (tmp_path / "missing.blob",),
+            "no such file; `cnnbench compile` and `cnnbench convert --export DIR` write one",
+        ),
         (("--popef", tmp_path / "x.popef", "--runs", "5"), "no such file"),
         ((small / "small.onnx", "--runs", "0"), "--runs 0: must be 1 to 10000"),
     ):

@@ -35,7 +35,11 @@ ENGINES = (
         handles_files=Steps(
             "cnnbench.engines.onnxruntime.files", (*_CONVERTING, "engines/onnxruntime/files.py", "inputs/model_file.py")
         ),
-        exports_networks=Steps("cnnbench.engines.onnxruntime.export", ("engines/onnxruntime/export.py",)),
+        exports_networks=Steps(
+            "cnnbench.engines.onnxruntime.export",
+            ("engines/exported.py", "engines/onnxruntime/backend.py", "engines/onnxruntime/export.py"),
+        ),
+        parts_weights=True,
         reads_onnx=True,
         tells_layers=True,
     ),

@@ -37,7 +37,7 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, spec: LoadSpec) -> None:
         """Note what sessions are made of; an instance makes its own, in its thread, whose pinning others inherit."""
-        self._path, self._batch_size, self._own = network_file(spec.model), 1, threading.local()
+        self._path, self._batch_size, self._own = network_file(spec.model), 0, threading.local()
         self._export = find_export(spec.model, OPTIMISED, VERSIONS)
         self._unpack = spec.number_type != "int8"
         self._options = new_options(unpack=self._unpack)
@@ -50,10 +50,10 @@ class OnnxRuntimeBackend(Backend):
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""
+        if self._export and len(batch) != self._batch_size:
+            self._export[1].require_batch(len(batch))
         self._batch_size = len(batch)
         if not hasattr(self._own, "session"):
-            if self._export:
-                self._export[1].require_batch(len(batch))
             self._own.session = self._session(self._options, self._export[0] if self._export else self._path)
         return self._own.session.run(None, {INPUT: batch})[0]
 

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from cnnbench.base.errors import UsageError
 from cnnbench.base.steps import run_step
 from cnnbench.engines.conversion import network_file
 from cnnbench.engines.exported import STEM, WEIGHTS, Asked, write_export
@@ -23,18 +22,16 @@ LEAST_WEIGHTS = 16
 def export(network: Path, destination: Path, _cache: Path) -> None:
     """Optimise a prepared network, which takes any number of images, and write it."""
     asked = Asked.read(destination)
-    if asked.tuned:
-        raise UsageError("MAX_AUTOTUNE=True: ONNX Runtime tries no kernels; leave it out, or choose ENGINE=aotinductor")
     file = destination / f"{STEM}{OPTIMISED}"
     if asked.replaceable:
         weights = part_weights(network_file(network), file)
-        write_export(file, network, "onnxruntime", asked, VERSIONS, weights=weights)
+        write_export(file, "onnxruntime", asked, VERSIONS, weights=weights)
         return
     options = new_options(unpack=asked.number_type != "int8")
     options.log_severity_level = 3
     options.optimized_model_filepath = str(file)
     onnxruntime.InferenceSession(network_file(network), options, providers=["CPUExecutionProvider"])
-    write_export(file, network, "onnxruntime", asked, VERSIONS)
+    write_export(file, "onnxruntime", asked, VERSIONS)
 
 
 def part_weights(source: Path, file: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,10 @@ ENGINES = (
         reader="cnnbench.inputs.jpeg:read_batches",
         builds=(Build("cpu", "openvino-cpu", int8=True, in_images=True),),
         refused={"bfloat32": "its CPU plug-in computes a float32 network in bfloat16 as bfloat16 only"},
-        exports_networks=Steps("cnnbench.engines.openvino.export", ("engines/openvino/export.py",)),
+        exports_networks=Steps(
+            "cnnbench.engines.openvino.export",
+            ("engines/exported.py", "engines/openvino/backend.py", "engines/openvino/export.py"),
+        ),
         reads_onnx=True,
         tells_layers=True,  # and its oneDNN fails at some layers when it is to trace them
     ),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import openvino as ov
 
-from cnnbench.base.errors import UsageError
 from cnnbench.base.steps import run_step
 from cnnbench.engines.conversion import network_file
 from cnnbench.engines.exported import STEM, Asked, write_export
@@ -18,11 +17,6 @@ from cnnbench.engines.openvino.backend import BLOB, VERSIONS, precision_hint
 def export(network: Path, destination: Path, _cache: Path) -> None:
     """Compile a prepared network for a batch, or a range of them, and write what was compiled."""
     asked = Asked.read(destination)
-    if asked.replaceable or asked.tuned:
-        raise UsageError(
-            "REPLACEABLE_WEIGHTS, MAX_AUTOTUNE: OpenVINO folds weights into what it compiles, and tries no kernels; "
-            "leave them out, or choose ENGINE=aotinductor"
-        )
     core, (least, most) = ov.Core(), asked.sizes
     model = core.read_model(network_file(network))
     batch = most if least == most else ov.Dimension(least, most)
@@ -30,7 +24,7 @@ def export(network: Path, destination: Path, _cache: Path) -> None:
     options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", **precision_hint(asked.number_type)}
     file = destination / f"{STEM}{BLOB}"
     file.write_bytes(core.compile_model(model, "CPU", options).export_model().getvalue())
-    write_export(file, network, "openvino", asked, VERSIONS)
+    write_export(file, "openvino", asked, VERSIONS)
 
 
 def main(arguments: list[str]) -> int:

@@ -210,10 +210,13 @@ ENGINES = (
         exports_networks=Steps(
             "cnnbench.engines.pytorch.export",
             (
+                "engines/exported.py",
                 *(f"engines/pytorch/{name}.py" for name in ("networks", "weights", "group_norm", "classifier")),
                 *(f"engines/pytorch/{name}.py" for name in ("compiled", "export")),
             ),
         ),
         ahead_of_time=True,
+        parts_weights=True,
+        tries_kernels=True,
     ),
 )

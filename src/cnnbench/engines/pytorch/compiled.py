@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch._inductor.package import load_package
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.engines.exported import STEM, find_export
 from cnnbench.engines.interface import Backend, LoadSpec
+from cnnbench.engines.pytorch.classifier import DATA_TYPES
 from cnnbench.inputs.networks import ImageForm
 
 PACKAGE = ".pt2"
@@ -26,10 +28,11 @@ class CompiledNetwork:
     """A network compiled ahead of time: images N x size x size x 3 in, probabilities N x classes out (float32).
 
     Images are read where they lie, and answers are a tensor of the network's own: nothing is copied. Raises UsageError
-    for a file that is not as it was written, or for another CPU; CnnbenchError for another version of PyTorch.
+    for a file that is not as it was written, or for another CPU; CnnbenchError for another version of PyTorch, or other
+    threads than PyTorch is set to. `callers`: how many threads call it at once.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, callers: int = 1) -> None:
         found = find_export(file.parent, PACKAGE, versions())
         if found is None:
             raise CnnbenchError(f"{file.parent}: has no {STEM}{PACKAGE}; `cnnbench compile` writes one")
@@ -38,7 +41,12 @@ class CompiledNetwork:
         form, self.name = ImageForm(**request["form"]), str(request["network"]["name"])
         self._shape = (form.size, form.size, 3)
         self._data_type = torch.uint8 if form.as_bytes else torch.float32
-        self._run = torch._inductor.aoti_load_package(str(self.path))
+        if (threads := torch.get_num_threads()) != self.facts.asked.threads:
+            raise CnnbenchError(
+                f"{self.path}: was compiled for {self.facts.asked.threads} threads, and PyTorch is set to {threads}; "
+                "compile it for as many (CORES_PER_INSTANCE, --threads), or call torch.set_num_threads before"
+            )
+        self._run = load_package(str(self.path), num_runners=callers)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the probabilities; raise CnnbenchError for images that it was not compiled for."""
@@ -53,7 +61,10 @@ class CompiledNetwork:
     def replace_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Compute with other weights from now on; raise CnnbenchError naming what is missing, surplus or misshapen."""
         self.facts.require_weights({name: tuple(value.shape) for name, value in weights.items()})
-        self._run.load_constants(dict(weights), check_full_update=True)
+        data_type = DATA_TYPES[self.facts.asked.number_type]
+        # Copied as so many bytes as their storage has: a view into a larger one would overwrite what comes behind.
+        apart = {name: value.detach().to(data_type).clone().contiguous() for name, value in weights.items()}
+        self._run.load_constants(apart, check_full_update=True)
 
 
 class AotInductorBackend(Backend):
@@ -63,7 +74,7 @@ class AotInductorBackend(Backend):
         """Load what was compiled."""
         torch.set_num_threads(spec.threads)
         torch.set_num_interop_threads(1)
-        self._network = CompiledNetwork(spec.model / f"{STEM}{PACKAGE}")
+        self._network = CompiledNetwork(spec.model / f"{STEM}{PACKAGE}", spec.callers)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the softmax (float32, N x 1000) of images (N x size x size x 3)."""

@@ -9,11 +9,13 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
 from torch.export import Dim
 
+from cnnbench.base.cache import locked
 from cnnbench.base.steps import run_step
 from cnnbench.engines.exported import STEM, Asked, Tuning, write_export
 from cnnbench.engines.pytorch.classifier import DATA_TYPES, Classifier
@@ -28,10 +30,11 @@ def export(network: Path, destination: Path, cache: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     warnings.filterwarnings("ignore", category=FutureWarning)  # PyTorch's, of its own deprecated names
     import torch._inductor.config as inductor  # which reads the environment
+    from torch._inductor import codecache
     from torch._inductor.select_algorithm import add_feedback_saver
 
     asked, request = Asked.read(destination), json.loads((network / "network.json").read_bytes())
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(asked.threads)  # so many are written into what is compiled
     module = build(Network(**request["network"]))
     load_weights(module, network / "weights.safetensors")
     fold_norms(module)
@@ -42,6 +45,7 @@ def export(network: Path, destination: Path, cache: Path) -> None:
     images = torch.zeros((most, form.size, form.size, 3), dtype=data_type)
     shapes = ({0: Dim("batch", min=least, max=most)},) if least < most else None
     file = destination / f"{STEM}{PACKAGE}"
+    codecache.PersistentCache.update_local_cache = _add_to_local_cache  # type: ignore[method-assign]
     chosen: list[object] = []
     add_feedback_saver(lambda *choice: chosen.append(choice))
     with torch.no_grad(), inductor.patch(freezing=not asked.replaceable, max_autotune=asked.tuned):
@@ -54,7 +58,26 @@ def export(network: Path, destination: Path, cache: Path) -> None:
         if asked.replaceable
         else {}
     )
-    write_export(file, network, "aotinductor", asked, versions(), tuning, weights)
+    write_export(file, "aotinductor", asked, versions(), tuning, weights)
+
+
+def _add_to_local_cache(own: Any, found: dict[str, Any]) -> None:
+    """Add what trials have found to Inductor's cache of it, which other processes may have added to meanwhile.
+
+    Inductor itself writes what it has read some seconds before, and that is lost then.
+    """
+    path: Path = own.get_local_cache_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        text = json.dumps({"system": own.system, "cache": _merge(own.get_local_cache(), found)})
+        scratch = path.with_suffix(".new")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merge(old[key], new[key]) for key in old.keys() & new.keys() if isinstance(new[key], dict)}
+    return old | new | both
 
 
 def main(arguments: list[str]) -> int:
