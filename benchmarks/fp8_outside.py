@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from cnnbench.results.stats import paired_difference
 
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
-SIZE, SCALED, BATCH = 224, 256, 25
+SIZE, SCALED = 224, 256
+BATCH = 1  # as many files are written for
 CALIBRATION_IMAGES = 100
 Network = Callable[[np.ndarray], np.ndarray]
 

@@ -154,7 +154,8 @@ def test_without_pytorch_the_answers_are_those_with_it(environment, engine_cache
     images = load_image_set(find_check_set(engine_cache)).paths()[:10]
     done, with_torch = run_script(environment, "infer_with_torch.py", compiled["aotinductor"], *images, "--pointers")
     assert done.returncode == 0, done.stderr
-    assert "; as large as the images: 0; as large as the answers: 1, and there they are: True" in done.stdout
+    assert "; as large as the images: 0; as large as the answers: 2 (scores " in done.stdout
+    assert "and the answers are one of them: True" in done.stdout
     done, without = run_script(environment, "infer_with_numpy.py", compiled["onnxruntime"], *images)
     assert done.returncode == 0, done.stderr
     assert [found[0] for found in without] == [found[0] for found in with_torch]
@@ -247,7 +248,7 @@ def test_processes_that_tune_share_what_they_find_and_go_on_where_one_was_killed
     assert len(one) == 2
     assert all(facts["tuning"]["chosen"] >= 1 for facts in one.values())
     assert any(facts["tuning"]["tried"] < facts["tuning"]["chosen"] for facts in one.values())  # by the one killed
-    for path in own_cache.glob("prepared/*-aotinductor-*"):
+    for path in own_cache.glob(f"prepared/{NETWORK}-*-aotinductor-*"):
         shutil.rmtree(path)
     done = subprocess.run([*command, tmp_path / "again"], stdout=subprocess.PIPE, check=False, **given)
     assert done.returncode == 0, done.stderr
@@ -284,3 +285,21 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason(environment, tmp_pat
     assert reason in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--rounds", "3"), "--rounds 3: 6 or more are needed for the interval of a median"),
+        (("--output", "no/such/table.csv"), "--output no/such/table.csv: there is no directory no/such"),
+        (("--engines", "caffe"), "engine 'caffe': not known; there are"),
+        (("--engines", "openvino:EVEN_FASTER"), "needed ENGINE or ENGINE:NAME=VALUE"),
+        (("--batches", "0"), "BATCH_SIZE=0 (argument): must be 1 to 4096"),
+        (("--precisions", "fp4"), "invalid choice: 'fp4'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_measured(environment, words, reason):
+    done = run_cnnbench(environment, "benchmark-compiled", *words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert reason in done.stderr
+    assert "round 1" not in done.stderr

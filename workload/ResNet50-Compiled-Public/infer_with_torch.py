@@ -86,7 +86,8 @@ def main() -> int:
             print(f"images at {images.data_ptr():#x}, {images.nbytes} bytes; answers at {answers.data_ptr():#x}")
             print(
                 f"blocks taken meanwhile: {len(sizes)}; as large as the images: {sizes.count(images.nbytes)}; as large "
-                f"as the answers: {sizes.count(answers.nbytes)}, and there they are: {answers.data_ptr() in taken}"
+                f"as the answers: {sizes.count(answers.nbytes)} (scores and probabilities), and the answers are one of "
+                f"them: {answers.data_ptr() in taken}"
             )
     return 0
 

@@ -104,7 +104,7 @@ def plan(arguments: argparse.Namespace, batch: str) -> Job:
         "AHEAD_OF_TIME": "True",
         "REPLACEABLE_WEIGHTS": str(arguments.replaceable_weights),
         "MAX_AUTOTUNE": str(arguments.max_autotune),
-        "CORES_PER_INSTANCE": str(arguments.threads or "auto"),
+        "CORES_PER_INSTANCE": "auto" if arguments.threads is None else str(arguments.threads),
         "INSTANCES": "1",
     }
     case = f"test_{load_workload(DIRECTORY).slug}_inference_throughput_{arguments.precision}_{arguments.network}"
