@@ -108,7 +108,7 @@ def run_case(release, tmp_path):
 
 
 def run_network(run_case, network, *arguments):
-    return run_case("CNN-PyTorch-Public", f"throughput_avx_fp32_{network}", *arguments, "--steps=24")
+    return run_case("CNN-PyTorch-Public", f"throughput_avx_fp32_{network}", *arguments, "--steps=200")
 
 
 @pytest.mark.parametrize(
