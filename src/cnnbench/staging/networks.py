@@ -315,7 +315,9 @@ def _describe(parameters: Parameters) -> dict[str, object]:
 
 
 def _python_of(variant: str, cache: Path) -> str:
-    return str(planned_python(find_part("builds_networks"), variant, cache))
+    """Return what names the Python that builds networks, wherever the cache is: images have theirs in another place."""
+    python = planned_python(find_part("builds_networks"), variant, cache)
+    return str(python.relative_to(cache) if python.is_relative_to(cache) else python)
 
 
 def _made_by() -> str:
