@@ -46,7 +46,7 @@ WORKLOAD_VARIABLE = "CNNBENCH_WORKLOAD"
 GRAMINE_VARIABLE = "CNNBENCH_GRAMINE"
 """Environment variable of an image, set where cases run in enclaves: the version of Gramine in it, or none."""
 
-GROWING = ("models", "prepared")
+GROWING = ("datasets", "models", "prepared")
 """The directories of a cache in which more is made for a case that is not as the image's."""
 
 ATTENDED_VARIABLE = "CNNBENCH_ATTENDED"
