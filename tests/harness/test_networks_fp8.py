@@ -127,7 +127,7 @@ def test_a_users_files_are_measured_and_their_answers_held_against_a_folder_of_i
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--network_file=missing.onnx",), "missing.onnx: no such file; needed an ONNX model"),
+        (("--network_file=missing.onnx",), "missing.onnx: no such file; needed an ONNX file, or a compiled one"),
         (("--fp8_skip_op_names=Conv_1",), "Conv_1: "),
         (("--dataset=nowhere", "--data_type=real"), "nowhere: no such directory; give one, procedural or imagenet"),
     ],

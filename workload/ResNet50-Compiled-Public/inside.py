@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-AGAIN = "CNNBENCH_INSIDE"
+AGAIN = "BEGUN_AGAIN_INSIDE"
 """Set where a script was begun again, to the engine."""
 PYTHON = ROOT / ".venv" / "bin" / "python"
 
