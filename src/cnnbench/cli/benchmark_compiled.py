@@ -70,8 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.output:
             _write(arguments.output, rows)
     print(f"ResNet-50, {read_cpuinfo().model_name}, {len(os.sched_getaffinity(0))} cores, one instance on all of them")
-    print(align(HEADER, rows))
-    print("\n".join(told))
+    print("\n".join([align(HEADER, rows), *told]))
     return 1 if failed else 0
 
 
