@@ -38,9 +38,9 @@ def run_case(engine_cache, pytorch_python, tmp_path_factory):
 
     def run(network, *arguments, case=CASE, **environment):
         root = tmp_path_factory.mktemp("networks")
-        command = ["--workload", str(DIRECTORY), "--case", case + network, "--logs-root", str(root), *arguments]
+        command = ["--workload", str(DIRECTORY), "--case", case + network, "--logs-root", str(root)]
         done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=24"],
+            [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=24", *arguments],
             env=clean_environment(**{"CNNBENCH_CACHE": str(engine_cache)} | environment),
             capture_output=True,
             text=True,
@@ -91,7 +91,9 @@ HELD_DOWN = {
 
 @pytest.mark.parametrize("engine", HELD_DOWN)
 def test_a_precision_that_is_held_down_is_invalid(run_case, engine):
-    done, logs = run_case("resnet18", f"--engine={engine}", "--batch_size=8", f"--customer_env={HELD_DOWN[engine]}")
+    done, logs = run_case(
+        "resnet18", f"--engine={engine}", "--batch_size=8", "--steps=8", f"--customer_env={HELD_DOWN[engine]}"
+    )
     assert done.returncode == 3, done.stdout + done.stderr
     reason = load_run(logs).reason
     assert re.match(r"precision: \d+\.\d% \[.*\] of \d+ samples .* avx_fp32 \(SSE multiply and add f32 128 ", reason)
