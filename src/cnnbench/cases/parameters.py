@@ -223,6 +223,11 @@ class Parameters(BaseModel):
     )
 
     @property
+    def images_per_part(self) -> int:
+        """How many images the network takes at once."""
+        return self.batch_size if self.micro_batch_size == "auto" else self.micro_batch_size
+
+    @property
     def images_per_step(self) -> int:
         """How many images a step takes."""
         return self.batch_size * self.device_iterations

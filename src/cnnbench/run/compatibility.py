@@ -150,7 +150,7 @@ def _check_compiling(engine: Engine, parameters: Parameters) -> None:
         if getattr(parameters, name.lower()) and not getattr(engine, able):
             others = ", ".join(one.name for one in engines().values() if getattr(one, able))
             raise UsageError(f"{name}=True: ENGINE={engine.name} cannot; choose {others}, or leave it out")
-    part = parameters.batch_size if parameters.micro_batch_size == "auto" else parameters.micro_batch_size
+    part = parameters.images_per_part
     least, _, most = parameters.compiled_batch.partition("-")
     if parameters.compiled_batch != "auto" and not int(least) <= part <= int(most or least):
         raise UsageError(f"COMPILED_BATCH={parameters.compiled_batch}: the case hands over {part} images at once")

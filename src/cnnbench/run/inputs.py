@@ -10,7 +10,7 @@ from pathlib import Path
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.engines.builds import choose_build, network_builder
-from cnnbench.engines.exported import Asked, Exported, is_export
+from cnnbench.engines.exported import Asked, is_export
 from cnnbench.engines.registry import AUTO, Engine, find_engine, find_part
 from cnnbench.inputs.image_set import ImageSet
 from cnnbench.machine.host import CpuInfo
@@ -119,12 +119,11 @@ def _take_network(job: Job, engine: Engine, check_set: Path, builder: str, cache
     if not file:
         return prepare_network(job.parameters, engine, job.options, check_set, builder, cache)
     if is_export(Path(file)):
-        made_by = Exported.read(Path(file)).engine
-        if made_by != engine.name:
-            raise UsageError(f"NETWORK_FILE={file}: is what {made_by} loads, and not ENGINE={engine.name}")
         network = take_export(Path(file))
         assert network.compiled is not None
-        asked = network.compiled.asked
+        made_by, asked = network.compiled.engine, network.compiled.asked
+        if made_by != engine.name:
+            raise UsageError(f"NETWORK_FILE={file}: is what {made_by} loads, and not ENGINE={engine.name}")
         if (asked.number_type, asked.held_as) != (job.precision.data_type, _held_as(job, network)):
             raise UsageError(
                 f"NETWORK_FILE={file}: was compiled for {asked.number_type}, weights in {asked.held_as}, and cannot be "

@@ -137,7 +137,7 @@ class Seen:
 def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str, host: dict[str, str]) -> Record:
     """Return the record of a run that is about to begin."""
     p, model, notes = planned.parameters, inputs.model, planned.notes
-    part = p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size
+    part = p.images_per_part
     if planned.engine.whole_steps(planned.options):
         part = p.images_per_step
     traced = count_proof(p.mode, p.images_per_step, part, planned.precision.on_gpu)

@@ -54,7 +54,7 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             on_gpu=job.precision.on_gpu,
             form=model.form if model else None,
             batch_size=p.images_per_step,
-            micro_batch_size=p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size,
+            micro_batch_size=p.images_per_part,
             mode=p.mode,
             data_type=p.data_type,
             io_threads=max(one.threads for one in process) if p.num_io_threads == "auto" else p.num_io_threads,

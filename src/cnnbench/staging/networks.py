@@ -127,7 +127,7 @@ def chosen_batch(parameters: Parameters) -> str:
     p = parameters
     if p.compiled_batch != "auto":
         return p.compiled_batch
-    most = p.batch_size if p.micro_batch_size == "auto" else p.micro_batch_size
+    most = p.images_per_part
     return f"1-{most}" if p.mode == "accuracy" and most > 1 else str(most)
 
 
