@@ -20,7 +20,7 @@ from cnnbench.inputs.image_set import load_image_set
 from cnnbench.results.record import load_run
 from cnnbench.staging.environments import engine_python
 from cnnbench.staging.inputs import find_check_set
-from null_workload import clean_environment
+from null_workload import CORES, clean_environment
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("pytorch_python")]
 
@@ -297,6 +297,13 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason(environment, tmp_pat
         (("--output", "no/such/table.csv"), "--output no/such/table.csv: there is no directory no/such"),
         (("--engines", "caffe"), "engine 'caffe': not known; there are"),
         (("--engines", "openvino:EVEN_FASTER"), "needed ENGINE or ENGINE:NAME=VALUE"),
+        (("--devices", "0"), "--devices 0: must be 1 to "),
+        pytest.param(
+            ("--devices", str(CORES), "--batches", str(CORES + 1)),
+            f"--devices {CORES}: they cannot share a batch of {CORES + 1} evenly",
+            marks=pytest.mark.skipif(CORES < 2, reason="a batch is shared by two cores"),
+        ),
+        (("--devices", "1000"), "--devices 1000: must be 1 to "),
         (("--batches", "0"), "BATCH_SIZE=0 (argument): must be 1 to 4096"),
         (("--precisions", "fp4"), "invalid choice: 'fp4'"),
     ],

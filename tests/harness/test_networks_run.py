@@ -30,6 +30,7 @@ pytestmark = pytest.mark.engine
 
 CASE = f"test_{SLUG}_inference_throughput_avx_fp32_"
 ACCURACY = CASE.replace("throughput", "accuracy")
+QUICK = ("--warmup_steps=1", "--min_time=2", "--max_time=4")  # a time, not steps: enough samples on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def run_case(engine_cache, pytorch_python, tmp_path_factory):
         root = tmp_path_factory.mktemp("networks")
         command = ["--workload", str(DIRECTORY), "--case", case + network, "--logs-root", str(root)]
         done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "case", *command, "--warmup_steps=1", "--steps=24", *arguments],
+            [sys.executable, "-m", "cnnbench", "case", *command, *QUICK, *arguments],
             env=clean_environment(**{"CNNBENCH_CACHE": str(engine_cache)} | environment),
             capture_output=True,
             text=True,

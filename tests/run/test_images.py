@@ -75,6 +75,19 @@ def test_an_image_has_the_build_that_cases_choose_and_those_that_are_asked_for(m
     assert set(locks) == {"installer.lock", "controller.lock", *(f"{name}.lock" for name in environments)}
 
 
+@pytest.mark.parametrize(
+    ("workload", "chosen", "has"),
+    [
+        (NETWORKS, "", ["pytorch-cpu", "onnxruntime-cpu", "openvino-cpu"]),
+        (NETWORKS, "onnxruntime", ["onnxruntime-cpu"]),
+        (NETWORKS, "openvino onnxruntime", ["onnxruntime-cpu", "openvino-cpu"]),
+        (WORKLOAD, "onnxruntime", ["tensorflow-itex"]),
+    ],
+)
+def test_an_image_has_the_engines_that_are_asked_for_where_its_cases_run_on_them(workload, chosen, has):
+    assert set(ImageOptions(engines=chosen).choose_environments(workload)) == set(has)
+
+
 @pytest.mark.parametrize("workload", [WORKLOAD, NETWORKS], ids=lambda workload: workload.name)
 def test_every_argument_of_a_build_is_one_of_its_dockerfile(workload):
     for build in plan_images(ROOT / "workload" / workload.name, workload, ImageOptions(base_image="base:1")).values():
@@ -122,6 +135,7 @@ def test_the_data_set_is_sent_for_two_images_and_only_when_it_is_local():
         ({"registry": "host:port"}, "REGISTRY=host:port"),
         ({"dataset_from": "tape"}, "DATASET_FROM=tape: must be one of embedded, local, url"),
         ({"more_variants": "zentf fast"}, "MORE_VARIANTS=zentf fast: fast is not known; there are cpu, "),
+        ({"engines": "onnxruntime caffe"}, "ENGINES=onnxruntime caffe: caffe is not known; there are "),
         ({"models": "resnet50_v1 vgg"}, "MODELS=resnet50_v1 vgg: vgg is not known; there are imagenet2012-val, "),
     ],
 )

@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build-options", default="", help="more options of the engine's build command")
     parser.add_argument("--gramine", default="none", help="version of the -sgx image's Gramine, such as 1.7")
     parser.add_argument("--more-variants", default="", help="builds of the engines besides those of every image")
+    parser.add_argument("--engines", default="", help="the engines to have, not all that the cases may run on")
     add_container_options(parser)
 
 
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         models=arguments.models,
         gramine=arguments.gramine,
         more_variants=arguments.more_variants,
+        engines=arguments.engines,
     )
     extra = split_words("--build-options", arguments.build_options)
     builds = plan_images(arguments.workload.absolute(), workload, options)

@@ -60,7 +60,8 @@ class ImageOptions:
     `registry`: what comes before each name, such as `host:5000`; empty for none. `release`: the tag. `base_image`: in
     place of the Dockerfile's own. `dataset_from`: embedded, local or url. `models`: names of artefacts, separated by
     spaces. `gramine`: the version of its Debian package, none to go without. `more_variants`: builds of the engine to
-    have besides those that every image has.
+    have besides those that every image has. `engines`: those to have, separated by spaces; where a
+    workload runs on none of them, all that it runs on.
     """
 
     registry: str = ""
@@ -70,6 +71,7 @@ class ImageOptions:
     models: str = ""
     gramine: str = NO_GRAMINE
     more_variants: str = ""
+    engines: str = ""
 
     def reference(self, name: str) -> str:
         """Return an image's full name."""
@@ -78,7 +80,8 @@ class ImageOptions:
     def choose_environments(self, workload: Workload) -> dict[str, str]:
         """Return where else there are packages of the environments that a workload's images have, by their locks."""
         more = self.more_variants.split()
-        builds = (build for engine in workload.engines for build in find_engine(engine).builds)
+        chosen = [engine for engine in workload.engines if engine in self.engines.split()]
+        builds = (build for engine in chosen or workload.engines for build in find_engine(engine).builds)
         return {build.lock: build.index for build in builds if build.in_images or build.name in more}
 
     def check(self) -> None:
@@ -100,6 +103,8 @@ class ImageOptions:
             raise UsageError(
                 f"MORE_VARIANTS={self.more_variants}: {unknown[0]} is not known; there are {', '.join(builds)}"
             )
+        if unknown := [name for name in self.engines.split() if name not in engines()]:
+            raise UsageError(f"ENGINES={self.engines}: {unknown[0]} is not known; there are {', '.join(engines())}")
         known = load_artefacts()
         if unknown := [name for name in self.models.split() if name not in known]:
             raise UsageError(f"MODELS={self.models}: {unknown[0]} is not known; there are {', '.join(known)}")

@@ -20,6 +20,7 @@ from cnnbench.staging.environments import (
     engine_python,
     environment_path,
     locked_python,
+    require_environment,
 )
 from cnnbench.staging.inputs import (
     PreparedModel,
@@ -71,9 +72,23 @@ def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
 
     `in_image`: whether this is a container, which has the environments that it was made with and can get no others.
     """
+    for engine, variant in _list_builds(job) if in_image else ():
+        require_environment(engine, variant, cache)
     inputs = _stage_for_engine(job, cache, in_image=in_image)
     ranks_python = locked_python(RANKS, cache) if job.ranks else None
     return dataclasses.replace(inputs, ranks_python=ranks_python, sampler=stage_sampler(job.sampler, cache))
+
+
+def _list_builds(job: Job) -> list[tuple[Engine, str]]:
+    """Return the builds of engines that a job is staged and measured with."""
+    file, maker = job.parameters.network_file, find_part("builds_networks")
+    builds = [(job.engine, job.variant)]
+    if job.engine.takes == "network" and not file:
+        builds.append((maker, network_builder(job.precision.on_gpu).name))
+    elif file and not is_export(Path(file)):
+        maker = find_part("handles_files")
+        builds.append((maker, maker.builds[0].name))
+    return builds
 
 
 def _stage_for_engine(job: Job, cache: Path, *, in_image: bool) -> Inputs:

@@ -35,7 +35,6 @@ from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
 from cnnbench.run.native import choose_engine
-from cnnbench.staging.environments import require_environment
 
 ERROR = "error"
 """The file of an export that says why there is no result."""
@@ -102,7 +101,6 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         planned = plan_case(directory, case.name, environ, {})
         refuse_in_container(planned.ranks)
         job = prepare_job(planned, environ, enclaves=True)
-        require_environment(job.engine, job.variant, cache_root(environ))
         cache, enclaves = overlay_cache(cache_root(environ), scratch / "cache"), None
         hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if case.sgx else DEFAULT_HANG_S))
         job = choose_engine(job, cache, hang_s, in_image=True)

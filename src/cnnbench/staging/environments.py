@@ -39,8 +39,13 @@ def require_environment(engine: Engine, variant: str, cache: Path) -> None:
     if not variant or environment_path(engine.build(variant).lock, cache).is_dir():
         return
     there = [build.name for build in engine.builds if environment_path(build.lock, cache).is_dir()]
+    if not there:
+        raise SkippedError(
+            f"this image was made without {engine.name}, which is needed: configure with it in -DENGINES, or with none "
+            "there, and make it anew (doc/containers.md)"
+        )
     raise SkippedError(
-        f"VARIANT={variant}: this image was made without it and has {', '.join(there) or 'none'}: configure with "
+        f"VARIANT={variant}: this image was made without it and has {', '.join(there)}: configure with "
         f"-DMORE_VARIANTS={variant} and make it anew (doc/containers.md)"
     )
 
