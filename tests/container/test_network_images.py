@@ -17,7 +17,7 @@ from cmake_build import find_tool, run_cmake
 from cnnbench.cases.workload import load_workload
 from cnnbench.harness.line import DIRECTORY as NETWORKS
 from cnnbench.results.record import load_run
-from cnnbench.run.images import ImageOptions, plan_images
+from cnnbench.run.images import ImageOptions, build_image, plan_images
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.staging.environments import lock_path
@@ -157,6 +157,40 @@ def test_a_users_network_and_images_are_mounted_with_what_lies_beside_them(run_c
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {one.name: one.found for one in load_run(logs).criteria}["coverage"] == "4 of 4 images answered"
+
+
+def test_an_image_without_pytorch_serves_what_was_compiled_before(base_with_pytorch, engine_cache, tmp_path):
+    workload, release = ROOT / "workload" / "ResNet50-Compiled-Public", f"test-{secrets.token_hex(4)}"
+    environment = clean_environment(CNNBENCH_CACHE=str(engine_cache))
+    asked = ("--output", tmp_path / "compiled", "--batch", "1-4", "--engine", "onnxruntime")
+    subprocess.run([sys.executable, "-m", "cnnbench", "compile", *asked], env=environment, check=True)
+    images = plan_images(
+        workload,
+        load_workload(workload),
+        ImageOptions(release=release, engines="onnxruntime", base_image=base_with_pytorch),
+    )
+    try:
+        for one in images.values():
+            build_image(one, CLI, {}, tmp_path / f"{one.role}.log")
+        (file,) = (tmp_path / "compiled").glob("*")
+        given = ("--engine=onnxruntime", "--batch_size=4", f"--network_file={file}/executable.onnx")
+        case = "test_resnet50_compiled_public_inference_throughput_avx_fp32_gated"
+        command = ["--workload", workload, "--case", case, "--logs-root", tmp_path, *given]
+        options = ["--backend", "docker", "--container-cli", " ".join(CLI), "--release", release]
+        done = subprocess.run([sys.executable, "-m", "cnnbench", "case", *options, *command], env=environment)
+        assert done.returncode == 0
+        script = (
+            "infer_with_numpy.py /mnt/compiled/* /mnt/data/*.jpg && ! find / -path '*/site-packages/torch' | grep ."
+        )
+        mounts = ("--volume", f"{tmp_path}/compiled:/mnt/compiled:ro", "--volume", f"{DATA}:/mnt/data:ro")
+        where = ("--workdir", f"/opt/cnnbench/workload/{workload.name}", "--entrypoint", "sh")
+        shown = tell(
+            "run", "--rm", "--network", "none", *mounts, *where, images["dummy"].reference, "-c", f"python3 {script}"
+        )
+        assert shown.count(".jpg: ") == 4
+    finally:
+        for one in reversed(images.values()):
+            ask("rmi", one.reference)
 
 
 @pytest.mark.parametrize("engine_name", ["onnxruntime", "openvino"])
