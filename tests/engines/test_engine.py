@@ -50,7 +50,7 @@ def run_case(engine_cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def real(run_case):
     """The gated fp32 case on JPEG files."""
-    done, logs = run_case(GATED, "--data_type=real")
+    done, logs = run_case(GATED, "--data_type=real", "--batch_size=4", "--steps=100")  # for enough samples of it
     assert done.returncode == 0, done.stdout + done.stderr
     return logs
 

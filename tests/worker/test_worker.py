@@ -23,7 +23,7 @@ from cnnbench.worker.process import (
     InstanceSpec,
     Predictions,
     WorkerSpec,
-    _bind_memory,
+    bind_memory,
     _fill_batch,
     _noise,
 )
@@ -206,11 +206,11 @@ def test_an_instance_without_images_predicts_nothing(tmp_path):
 
 
 def test_memory_that_is_not_bound_says_why():
-    assert _bind_memory(None) == "not bound: its cores lie in several or unknown NUMA nodes, or it is not to be"
+    assert bind_memory(None) == "not bound: its cores lie in several or unknown NUMA nodes, or it is not to be"
 
 
 def test_memory_that_cannot_be_bound_says_why():
-    code = "from cnnbench.worker.process import _bind_memory; print(_bind_memory(1023))"  # in a process of its own
+    code = "from cnnbench.worker.process import bind_memory; print(bind_memory(1023))"  # in a process of its own
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("not bound: set_mempolicy"), done.stderr
 

@@ -50,7 +50,7 @@ _SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 _MPOL_BIND = 2
 
 
-def _bind_memory(node: int | None) -> str:
+def bind_memory(node: int | None) -> str:
     """Bind this process's memory to a NUMA node; say how that went."""
     if node is None:
         return "not bound: its cores lie in several or unknown NUMA nodes, or it is not to be"
@@ -66,7 +66,7 @@ def _bind_memory(node: int | None) -> str:
     return f"bound to node {node}"
 
 
-def _affinities() -> dict[int, list[int]]:
+def read_affinities() -> dict[int, list[int]]:
     """Return the CPUs that each thread of this process may run on."""
     affinities = {}
     for task in Path("/proc/self/task").iterdir():
@@ -75,7 +75,7 @@ def _affinities() -> dict[int, list[int]]:
     return affinities
 
 
-def _resident_bytes() -> int:
+def read_resident_bytes() -> int:
     """Return the resident memory of this process (VmRSS)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -280,7 +280,7 @@ def main(arguments: list[str]) -> None:
         end_with_parent(spec.controller, signal.SIGKILL)
     cpus = sorted(cpu for instance in spec.instances for cpu in instance.cpus)
     os.sched_setaffinity(0, cpus)  # before the engine starts its threads: they inherit it
-    memory = _bind_memory(spec.memory_node)
+    memory = bind_memory(spec.memory_node)
     began_s = time.monotonic()
     sampler = None
     if spec.sampling:
@@ -306,8 +306,8 @@ def main(arguments: list[str]) -> None:
         facts: dict[str, object] = {
             "load_s": round(load_s, 3),
             "memory": memory,
-            "resident_bytes": None if spec.enclave else _resident_bytes(),
-            "affinities": _affinities(),
+            "resident_bytes": None if spec.enclave else read_resident_bytes(),
+            "affinities": read_affinities(),
             "versions": backend.describe(),
         }
         for instance in instances:
