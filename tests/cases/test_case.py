@@ -99,6 +99,19 @@ GOOD_VALUES = {
     "MPI": (False, {"True": True, "False": False}),
     "NUM_MPI": ("", {"1": 1, "4096": 4096}),
     "HOSTFILE": ("", {}),
+    "CLIENT_CORES": (1, {"1": 1, "4096": 4096}),
+    "CONCURRENCY": ("auto", {"auto": "auto", "1": 1, "10000": 10000}),
+    "REQUEST_RATE": ("", {"0.01": 0.01, "250": 250.0}),
+    "PROTOCOL": ("grpc", {"grpc": "grpc", "http": "http"}),
+    "SHARED_MEMORY": (False, {"True": True, "False": False}),
+    "DYNAMIC_BATCHING": (True, {"True": True, "False": False}),
+    "MAX_BATCH_SIZE": ("auto", {"auto": "auto", "1": 1, "4096": 4096}),
+    "PREFERRED_BATCH_SIZE": ("", {"4 8": "4 8"}),
+    "MAX_QUEUE_DELAY_US": (0, {"0": 0, "10000000": 10_000_000}),
+    "LATENCY_BOUND_MS": (15.0, {"0.01": 0.01, "15": 15.0}),
+    "MODEL_REPOSITORY": ("", {}),
+    "GRPC_PORT": ("", {"1": 1, "65535": 65535}),
+    "TRITON_SERVER": ("", {}),
     "CUSTOMER_ENV": ({}, {"A=1": {"A": "1"}, "A=1 B='two words'": {"A": "1", "B": "two words"}}),
 }
 
@@ -155,6 +168,16 @@ BAD_VALUES = [
     ("FORCE", "please", "True, False"),
     ("MPI", "openmpi", "True, False"),
     ("NUM_MPI", "0", "1 to 4096 or empty"),
+    ("CLIENT_CORES", "0", "1 to 4096"),
+    ("CONCURRENCY", "10001", "1 to 10000 or auto"),
+    ("REQUEST_RATE", "0", "0.01 to 1000000 or empty"),
+    ("PROTOCOL", "tcp", "grpc, http"),
+    ("SHARED_MEMORY", "cuda", "True, False"),
+    ("DYNAMIC_BATCHING", "8", "True, False"),
+    ("MAX_BATCH_SIZE", "0", "1 to 4096 or auto"),
+    ("MAX_QUEUE_DELAY_US", "-1", "0 to 10000000"),
+    ("LATENCY_BOUND_MS", "0", "0.01 to 1000000"),
+    ("GRPC_PORT", "65536", "1 to 65535 or empty"),
     ("CUSTOMER_ENV", "A", "NAME=VALUE words"),
     ("CUSTOMER_ENV", "=1", "NAME=VALUE words"),
     ("CUSTOMER_ENV", "A-B=1", "NAME=VALUE words"),
@@ -222,6 +245,9 @@ def test_every_parameter_has_its_good_and_bad_values_here():
         "PIPELINE_SPLITS",
         "HOSTFILE",
         "WRAP_KEY",
+        "PREFERRED_BATCH_SIZE",  # which is held against MAX_BATCH_SIZE
+        "MODEL_REPOSITORY",
+        "TRITON_SERVER",
     }
 
 
@@ -515,7 +541,10 @@ def test_a_name_tells_networks_apart_where_a_workload_has_several():
 
 def test_a_harness_has_its_own_parameters_besides_those_of_all():
     tensorflow, cnn = parameters_of("graph"), parameters_of("network")
-    assert set(tensorflow) | set(cnn) == set(FIELDS)
+    serving = parameters_of("network", "serving")
+    assert set(tensorflow) | set(cnn) | set(serving) == set(FIELDS)
+    assert {"PROTOCOL", "LATENCY_BOUND_MS"} <= set(serving) - set(cnn)
+    assert {"MPI", "REPLICAS"} <= set(cnn) - set(serving)
     assert {"BATCH_SIZE", "TOPOLOGY", "CUSTOMER_ENV"} <= set(tensorflow) & set(cnn)
     assert {"VARIANT", "MODEL", "WEIGHT_SHARING", "WRAP_KEY"} == set(tensorflow) - set(cnn)
     assert {"ENGINE", "WEIGHTS", "NORM_TYPE"} <= set(cnn) - set(tensorflow)

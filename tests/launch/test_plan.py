@@ -308,7 +308,6 @@ def test_without_numa_the_machine_is_one_node(machine):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (PlanRequest("speed"), r"MODE=speed: must be one of throughput, latency, accuracy"),
         (PlanRequest("latency", cores_per_instance=17), r"CORES_PER_INSTANCE=17: must be 1 to 16"),
         (PlanRequest("latency", cores_per_instance=0), r"CORES_PER_INSTANCE=0: must be 1 to 16"),
         (PlanRequest("latency", instances=0), r"INSTANCES=0: must be 1 to 16"),

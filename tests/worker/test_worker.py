@@ -23,9 +23,9 @@ from cnnbench.worker.process import (
     InstanceSpec,
     Predictions,
     WorkerSpec,
-    bind_memory,
     _fill_batch,
     _noise,
+    bind_memory,
 )
 from null_workload import PATIENCE_S, clean_environment, wait_until
 from worker_spec import SPEC

@@ -15,7 +15,17 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from cnnbench.base.errors import UsageError
-from cnnbench.cases.parameters import FIELDS, TABLE, CaseType, Function, Mode, Parameters, PrecisionName, accepted
+from cnnbench.cases.parameters import (
+    FIELDS,
+    MODES,
+    TABLE,
+    CaseType,
+    Function,
+    Mode,
+    Parameters,
+    PrecisionName,
+    accepted,
+)
 from cnnbench.cases.precisions import PRECISIONS
 
 Settings = Mapping[str, str]
@@ -57,14 +67,16 @@ class TestCase:
         workload: str,
         topologies: Collection[str] = (),
         precisions: Collection[str] = tuple(PRECISIONS),
+        function: Function = "inference",
     ) -> "TestCase":
         """Read a case's name; raise UsageError saying how one is made up.
 
         `topologies`: the networks that names tell apart; none where the workload has one. `precisions`: what it has.
+        `function`: what its cases run.
         """
         alternatives = {
-            "function": get_args(Function),
-            "mode": get_args(Mode),
+            "function": (function,),
+            "mode": MODES[function],
             "precision": precisions,
             "topology": topologies,
             "case_type": [case_type for case_type in get_args(CaseType) if case_type],

@@ -22,8 +22,8 @@ from cnnbench.engines.interface import EngineOptions
 from cnnbench.engines.registry import AUTO, Engine, Takes, engines, engines_that_take
 from cnnbench.inputs.networks import TOPOLOGIES
 
-Function = Literal["inference"]
-Mode = Literal["throughput", "latency", "accuracy"]
+Function = Literal["inference", "serving"]
+Mode = Literal["throughput", "latency", "accuracy", "capacity"]
 CaseType = Literal["", "gated", "pkm"]
 InstanceMode = Literal["flex", "numa", "socket"]
 
@@ -68,6 +68,25 @@ def _of(takes: Takes, default: Any, description: str, *, path: bool = False) -> 
     """Return a field that only the workloads have whose engines take this; `path`: whether it names a file."""
     return Field(default, description=description, json_schema_extra={"takes": takes, "path": path})
 
+
+def _served(default: Any, description: str, *, path: bool = False) -> Any:
+    """Return a field that only cases of serving have."""
+    extra: Any = {"takes": "network", "path": path, "function": SERVING}
+    return Field(default, description=description, json_schema_extra=extra)
+
+
+SERVING: Function = "serving"
+MODES: dict[str, tuple[Mode, ...]] = {
+    "inference": ("throughput", "latency", "accuracy"),
+    SERVING: ("throughput", "latency", "capacity"),
+}
+"""What cases of each function measure."""
+
+NOT_SERVED = (
+    *("WEIGHT_SHARING", "WRAP_KEY", "MICRO_BATCH_SIZE", "DEVICE_ITERATIONS", "REPLICAS", "NUM_IO_THREADS", "MPI"),
+    *("NUM_MPI", "HOSTFILE", "ACCURACY_TIME", "DATASET", "PIPELINE_SPLITS", "PROFILE", "ONEDNN_VERBOSE"),
+)
+"""The parameters of inference that make no sense for a server."""
 
 PROCEDURAL, IMAGENET = "procedural", "imagenet"
 """The sets that DATASET names; anything else is a directory."""
@@ -218,9 +237,49 @@ class Parameters(BaseModel):
         description="hosts to launch on through MPI, a file as mpirun reads it, this host first; empty: this alone",
         json_schema_extra={"path": True},
     )
+    client_cores: Cores = _served(1, "physical cores of the client, which the server does without")
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] | Auto = _served(
+        "auto",
+        "requests under way at any time, where REQUEST_RATE is empty; auto: for latency 1, else enough for two batches "
+        "of each instance",
+    )
+    request_rate: Annotated[float, Field(ge=0.01, le=1_000_000)] | Literal[""] = _served(
+        "", "requests a second to send at random moments, whether answered or not (Poisson arrivals)"
+    )
+    protocol: Literal["grpc", "http"] = _served("grpc", "how requests are sent")
+    shared_memory: bool = _served(False, "hand images over in memory that client and server share")
+    dynamic_batching: bool = _served(True, "have the server put requests together that wait at the same time")
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = _served(
+        "auto", "images that the server hands the network at once; auto: 8, or BATCH_SIZE where that is more"
+    )
+    preferred_batch_size: str = _served(
+        "", "images that the server waits for, several separated by spaces; empty: it takes what waits"
+    )
+    max_queue_delay_us: Annotated[int, Field(ge=0, le=10_000_000)] = _served(
+        0, "microseconds that a request may wait for others to be put together with"
+    )
+    latency_bound_ms: Annotated[float, Field(ge=0.01, le=1_000_000)] = _served(
+        15, "capacity: what the 99th percentile of latency may be, in milliseconds"
+    )
+    model_repository: str = _served(
+        "", "a directory that the server's model is written into and kept in; empty: a passing one", path=True
+    )
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] | Literal[""] = _served(
+        "", "the server's port for gRPC, on loopback; empty: any that is free"
+    )
+    triton_server: str = _served(
+        "", "the program `tritonserver` of another installation; empty: that of its wheel", path=True
+    )
     customer_env: Annotated[dict[str, str], BeforeValidator(_parse_environment)] = Field(
         default_factory=dict, description="more environment of the instances, as A=1 B='two words'"
     )
+
+    @property
+    def images_per_execution(self) -> int:
+        """How many images a server hands the network at once, at the most."""
+        if not self.dynamic_batching:
+            return self.batch_size
+        return max(8, self.batch_size) if self.max_batch_size == "auto" else self.max_batch_size
 
     @property
     def images_per_part(self) -> int:
@@ -265,9 +324,11 @@ def told(name: str, key: str) -> Any:
     return cast(dict[str, Any], FIELDS[name].json_schema_extra or {}).get(key)
 
 
-def parameters_of(takes: Takes) -> tuple[str, ...]:
+def parameters_of(takes: Takes, function: Function = "inference") -> tuple[str, ...]:
     """Return the names of the parameters that workloads have whose engines are handed graphs, or networks."""
-    return tuple(name for name in FIELDS if told(name, "takes") in (None, takes))
+    left_out = NOT_SERVED if function == SERVING else ()
+    owned = (name for name in FIELDS if told(name, "takes") in (None, takes) and name not in left_out)
+    return tuple(name for name in owned if told(name, "function") in (None, function))
 
 
 def options_of(parameters: Parameters, engine: Engine) -> EngineOptions:

@@ -17,6 +17,7 @@ from cnnbench.cases.parameters import (
     FIELDS,
     IMAGENET,
     PROCEDURAL,
+    Function,
     Parameters,
     PrecisionName,
     TopologyName,
@@ -48,10 +49,11 @@ class ImageNames(BaseModel):
 class Workload(BaseModel):
     """A workload's `workload.yaml`.
 
-    `slug`: the name inside case names. `engine`: which lock files make its environments; where ENGINE is one of its
-    parameters, the default. `topologies`: the networks that its case names tell apart; empty when it has one. `images`:
-    the names of its container images, None when it has none. `defaults`: settings by globs of case names. `network`:
-    which of the harness's networks it has, as a graph or to be built; empty when none, or `topologies`.
+    `slug`: the name inside case names. `function`: what its cases run. `engine`: which lock files make its
+    environments; where ENGINE is one of its parameters, the default. `topologies`: the networks that its case names
+    tell apart; empty when it has one. `images`: the names of its container images, None when it has none. `defaults`:
+    settings by globs of case names. `network`: which of the harness's networks it has, as a graph or to be built; empty
+    when none, or `topologies`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +61,7 @@ class Workload(BaseModel):
     name: str
     slug: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
+    function: Function = "inference"
     engine: str
     topologies: tuple[TopologyName, ...] = ()
     images: ImageNames | None = None
@@ -68,7 +71,7 @@ class Workload(BaseModel):
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the parameters that its cases have."""
-        return parameters_of(find_engine(self.engine).takes)
+        return parameters_of(find_engine(self.engine).takes, self.function)
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -90,7 +93,7 @@ class Workload(BaseModel):
 
     def parse_case(self, name: str) -> TestCase:
         """Read the name of one of its cases; raise UsageError saying how one is made up."""
-        return TestCase.parse(name, self.slug, self.topologies, self.precisions)
+        return TestCase.parse(name, self.slug, self.topologies, self.precisions, self.function)
 
 
 def load_workload(directory: Path) -> Workload:
@@ -119,7 +122,7 @@ def declared_cases(directory: Path, platform: str) -> list[TestCase]:
     cases = []
     for precision, network in itertools.product(precisions, workload.topologies or [""]):
         for mode, _, kind in (words.partition("_") for words in kinds):
-            words = ("test", workload.slug, "inference", mode, precision, network, kind)
+            words = ("test", workload.slug, workload.function, mode, precision, network, kind)
             cases.append(workload.parse_case("_".join(word for word in words if word)))
     return cases
 

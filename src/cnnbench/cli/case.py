@@ -25,6 +25,7 @@ from cnnbench.run.images import ImageOptions
 from cnnbench.run.job import PlannedCase, describe_case, describe_job, plan_case, prepare_job
 from cnnbench.run.measurement import LOGS
 from cnnbench.run.native import measure_job
+from cnnbench.serving.measurement import measure_served
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,8 @@ def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool
         print("\n".join(describe_job(job, cache)))
         return 0
     _print_notes(job.notes)
-    return _report(*measure_job(job, cache, arguments.logs_root.absolute(), arguments.hang_after, arguments.timeout))
+    measure = measure_served if job.clients else measure_job
+    return _report(*measure(job, cache, arguments.logs_root.absolute(), arguments.hang_after, arguments.timeout))
 
 
 def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:

@@ -45,6 +45,9 @@ GROUPS = {
         "convert": Command("cnnbench.cli.convert", "hold a network, an ONNX file, in fp16, bf16 or fp8"),
         "compile": Command("cnnbench.cli.compile", "compile a network ahead of time, into files that an engine loads"),
         "run-exported": Command("cnnbench.cli.run_exported", "measure what `compile` or `convert --export` wrote"),
+        "triton": Command(
+            "cnnbench.cli.triton", "write model repositories for Triton Server, and serve them", "unknown"
+        ),
         "python": Command("cnnbench.cli.python", "run a script with the Python of an engine's environment"),
         "stage": Command("cnnbench.cli.stage", "put models and images into the cache, verified"),
         "image": Command("cnnbench.cli.image", "plan, make and push a workload's container images"),

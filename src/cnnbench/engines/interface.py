@@ -3,7 +3,7 @@
 A backend does not time, log or know the scenario, so that measuring cannot favour one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,6 +54,10 @@ class Backend(Protocol):
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Return the class probabilities (float32, N x classes) of images (N x size x size x 3)."""
+
+    def send(self, batch: np.ndarray, answered: Callable[[Exception | None], None]) -> None:
+        """Have a batch inferred and go on; `answered` is called, in any thread, when that is done, or with an error."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give back what `load` took."""

@@ -198,9 +198,15 @@ class Run:
     """Some processes of a run, and the control block they share; `instances`: the numbers of those that they hold."""
 
     def __init__(
-        self, workers: Sequence[WorkerProcess], instances: Sequence[int], shared: Path, limits: Limits
+        self,
+        workers: Sequence[WorkerProcess],
+        instances: Sequence[int],
+        shared: Path,
+        limits: Limits,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         self._workers, self._instances, self._shared, self._limits = workers, instances, shared, limits
+        self._check = check
         self._control = ControlBlock(shared)
         self._seen = dict.fromkeys(instances, (0, time.monotonic()))
         self._judged_s = time.monotonic()
@@ -210,6 +216,7 @@ class Run:
 
     def check_alive(self) -> None:
         """Raise KilledError when a worker has ended early or an instance makes no headway."""
+        self._check()
         for worker in self._workers:
             if worker.exit_code is not None:
                 raise worker.explain_end()
@@ -298,18 +305,20 @@ def run_workers(
     limits: Limits,
     progress: Progress,
     look: Callable[[list[int]], object],
+    check: Callable[[], object] = lambda: None,
 ) -> None:
     """Run all workers from start to end; `shared` has their control block.
 
     `progress` counts the steps measured, or the seconds when `limits.enough` decides. `look` is called
-    with the workers' process ids when measuring begins and again when it ends, under full load. Raises KilledError when
-    any process does not make it; whatever happens, no process is left when this returns.
+    with the workers' process ids when measuring begins and again when it ends, under full load; `check` at each look
+    after them, to raise for what they depend on. Raises KilledError when any process does not make it; whatever
+    happens, no process is left when this returns.
     """
     launches = list(launches)
     instances = sum(len(launch.instances) for launch in launches)
     with ExitStack() as stack:
         workers = [start_process(stack, launch) for launch in launches]
-        run = Run(workers, range(instances), shared, limits)
+        run = Run(workers, range(instances), shared, limits, check)
         loading = Progress("loading and warming up", instances, "instances")
         run.wait_until(lambda: run.count_ready() == instances, loading, run.count_ready)
         run.open_barrier()

@@ -1,15 +1,14 @@
 """Plan which physical cores each instance gets: a pure function of the topology and what was asked for."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from cnnbench.base.errors import UsageError
+from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.parameters import InstanceMode
 from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.machine.topology import UNKNOWN_NODE, Core, Topology, format_cpu_list
 
-MODES = ("throughput", "latency", "accuracy")
 _T = TypeVar("_T")
 LATENCY_CORES = 4  # the reference document: 4 cores per test instance
 
@@ -78,6 +77,21 @@ def plan_instances(topology: Topology, request: PlanRequest) -> Plan:
     return Plan(instances, idle_cores, tuple(notes))
 
 
+def reserve_cores(topology: Topology, count: int) -> tuple[tuple[Core, ...], Topology]:
+    """Return a host's last cores, and it without them; raise SkippedError where none would be left."""
+    if count >= len(topology.cores):
+        raise SkippedError(
+            f"CLIENT_CORES={count}: the server needs cores of its own, and this host has {_cores(len(topology.cores))} "
+            "usable"
+        )
+    return topology.cores[-count:], replace(topology, cores=topology.cores[:-count])
+
+
+def plan_clients(cores: Sequence[Core], count: int) -> Plan:
+    """Return so many clients, all of one process and each on any of some cores."""
+    return Plan(tuple(place_instance(index, 0, cores, numa_aware=True) for index in range(count)), 0)
+
+
 def _each_kind(groups: Iterable[Sequence[Core]]) -> list[tuple[Core, ...]]:
     """Return the groups with the kinds of a hybrid processor's cores apart."""
     return [
@@ -96,8 +110,6 @@ def _check(topology: Topology, request: PlanRequest) -> None:
     asked = 1 if request.instances is None else request.instances
     if request.replicas > total:
         raise UsageError(f"REPLICAS={request.replicas}: must be 1 to {total}, the usable physical cores of this host")
-    if request.mode not in MODES:
-        raise UsageError(f"MODE={request.mode}: must be one of {', '.join(MODES)}")
     if request.instance_mode == "numa" and request.weight_sharing:
         for node in topology.nodes:
             sockets = sorted({core.socket for core in topology.cores_of_node(node)})

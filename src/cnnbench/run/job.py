@@ -12,7 +12,7 @@ from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.base.start import PLACES
 from cnnbench.cases.artefacts import load_artefacts
 from cnnbench.cases.case import TestCase, settle
-from cnnbench.cases.parameters import FIELDS, Parameters, options_of
+from cnnbench.cases.parameters import FIELDS, SERVING, Parameters, options_of
 from cnnbench.cases.platforms import GENERIC, check_platform, detect_platform
 from cnnbench.cases.precisions import Precision, chosen_precision, fit_to_cpu, require
 from cnnbench.cases.workload import Sources, Workload, load_workload
@@ -25,10 +25,10 @@ from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.mpi import Ranks, find_mpirun, is_root, mpirun_command, plan_ranks
-from cnnbench.launch.plan import PlanRequest, plan_instances
+from cnnbench.launch.plan import PlanRequest, plan_clients, plan_instances, reserve_cores
 from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
-from cnnbench.machine.topology import format_cpu_list, read_topology
+from cnnbench.machine.topology import Topology, format_cpu_list, read_topology
 from cnnbench.run.compatibility import check_engine, check_network_case
 from cnnbench.staging.environments import (
     RANKS,
@@ -49,7 +49,8 @@ class PlannedCase:
     """A case as it is to run on this machine, wherever its instances will live.
 
     `asked`: the parameters as asked for. `parameters`: those that its mode uses.
-    `ranks`: where MPI is to start the plan's processes; None without MPI.
+    `ranks`: where MPI is to start the plan's processes; None without MPI. `clients`: where a server's are, and one for
+    each request that is under way at the same time; None where nothing is served.
     """
 
     workload: Workload
@@ -61,7 +62,24 @@ class PlannedCase:
     cpu: CpuInfo
     plan: Plan
     ranks: Ranks | None
+    clients: Plan | None
     notes: tuple[str, ...]
+
+    @property
+    def measuring(self) -> Plan:
+        """Return the plan of what times steps: of the clients, where there are any."""
+        return self.clients or self.plan
+
+    @property
+    def sends_freely(self) -> bool:
+        """Whether a client sends at moments of its own, without waiting for answers."""
+        p = self.parameters
+        return self.clients is not None and (p.mode == "capacity" or p.request_rate != "")
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """Return the CPUs of all that runs here."""
+        return self.plan.cpus + (self.clients.instances[0].cpus if self.clients else ())
 
     @property
     def options(self) -> EngineOptions:
@@ -135,7 +153,10 @@ def plan_case(
         raise UsageError(f"{case.name}: the engine {engine.name} has no model whose accuracy could be measured")
     if parameters.dataset != FIELDS["DATASET"].default and parameters.data_type != "real":
         notes.append(f"DATASET={parameters.dataset} has no effect with DATA_TYPE={parameters.data_type}")
-    topology = read_topology()
+    topology = whole = read_topology()
+    serving = case.function == SERVING
+    if serving:
+        _, topology = reserve_cores(whole, parameters.client_cores)
     plan = plan_instances(
         topology,
         PlanRequest(
@@ -149,6 +170,7 @@ def plan_case(
             num_mpi=parameters.num_mpi or None,
         ),
     )
+    clients = _plan_clients(parameters, plan, whole) if serving else None
     ranks = None
     if parameters.mpi:
         ranks, plan = plan_ranks(plan, topology, parameters.num_mpi or None, parameters.hostfile)
@@ -161,7 +183,40 @@ def plan_case(
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
-    return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, ranks, (*notes, *plan.notes))
+    notes = [*notes, *plan.notes]
+    return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, ranks, clients, tuple(notes))
+
+
+def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Plan:
+    """Return the clients of a case of serving; raise UsageError for settings that contradict each other."""
+    p = parameters
+    if p.max_batch_size != "auto" and p.max_batch_size < p.batch_size:
+        raise UsageError(f"MAX_BATCH_SIZE={p.max_batch_size}: requests are of BATCH_SIZE={p.batch_size} images")
+    if p.request_rate != "" and p.concurrency != "auto":
+        raise UsageError(f"REQUEST_RATE={p.request_rate:g}: decides when requests are sent; leave out CONCURRENCY")
+    if p.request_rate != "" and p.mode == "capacity":
+        raise UsageError(f"REQUEST_RATE={p.request_rate:g}: a case of capacity finds it; leave it out")
+    if p.data_type == "real":
+        raise UsageError("DATA_TYPE=real: a client sends images that are decoded already; give dummy or generated")
+    if p.shared_memory and p.request_rate != "":
+        raise UsageError("SHARED_MEMORY=True: a region is read until its request is answered; leave out REQUEST_RATE")
+    if p.shared_memory and p.mode == "capacity":
+        raise UsageError("SHARED_MEMORY=True: not with a case of capacity, whose requests do not wait for each other")
+    sizes = [
+        size
+        for size in p.preferred_batch_size.split()
+        if not size.isdecimal() or not 0 < int(size) <= p.images_per_execution
+    ]
+    if sizes:
+        raise UsageError(
+            f"PREFERRED_BATCH_SIZE={p.preferred_batch_size}: {sizes[0]} must be 1 to {p.images_per_execution} images"
+        )
+    cores, _ = reserve_cores(topology, p.client_cores)
+    count = 1
+    if p.request_rate == "" and p.mode != "capacity":
+        auto = 1 if p.mode == "latency" else 2 * len(plan.instances) * max(1, p.images_per_execution // p.batch_size)
+        count = auto if p.concurrency == "auto" else p.concurrency
+    return plan_clients(cores, count)
 
 
 def _check_wrap_key(key: str, workload: Workload) -> None:
@@ -197,7 +252,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
     if not compiled_already and (obstacle := engine.obstacle(environ, on_gpu)):
         raise SkippedError(f"ENGINE={engine.name}: {obstacle}")
     inherited, left_out = split_environment({} if planned.case.sgx else environ)
-    environment = inherited | _engine_environment(planned, variant, cache_root(environ))
+    environment = inherited | engine_environment_of(planned, variant, cache_root(environ))
     notes = list(planned.notes)
     missed = [name for name in left_out if name in PLACES or (not name.startswith("PYTHON") and name not in FIELDS)]
     if missed:
@@ -270,7 +325,7 @@ def _prepare_rivals(planned: PlannedCase, environ: Mapping[str, str]) -> Job:
     return dataclasses.replace(rivals[0], notes=notes, rivals=tuple(rivals))
 
 
-def _engine_environment(planned: PlannedCase, variant: str, cache: Path) -> dict[str, str]:
+def engine_environment_of(planned: PlannedCase, variant: str, cache: Path) -> dict[str, str]:
     """Return what the instances' environment has beyond the caller's."""
     p = planned.parameters
     setting = Setting(variant, planned.precision.data_type, p.batch_size, planned.options, cache / "compiled")
@@ -315,7 +370,7 @@ def describe_job(job: Job, cache: Path) -> list[str]:
         names = ", ".join(rival.engine.name for rival in job.rivals)
         lines.append(f"note: ENGINE={AUTO}: a trial will choose out of {names}; below is what {job.engine.name} gets")
     lines.append("environment, beyond the caller's:")
-    lines += [f"  {name}={value}" for name, value in _engine_environment(job, job.variant, cache).items()]
+    lines += [f"  {name}={value}" for name, value in engine_environment_of(job, job.variant, cache).items()]
     lines.append("command lines:")
     if job.ranks:
         python = environment_path(RANKS, cache) / "bin" / "python"

@@ -72,28 +72,34 @@ def _judge_inside(directory: Path) -> RunResult:
 def _judge_measured(run: Measured) -> RunResult:
     """Judge a run that came to its end."""
     record, plan, results = run.record, run.plan, run.results
-    survival = validity.judge_survival(len(plan.instances), len(results))
+    planned = len(run.measuring.instances) + (len(plan.instances) if record.clients else 0)
+    survival = validity.judge_survival(planned, len(results) + len(run.served))
     if not survival.passed:
         return _finish(run, results, [], [survival], {})
     kpis, criteria = compute_kpis(run), [survival, *_judge_figures(run)]
     facts = {"measured for": f"{run.window.seconds:.2f} s, {sum(len(rows) for rows in run.steps)} steps"}
     if not run.is_accuracy:
-        figures = stats.instance_figures(run.steps, run.images, run.window)
-        results = [result | figure for result, figure in zip(results, figures, strict=True)]
-        facts |= instance_facts(plan, figures)
+        if record.clients is None:
+            figures = stats.instance_figures(run.steps, run.images, run.window)
+            results = [result | figure for result, figure in zip(results, figures, strict=True)]
+            facts |= instance_facts(plan, figures)
+        else:
+            facts |= _service_facts(run)
         if run.contention is None:
             facts = {"contention": f"not judged: {run.window.seconds:.2f} s are too short to tell it"} | facts
     proven = (run.sampled.facts if run.sampled else {}) | (run.proof.facts if run.proof else {})
     if not any(kpi.primary for kpi in kpis):
         criteria.append(validity.reject_without_steps(record.mode))
-    return _finish(run, results, kpis, criteria, facts | proven)
+    return _finish(run, run.served or results, kpis, criteria, facts | proven)
 
 
 def _judge_figures(run: Measured) -> list[Criterion]:
     """Hold a run in which all instances survived against every criterion that applies to it, in their order."""
     record = run.record
-    affinities = {result["index"]: result["affinities"] for result in run.results}
+    affinities = {result["index"]: result["affinities"] for result in run.served or run.results}
     criteria = [validity.judge_pinning(run.plan, affinities)]
+    if record.clients is not None:
+        criteria += _judge_clients(run)
     if run.proof or run.sampled:
         criteria.append(validity.judge_precision(run.precision, run.proof, run.sampled))
     if run.agreement is not None:
@@ -111,8 +117,8 @@ def _judge_figures(run: Measured) -> list[Criterion]:
             whole = run.answered == run.images_given
             criteria.append(validity.judge_loss(run.loss[0], None if whole else run.loss[1]))
         return criteria
-    still = validity.judge_steadiness(run.steadiness)
-    if record.max_time_s is not None:
+    still = [] if record.arrivals else validity.judge_steadiness(run.steadiness)
+    if record.max_time_s is not None and not record.arrivals:
         still.append(validity.judge_interval(run.throughput, record.max_time_s, run.window.seconds))
     cause = validity.name_cause(run.contention, run.throttling, run.displaced_per_s)
     criteria += validity.explain(still, cause)
@@ -123,6 +129,36 @@ def _judge_figures(run: Measured) -> list[Criterion]:
     if run.ranks is not None and run.ranks.hosts > 1:
         criteria.append(validity.judge_clocks(run.ranks.clock_error_ns / 1e9, run.window.seconds))
     return criteria
+
+
+def _judge_clients(run: Measured) -> list[Criterion]:
+    """Hold the clients of a server, and what it says itself, against what makes its figures the server's."""
+    record, service = run.record, run.service
+    assert record.clients is not None
+    assert run.client_share is not None
+    criteria = [validity.judge_client(run.client_share, run.late_share)]
+    if record.arrivals:
+        criteria.append(validity.judge_keeping_up(*run.kept_up))
+    if service is not None:
+        criteria.append(validity.judge_requests(service.requests, service.failures))
+    if record.latency_bound_ms is not None:
+        criteria.append(validity.judge_latency_bound(run.percentiles.get(99), record.latency_bound_ms))
+    return criteria
+
+
+def _service_facts(run: Measured) -> dict[str, str]:
+    """Return what a server says of its batches, and what rates were tried."""
+    service, facts = run.service, {**run.results[0]["versions"], **run.server_facts}
+    if service and service.executions:
+        shares = ", ".join(f"{size}: {count / service.executions:.0%}" for size, count in service.batches.items())
+        facts["batches of images, by size"] = shares
+    if run.seen.capacity:
+        tried = (
+            f"{rate:.4g}/s {'not told' if p99 is None else f'{p99:.4g} ms'}"
+            for rate, p99, _ in run.seen.capacity.trials
+        )
+        facts["99 % of latency, by rate"] = ", ".join(tried)
+    return facts
 
 
 def _finish(
@@ -152,6 +188,8 @@ def _reject(directory: Path, record: Record, failure: Criterion, seen: str) -> R
 
 def _known_facts(directory: Path, record: Record, plan: Plan, results: list[dict[str, Any]]) -> dict[str, str]:
     host = record.host | {"CPUs used": format_cpu_list(plan.cpus)}
+    if record.clients is not None:
+        host["client's CPUs"] = format_cpu_list(record.clients.instances[0].cpus)
     return host | software_facts(results, directory / TRACE_DIRECTORY / "output.log") | record.inputs
 
 

@@ -170,7 +170,8 @@ def _top1_loss(run: Measured) -> Interval | None:
 
 def _resident_memory(run: Measured) -> float | None:
     """Count each process once; in an enclave its memory cannot be seen."""
-    resident = {(result.get("host"), result["pid"]): result["resident_bytes"] for result in run.results}
+    of_processes = run.served or run.results
+    resident = {(result.get("host"), result["pid"]): result["resident_bytes"] for result in of_processes}
     return None if None in resident.values() else sum(resident.values()) / 2**20
 
 
@@ -178,13 +179,49 @@ def _cpu_frequency(run: Measured) -> float | None:
     return float(np.mean(run.frequencies_mhz)) if run.frequencies_mhz else None
 
 
+def _capacity(run: Measured) -> float | None:
+    """Count what was answered at the rate that holds the bound: what was sent may have been a little more or less."""
+    return _requests(run) if run.seen.capacity else None
+
+
+def _requests(run: Measured) -> float | None:
+    return run.throughput.mean / run.record.images_per_step if run.record.clients else None
+
+
+def _per_request(name: str, run: Measured) -> float | None:
+    service = run.service if run.record.clients else None
+    return getattr(service, name) / 1e6 / service.requests if service and service.requests else None
+
+
+def _executed_batch(run: Measured) -> float | None:
+    service = run.service if run.record.clients else None
+    return service.images / service.executions if service and service.executions else None
+
+
+def _client_load(run: Measured) -> float | None:
+    return None if run.client_share is None else 100 * run.client_share
+
+
+def _late_requests(run: Measured) -> float | None:
+    return None if run.late_share is None else 100 * run.late_share
+
+
 TABLE: tuple[KpiKind, ...] = (
+    KpiKind("Capacity", "requests/s", "higher", _capacity, primary_in="capacity"),
     KpiKind("Throughput", "img/s", "higher", _throughput, primary_in="throughput"),
     KpiKind("Latency mean", "ms", "lower", _latency_mean, primary_in="latency"),
     *(
         KpiKind(f"Latency p{one:g}", "ms", "lower", partial(_latency_percentile, one))
         for one in stats.PERCENTILE_FLOORS
     ),
+    KpiKind("Requests", "requests/s", "higher", _requests),
+    KpiKind("Queue time", "ms", "lower", partial(_per_request, "queue_ns")),
+    KpiKind("Input time", "ms", "lower", partial(_per_request, "input_ns")),
+    KpiKind("Compute time", "ms", "lower", partial(_per_request, "compute_ns")),
+    KpiKind("Output time", "ms", "lower", partial(_per_request, "output_ns")),
+    KpiKind("Executed batch", "images", "neither", _executed_batch),
+    KpiKind("Client load", "%", "lower", _client_load),
+    KpiKind("Late requests", "%", "lower", _late_requests),
     KpiKind("Throughput drift", "%", "neither", _drift),
     KpiKind("Throughput spread", "%", "lower", _spread),
     KpiKind("Input wait", "%", "lower", _input_wait),

@@ -4,6 +4,7 @@ Nothing here looks at the machine, the environment or the cache: only at files b
 missing or damaged raises InvalidMeasurementError.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -34,15 +35,33 @@ from cnnbench.run.record import (
     Look,
     Record,
     Seen,
+    ServiceCount,
     read_array,
     read_results,
     reading,
 )
 
+SERVER = "server"
+"""The directory of a run's logs that a server's instances leave theirs in."""
+METADATA = "metadata.json"
+"""What it says of itself, there."""
+LATE_MS = 1.0
+"""From when on a request counts as sent late."""
+
 
 def images_of_steps(steps: Sequence[np.ndarray], images_per_step: int) -> list[np.ndarray]:
     """Return the images of each step: all the same, as no accuracy run with its smaller last batch is timed."""
     return [np.full(len(rows), images_per_step, dtype=np.int64) for rows in steps]
+
+
+def in_sequence(rows: np.ndarray) -> np.ndarray:
+    """Return steps that may overlap, in the order in which they ended, as if each began when the one before ended.
+
+    What is completed by a moment, which is what rates are made of, is the same.
+    """
+    rows = rows[np.argsort(rows[:, 2], kind="stable")].copy()
+    rows[1:, 0] = rows[:-1, 2]
+    return rows
 
 
 class Measured:
@@ -66,6 +85,16 @@ class Measured:
         return self.ranks.bound(self.record.plan) if self.ranks else self.record.plan
 
     @property
+    def _cpus(self) -> tuple[int, ...]:
+        """The CPUs in use on this host, a client's among them."""
+        return self.plan.cpus + (self.record.clients.instances[0].cpus if self.record.clients else ())
+
+    @property
+    def cores(self) -> int:
+        """How many cores were in use, on all hosts."""
+        return self.plan.cores + (len(self.record.clients.instances[0].cpus) if self.record.clients else 0)
+
+    @property
     def is_accuracy(self) -> bool:
         """Whether it ran for its answers: its times are no figures then."""
         return self.record.mode == "accuracy"
@@ -77,19 +106,34 @@ class Measured:
             self.record.precision, fp8_arithmetic=self.record.effective.get("FP8_ARITHMETIC", "fp32")
         )
 
+    @property
+    def measuring(self) -> Plan:
+        """The plan of what timed steps: the instances, or a server's clients."""
+        return self.record.clients or self.plan
+
     @cached_property
     def results(self) -> list[dict[str, Any]]:
-        """What the instances that finished have reported."""
-        return read_results(self.directory, self.plan)
+        """What the instances, or a server's clients, that finished have reported."""
+        return read_results(self.directory, self.measuring)
+
+    @cached_property
+    def served(self) -> list[dict[str, Any]]:
+        """What the instances of a server have reported that ended well; none where nothing is served."""
+        return read_results(self.directory / SERVER, self.plan) if self.record.clients else []
 
     @property
     def _instances(self) -> list[Path]:
-        return [self.directory / f"instance-{one.index}" for one in self.plan.instances]
+        return [self.directory / f"instance-{one.index}" for one in self.measuring.instances]
+
+    @cached_property
+    def raw_steps(self) -> list[np.ndarray]:
+        """The raw times of each instance's steps, as they were written."""
+        return [read_array(instance / "steps.npy", len(COLUMNS)) for instance in self._instances]
 
     @cached_property
     def steps(self) -> list[np.ndarray]:
-        """The raw times of each instance's steps."""
-        return [read_array(instance / "steps.npy", len(COLUMNS)) for instance in self._instances]
+        """The times of each instance's steps, none of which overlap: what rates are made of."""
+        return [in_sequence(rows) for rows in self.raw_steps] if self.record.arrivals else self.raw_steps
 
     @cached_property
     def images(self) -> list[np.ndarray]:
@@ -98,13 +142,25 @@ class Measured:
 
     @cached_property
     def window(self) -> stats.Window:
-        """The span in which all instances were measuring."""
-        return stats.common_window(self.steps)
+        """The span in which all instances were measuring; of a client that sends freely, in which requests were due."""
+        if not self.record.arrivals:
+            return stats.common_window(self.steps)
+        (rows,) = self.raw_steps
+        if len(rows) < 2:
+            raise InvalidMeasurementError(f"{len(rows)} requests were answered, needed two or more")
+        return stats.Window(int(rows[:, 0].min()), int(rows[:, 0].max()))
 
     @cached_property
     def times_ms(self) -> np.ndarray:
-        """The inference times of the steps inside the window."""
-        return stats.inference_times_ms(self.steps, self.window)
+        """The inference times of the steps inside the window; of requests, from when they were due to their answers."""
+        if self.record.clients is None:
+            return stats.inference_times_ms(self.steps, self.window)
+        rows, last = (
+            np.concatenate(self.raw_steps),
+            0 if self.record.arrivals else 2,
+        )  # what is due late is answered late
+        inside = (rows[:, 0] >= self.window.start_ns) & (rows[:, last] <= self.window.end_ns)
+        return (rows[inside, 2] - rows[inside, 0]) / 1e6
 
     @cached_property
     def throughput(self) -> stats.Estimate:
@@ -135,20 +191,63 @@ class Measured:
         first, last = self._looks
         looked_s = last.time_s - first.time_s
         times = self.ranks.cpu_times() if self.ranks else (first.cpu_time, last.cpu_time, looked_s)
-        return compare_samples(times[0], times[1], self.plan.cores, times[2])
+        return compare_samples(times[0], times[1], self.cores, times[2])
 
     @cached_property
     def throttling(self) -> Throttling | None:
         """What a CPU quota took; None without one."""
         first, last = self._looks
-        return compare_quotas(first.quotas, last.quotas, len(self.plan.cpus), last.time_s - first.time_s)
+        return compare_quotas(first.quotas, last.quotas, len(self._cpus), last.time_s - first.time_s)
 
     @property
     def displaced_per_s(self) -> float:
         """How often a second the instances' threads lost a core that they wanted to keep, of each core."""
         of_process = {(one.get("host"), one["pid"]): one for one in self.results}
         rates = [one.get("involuntary_switches", 0) / one.get("loaded_s", math.inf) for one in of_process.values()]
-        return sum(rates) / self.plan.cores
+        return sum(rates) / self.cores
+
+    @property
+    def server_facts(self) -> dict[str, str]:
+        """What a server says that it is."""
+        path = self.directory / SERVER / METADATA
+        with reading(path):
+            found = json.loads(path.read_bytes())
+            return {"Triton Server": found["version"]}
+
+    @cached_property
+    def service(self) -> ServiceCount | None:
+        """What a server did while it was measured; None where nothing is served."""
+        first, last = (look.served for look in self._looks)
+        if first is None or last is None:
+            return None
+        batches = {size: count - first.batches.get(size, 0) for size, count in last.batches.items()}
+        totals = {
+            name: getattr(last, name) - getattr(first, name) for name in ServiceCount.model_fields if name != "batches"
+        }
+        return ServiceCount(**totals, batches={size: count for size, count in sorted(batches.items()) if count})
+
+    @cached_property
+    def kept_up(self) -> tuple[int, int]:
+        """How many requests were answered by the end of the window, and how many were due."""
+        rows = np.concatenate(self.raw_steps)
+        return int((rows[:, 2] <= self.window.end_ns).sum()), len(rows)
+
+    @cached_property
+    def late_share(self) -> float | None:
+        """The share of requests that were sent later than LATE_MS after they were due; None where none are due."""
+        if not self.record.arrivals:
+            return None
+        rows = np.concatenate(self.raw_steps)
+        return float(((rows[:, 1] - rows[:, 0]) / 1e6 > LATE_MS).mean())
+
+    @property
+    def client_share(self) -> float | None:
+        """What the clients' process took of its cores; None where nothing is served."""
+        if self.record.clients is None:
+            return None
+        one = self.results[0]
+        cores: float = len(self.record.clients.instances[0].cpus)
+        return float(one["cpu_s"]) / (float(one["loaded_s"]) * cores)
 
     @property
     def frequencies_mhz(self) -> list[float]:
@@ -190,7 +289,7 @@ class Measured:
         firsts = {one.process: one.index for one in reversed(self.plan.instances)}
         processes = []
         for index in firsts.values():
-            path = self.directory / f"instance-{index}" / SAMPLES
+            path = self.directory / (SERVER if self.record.clients else "") / f"instance-{index}" / SAMPLES
             with reading(path):
                 processes.append(Samples.load(path))
         return count_samples(self.precision, processes, self.window)
@@ -200,7 +299,8 @@ class Measured:
         """How far the outputs for the fixed batch lie from the reference; None without a model."""
         if self.record.macs_per_image is None:
             return None
-        outputs, reference = [one / "check.npy" for one in self._instances], self.directory / CHECK_REFERENCE
+        checked = self._instances[:1] if self.record.clients else self._instances
+        outputs, reference = [one / "check.npy" for one in checked], self.directory / CHECK_REFERENCE
         for path in (*outputs, reference):
             read_array(path)
         return compare_outputs(outputs, reference)

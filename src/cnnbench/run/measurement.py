@@ -40,7 +40,7 @@ from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job, ranks_command
 from cnnbench.run.judging import judge_run
 from cnnbench.run.measured import Measured, images_of_steps
-from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, describe_run, read_record, read_seen
+from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, ServiceCount, describe_run, read_record, read_seen
 from cnnbench.run.workers import share_images, trace_spec, worker_environment, worker_specs
 from cnnbench.staging.sampler import NO_SAMPLER
 from cnnbench.worker.control import ControlBlock
@@ -51,6 +51,8 @@ ENCLAVE_HANG_S = 1200.0
 """The same in an enclave, where loading takes longer: its memory is made first, and every file it opens is hashed."""
 CEILING_RETRIES, CEILING_PAUSE_S = 5, 2.0
 """How often, and after what pause, the peak is measured again at the most when a run was faster than it."""
+ENOUGH_REQUESTS = 2 * stats.PERCENTILE_FLOORS[99]
+"""After how many a client that sends freely has measured enough, once its least time is up."""
 LOGS = (
     "the logs need a directory with room that you may write to: give another --logs-root, for ctest.sh configure "
     "another build directory (cmake -B)"
@@ -148,7 +150,7 @@ class Measurement:
         """Run the instances; what they cannot tell or be sampled of themselves, a tracing process runs for."""
         parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
-        ControlBlock.create(shared, len(self._job.plan.instances))
+        ControlBlock.create(shared, len(self._job.measuring.instances))
         timed = parameters.accuracy_time != "all" if parameters.mode == "accuracy" else parameters.steps == "auto"
         launches = [
             self._write_launch(
@@ -214,7 +216,7 @@ class Measurement:
         return self._enclaves.enclose(launch, spec, directory) if self._enclaves else launch
 
     def _progress(self) -> Progress:
-        p, instances = self._job.parameters, len(self._job.plan.instances)
+        p, instances = self._job.parameters, len(self._job.measuring.instances)
         total: int | None = None
         if p.mode == "accuracy" and p.accuracy_time != "all":
             return Progress(f"measuring accuracy {p.precision} for its time", p.accuracy_time, SECONDS)
@@ -229,11 +231,16 @@ class Measurement:
 
     def _look(self, pids: list[int]) -> None:
         """Take down the conditions under load: clock frequency, who uses the cores, and what a quota holds back."""
-        cpus = self._job.plan.cpus
+        cpus = self._job.cpus
         cpu_time = sample_cpu_time(with_siblings(cpus), [os.getpid(), *pids])
         time_s, quotas = time.monotonic(), tuple(read_cpu_quotas())
-        frequency_mhz = sample_frequency_mhz(cpus)
-        self._writer.add(Look(time_s=time_s, cpu_time=cpu_time, quotas=quotas, frequency_mhz=frequency_mhz))
+        frequency_mhz, served = sample_frequency_mhz(cpus), self._count_served()
+        look = Look(time_s=time_s, cpu_time=cpu_time, quotas=quotas, frequency_mhz=frequency_mhz, served=served)
+        self._writer.add(look)
+
+    def _count_served(self) -> ServiceCount | None:
+        """Return what a server has counted so far; None where there is none."""
+        return None
 
     def _enough(self, steps: list[np.ndarray]) -> bool:
         """Tell whether STEPS=auto has measured long and precisely enough, or accuracy's time is up."""
@@ -247,6 +254,9 @@ class Measurement:
         window = stats.common_window(steps)
         if window.seconds < p.min_time:
             return False
+        if self._job.sends_freely:
+            seconds = (steps[0][:, 0].max() - steps[0][:, 0].min()) / 1e9
+            return seconds >= p.max_time or (seconds >= p.min_time and len(steps[0]) >= ENOUGH_REQUESTS)
         images = images_of_steps(steps, p.images_per_step)
         width = stats.estimate_throughput(steps, images, window).relative_half_width
         if window.seconds >= p.max_time or (width is not None and width <= AUTO_HALF_WIDTH):
@@ -257,7 +267,7 @@ class Measurement:
 
     def _keep_times(self, shared: Path) -> None:
         """Keep the raw times that the instances of a disturbed run had."""
-        for instance in self._job.plan.instances:
+        for instance in self._job.measuring.instances:
             directory = self._logs / f"instance-{instance.index}"
             directory.mkdir(exist_ok=True)
             if StepTimes.path(shared, instance.index).exists():

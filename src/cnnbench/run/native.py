@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,18 +22,23 @@ TRIAL_S = 5.0
 
 
 def measure_job(
-    job: Job, cache: Path, root: Path, hang_s: float | None, timeout_s: float | None
+    job: Job,
+    cache: Path,
+    root: Path,
+    hang_s: float | None,
+    timeout_s: float | None,
+    measurement: Callable[[Job, Inputs, Path, float], Measurement] = Measurement,
 ) -> tuple[RunResult, Path]:
     """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
     hang_s = hang_s or DEFAULT_HANG_S
     try:
         with time_limit(timeout_s):
-            job = choose_engine(job, cache, hang_s)
+            job = choose_engine(job, cache, hang_s, measurement=measurement)
             inputs = stage_inputs(job, cache)
             logs = new_logs_directory(root, job.case.name)
             try:
                 with explain_refusals(logs, LOGS):
-                    result = Measurement(job, inputs, logs, hang_s).run()
+                    result = measurement(job, inputs, logs, hang_s).run()
             except CnnbenchError:
                 if not any(logs.glob("process-*")):  # nothing was started, so there is no run to tell of
                     shutil.rmtree(logs.parent)
@@ -60,7 +66,14 @@ class NoEngineError(InvalidMeasurementError):
     """No engine's trial was good, so that there is none to choose."""
 
 
-def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = False) -> Job:
+def choose_engine(
+    job: Job,
+    cache: Path,
+    hang_s: float,
+    *,
+    in_image: bool = False,
+    measurement: Callable[[Job, Inputs, Path, float], Measurement] = Measurement,
+) -> Job:
     """Return a job itself, or where its engine is still to be chosen, the rival that a trial finds the fastest.
 
     What counts is the primary figure: throughput, or the mean latency. An engine that cannot be staged or whose trial
@@ -72,7 +85,7 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
     told = []
     for rival in job.rivals:
         try:
-            trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s)
+            trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s, measurement)
         except CnnbenchError as error:  # the others may do, and a note tells
             told.append(f"{rival.engine.name} failed ({error})")
             continue
@@ -95,9 +108,11 @@ def choose_engine(job: Job, cache: Path, hang_s: float, *, in_image: bool = Fals
     return replace(chosen, notes=(*chosen.notes, *others, note))
 
 
-def _try_engine(rival: Job, inputs: Inputs, hang_s: float) -> RunResult:
+def _try_engine(
+    rival: Job, inputs: Inputs, hang_s: float, measurement: Callable[[Job, Inputs, Path, float], Measurement]
+) -> RunResult:
     """Measure an engine for a moment; only its figure is kept."""
     short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S}
     job = replace(rival, parameters=rival.parameters.model_copy(update=short), peak_program=None)
     with tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
-        return Measurement(job, inputs, Path(logs), hang_s).run()
+        return measurement(job, inputs, Path(logs), hang_s).run()

@@ -50,8 +50,10 @@ class Record(_Model):
     `max_time_s`: how long to measure at the most where STEPS=auto leaves the number of steps open; None where it is
     given. `macs_per_image`: None without a model. `predicts`: whether there are the float32 model's predictions to
     compare with. `sampled`: whether the instances' instructions were, while measuring.
-    `accuracy_time_s`: how long accuracy takes images at the most; None for as long as there are any. `host`, `inputs`:
-    facts.
+    `accuracy_time_s`: how long accuracy takes images at the most; None for as long as there are any. `clients`: of a
+    server whose instances the plan has; None where nothing is served. `arrivals`: whether they send at moments of their
+    own, without waiting for answers. `latency_bound_ms`: of the 99th percentile, where that is judged. `host`,
+    `inputs`: facts.
     """
 
     schema_version: Literal[1] = 1
@@ -75,6 +77,9 @@ class Record(_Model):
     predicts: bool
     sampled: bool = False
     accuracy_time_s: float | None = None
+    clients: Plan | None = None
+    arrivals: bool = False
+    latency_bound_ms: float | None = None
     host: dict[str, str]
     inputs: dict[str, str]
 
@@ -87,6 +92,23 @@ class CeilingSeen(_Model):
     failure: str = ""
 
 
+class ServiceCount(_Model):
+    """What a server has counted so far of its model; times are sums over requests (ns).
+
+    `batches`: how often the network was handed so many images at once.
+    """
+
+    requests: int
+    failures: int
+    executions: int
+    images: int
+    queue_ns: int
+    input_ns: int
+    compute_ns: int
+    output_ns: int
+    batches: dict[int, int]
+
+
 class Look(_Model):
     """The conditions at one moment under load: monotonic time, the cores' time, quotas, and the clock if it is told."""
 
@@ -95,6 +117,18 @@ class Look(_Model):
     cpu_time: CpuSample
     quotas: tuple[CpuQuota, ...]
     frequency_mhz: float | None
+    served: ServiceCount | None = None
+
+
+class CapacitySeen(_Model):
+    """The requests a second that were tried, each with the 99th percentile of latency (ms), and the one to confirm.
+
+    `trials`: rate, percentile (None where it could not be told), and whether it was within the bound.
+    """
+
+    event: Literal["capacity"] = "capacity"
+    rate_per_s: float
+    trials: tuple[tuple[float, float | None, bool], ...]
 
 
 class End(_Model):
@@ -105,8 +139,8 @@ class End(_Model):
     seen: str = ""
 
 
-Event = Annotated[CeilingSeen | Look | End, Field(discriminator="event")]
-_EVENT: TypeAdapter[CeilingSeen | Look | End] = TypeAdapter(Event)
+Event = Annotated[CeilingSeen | Look | CapacitySeen | End, Field(discriminator="event")]
+_EVENT: TypeAdapter[CeilingSeen | Look | CapacitySeen | End] = TypeAdapter(Event)
 
 
 class Outside(_Model):
@@ -132,6 +166,7 @@ class Seen:
     ceilings: tuple[CeilingSeen, ...]
     looks: tuple[Look, ...]
     end: End | None
+    capacity: CapacitySeen | None = None
 
 
 def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str, host: dict[str, str]) -> Record:
@@ -176,6 +211,9 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
         predicts=model is not None and model.predictions is not None,
         sampled=sampled,
         accuracy_time_s=None if p.accuracy_time == "all" else p.accuracy_time,
+        clients=planned.clients,
+        arrivals=planned.sends_freely,
+        latency_bound_ms=p.latency_bound_ms if p.mode == "capacity" else None,
         host=host,
         inputs=input_facts(inputs),
     )
@@ -204,7 +242,7 @@ class RunWriter:
                 shutil.copyfile(model.predictions, self._directory / EXPECTED)
         _write_whole(self._directory / RECORD, record)
 
-    def add(self, event: CeilingSeen | Look | End) -> None:
+    def add(self, event: CeilingSeen | Look | CapacitySeen | End) -> None:
         """Append what was just seen."""
         with (self._directory / SEEN_FILE).open("a", encoding="utf-8") as file:
             file.write(event.model_dump_json() + "\n")
@@ -258,6 +296,7 @@ def read_seen(directory: Path) -> Seen:
     return Seen(
         ceilings=tuple(event for event in events if isinstance(event, CeilingSeen)),
         looks=tuple(event for event in events if isinstance(event, Look)),
+        capacity=next((event for event in events if isinstance(event, CapacitySeen)), None),
         end=next((event for event in reversed(events) if isinstance(event, End)), None),
     )
 

@@ -3,15 +3,27 @@
 Nothing is logged inside the loop and nothing is computed from the times here.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.results.steps import COLUMNS, MAX_STEPS, StepTimes
 from cnnbench.worker.control import ControlBlock, State
 
 Infer = Callable[[np.ndarray], np.ndarray]
+Send = Callable[[np.ndarray, Callable[[Exception | None], None]], None]
+"""Sends a batch and goes on; what it is handed is called, in any thread, when the answer is there, or an error."""
+
+MOST_WAITING = 10_000
+"""Requests under way at the most: with more, arrivals are so much faster than answers that nothing steady is seen."""
+WAKE_S = 0.05
+"""How often at the least a client that waits looks whether it is to stop."""
+ANSWER_S = 120.0
+"""How long the last answers may take once nothing more is sent."""
 
 
 def warm_up_until_start(
@@ -72,4 +84,62 @@ def measure_steps(
         while not control.stopped and (batch := next(batches, None)) is not None:
             infer(batch)
             control.count_step(index)
+    return recorded
+
+
+def measure_arrivals(
+    control: ControlBlock,
+    times: StepTimes,
+    index: int,
+    send: Send,
+    batches: Iterator[np.ndarray],
+    gaps_s: Iterator[float],
+    limit: int | None,
+) -> int:
+    """Send batches when they are due, whether earlier ones are answered or not; return how many were recorded.
+
+    `gaps_s`: the times between one arrival and the next. A row gets when a batch was due, when it was sent and when its
+    answer was there, in the order of the answers. Raises the first error that a request ends with, and CnnbenchError
+    where more than MOST_WAITING wait for their answers or the last ones do not come within ANSWER_S.
+    """
+    clock, words, width = time.monotonic_ns, times.words, len(COLUMNS)
+    control.set_state(index, State.MEASURING)
+    lock, failures = threading.Lock(), []
+    sent = recorded = 0
+
+    def answered(due_ns: int, sent_ns: int, error: Exception | None) -> None:
+        nonlocal recorded
+        end_ns = clock()
+        with lock:
+            if error is not None:
+                failures.append(error)
+                return
+            row = recorded * width
+            words[row], words[row + 1], words[row + 2] = due_ns, sent_ns, end_ns
+            recorded += 1
+            control.count_step(index)
+            control.set_measured(index, recorded)
+
+    most, due_ns = min(limit or MAX_STEPS, MAX_STEPS), control.start_ns or clock()
+    while sent < most and not control.stopped and not failures:
+        due_ns += int(next(gaps_s) * 1e9)
+        while (wait_ns := due_ns - clock()) > 0 and not control.stopped:
+            time.sleep(min(wait_ns / 1e9, WAKE_S))
+        if control.stopped:
+            break
+        if sent - recorded >= MOST_WAITING:
+            failures.append(CnnbenchError(f"{MOST_WAITING} requests waited for answers: REQUEST_RATE is too high"))
+            break
+        batch = next(batches)
+        sent_ns = clock()
+        send(batch, partial(answered, due_ns, sent_ns))
+        sent += 1
+    deadline = time.monotonic() + ANSWER_S
+    while recorded < sent and not failures and time.monotonic() < deadline:
+        time.sleep(WAKE_S)
+    if failures:
+        raise failures[0]
+    if recorded < sent:
+        raise CnnbenchError(f"{sent - recorded} of {sent} requests were not answered within {ANSWER_S:g} s")
+    control.set_state(index, State.DONE)
     return recorded

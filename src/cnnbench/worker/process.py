@@ -30,9 +30,9 @@ from cnnbench.engines.registry import import_part
 from cnnbench.results.samples import SAMPLES
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
-from cnnbench.worker.loop import measure_steps, warm_up_until_start
+from cnnbench.worker.loop import measure_arrivals, measure_steps, warm_up_until_start
 from cnnbench.worker.sampler import Sampler
-from cnnbench.worker.spec import FAILURE, InstanceSpec, WorkerSpec
+from cnnbench.worker.spec import FAILURE, Arrivals, InstanceSpec, WorkerSpec
 
 WAIT_S = 0.05
 """How often an instance that is done with its images looks whether all are."""
@@ -160,7 +160,7 @@ class Instance:
 
         Where accuracy is measured no size is, so that what is beyond the images would be inferred for nothing.
         """
-        if not self._spec.check_images:
+        if not self._spec.check_images or (self._spec.one_checks and self._plan.index):
             return
         images, size = self._images, self._spec.micro_batch_size
         if self._spec.mode == "accuracy":
@@ -200,9 +200,14 @@ class Instance:
             self._sampler.record()
         predictions = Predictions() if spec.mode == "accuracy" else None
         keep = predictions.keep if predictions else None
-        switches, began_s = _involuntary_switches(), time.monotonic()
-        recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
+        switches, began_s, cpu_s = _involuntary_switches(), time.monotonic(), time.process_time()
+        if spec.arrivals:
+            gaps_s, send = draw_gaps(spec.arrivals), self._backend.send
+            recorded = measure_arrivals(control, times, index, send, batches, gaps_s, spec.steps)
+        else:
+            recorded = measure_steps(control, times, index, infer, batches, spec.steps, keep)
         switches, loaded_s = _involuntary_switches() - switches, time.monotonic() - began_s
+        cpu_s = time.process_time() - cpu_s
         np.save(self._logs / "steps.npy", StepTimes.read(shared, index))
         if spec.tells and index == 0:
             directory = Path(spec.logs) / TRACE_DIRECTORY
@@ -222,6 +227,7 @@ class Instance:
             "steps": recorded,
             "involuntary_switches": switches,
             "loaded_s": loaded_s,
+            "cpu_s": cpu_s,
             "cpus": self._plan.cpus,
         }
 
@@ -230,6 +236,13 @@ class Instance:
         partial = self._logs / "result.json.partial"
         partial.write_text(json.dumps(self.result | facts, indent=1))
         partial.replace(self._logs / "result.json")
+
+
+def draw_gaps(arrivals: Arrivals) -> Iterator[float]:
+    """Yield the times between arrivals (s) for ever: exponential, as those of many who do not know of each other."""
+    random = np.random.Generator(np.random.PCG64(arrivals.seed))
+    while True:
+        yield from random.exponential(1 / arrivals.rate_per_s, 1024)
 
 
 def _tell_failure(logs: Path, error: CnnbenchError) -> None:

@@ -38,6 +38,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Arrivals:
+    """When a client sends: so many requests a second at random (Poisson), from a seed."""
+
+    rate_per_s: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """All a worker needs to know. Paths are absolute.
 
@@ -49,9 +57,11 @@ class WorkerSpec:
     decode an instance's images. `memory_node`: the NUMA node to bind to, None for none. `steps`: None to go on until
     the stop sign. `trace_steps`: with a number, run so many steps, marking each, after one to warm up, and end, without
     barrier or times. `sampling`: None where nothing samples. `tells`: whether the first instance tells what its steps
-    were, once it has measured. `shared`: the directory of the control block and the step times. `logs`: where results
-    go. `controller`: the process that starts the worker and without which it ends. `enclave`: whether it runs in one,
-    where its parent and its resident memory cannot be seen; what started it ties it to the controller then.
+    were, once it has measured. `arrivals`: None to send a batch when the one before is answered. `one_checks`: whether
+    the first instance alone checks the outputs, as where all ask the same server. `shared`: the directory of the
+    control block and the step times. `logs`: where results go, empty for nowhere. `controller`: the process that starts
+    the worker and without which it ends. `enclave`: whether it runs in one, where its parent and its resident memory
+    cannot be seen; what started it ties it to the controller then.
     """
 
     run_id: str
@@ -84,6 +94,8 @@ class WorkerSpec:
     enclave: bool = False
     sampling: Sampling | None = None
     tells: bool = False
+    arrivals: Arrivals | None = None
+    one_checks: bool = False
 
     @property
     def proof_batch_size(self) -> int:
@@ -101,5 +113,6 @@ class WorkerSpec:
         fields = json.loads(path.read_text())
         fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
         fields["sampling"] = Sampling(**fields["sampling"]) if fields.get("sampling") else None
+        fields["arrivals"] = Arrivals(**fields["arrivals"]) if fields.get("arrivals") else None
         fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
         return cls(**fields)

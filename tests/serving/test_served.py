@@ -1,0 +1,419 @@
+"""A network behind a real Triton Server, asked by real clients; and what ends such a run."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkout import ROOT
+from cnnbench.base.checkout import SOURCES
+from cnnbench.base.errors import SkippedError
+from cnnbench.results.differences import list_differences
+from cnnbench.results.record import load_run
+from cnnbench.run.judging import judge_run
+from cnnbench.serving.server import LOOPBACK, PREFIX, REGIONS, START_S, Ports, find_libpython
+from cnnbench.staging.environments import locked_python
+from null_workload import CORES, PATIENCE_S, clean_environment, process_files, run_kpi, wait_until
+
+try:
+    find_libpython()
+    OBSTACLE = "" if CORES > 1 else "a server and its client need a core each"
+except SkippedError as error:
+    OBSTACLE = str(error)
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE),
+    pytest.mark.usefixtures("pytorch_python"),
+]
+
+WORKLOAD = ROOT / "workload" / "CNN-Triton-Public"
+NETWORK = "mobilenet_v3_small"
+QUICK = ("--engine=onnxruntime", "--instances=1", "--warmup_steps=1", "--min_time=4", "--max_time=6")
+ENDLESS = ("--engine=onnxruntime", "--instances=1", "--warmup_steps=1", "--min_time=600", "--max_time=600")
+
+
+def case_command(logs_root, mode, *arguments):
+    case = f"test_cnn_triton_public_serving_{mode}_avx_fp32_{NETWORK}"
+    return [
+        *(sys.executable, "-m", "cnnbench", "case", "--workload", str(WORKLOAD), "--case", case),
+        *("--logs-root", str(logs_root), *arguments),
+    ]
+
+
+def logs_of(logs_root):
+    (logs,) = logs_root.glob("logs-*/itr-1/worker-0")
+    return logs
+
+
+@pytest.fixture
+def run_case(engine_cache, tmp_path):
+    """Run a case to its end; return what it printed and its logs."""
+
+    def run(mode, *arguments, code=0):
+        done = subprocess.run(
+            case_command(tmp_path, mode, *arguments),
+            env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def assert_nothing_left(pid):
+    """Wait until there is no process and no shared memory of a run, whose controller this was."""
+    marked = f"{PREFIX}-{pid}-".encode()
+
+    def gone():
+        left = [one for one in process_files("cmdline").values() if marked in one]
+        return not left and not list(REGIONS.glob(f"{PREFIX}-{pid}-*"))
+
+    wait_until(gone, "server, models and their memory gone")
+
+
+@pytest.fixture(scope="module")
+def closed(engine_cache, tmp_path_factory):
+    """A run in which each client waits for its answer; its logs."""
+    root = tmp_path_factory.mktemp("closed")
+    done = subprocess.run(
+        case_command(root, "throughput", *QUICK, "--concurrency=8", f"--model_repository={root}/models"),
+        env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return logs_of(root)
+
+
+def figures(logs):
+    return {kpi.key: kpi.value for kpi in load_run(logs).kpis}
+
+
+def test_what_is_served_is_measured_proven_and_checked(closed):
+    run, found = load_run(closed), figures(closed)
+    passed = {one.name for one in run.criteria if one.passed}
+    assert {"instances", "pinning", "client", "requests", "precision", "outputs"} <= passed
+    assert found["Requests"] == pytest.approx(found["Throughput"])
+    assert found["ISA share"] > 95
+    assert found["Outputs top-1 agreement"] == 100
+    assert 1 <= found["Executed batch"] <= 8
+    assert 0 < found["Client load"] < 80
+    stages = sum(found[f"{one} time"] for one in ("Queue", "Input", "Compute", "Output"))
+    assert 0 < stages < found["Latency mean"]
+    assert run.facts["Triton Server"]
+    assert run.facts["tritonclient"]
+    assert run.facts["ONNX Runtime"]
+    assert run.facts["CPUs used"] != run.facts["client's CPUs"]
+    assert run_kpi(closed, WORKLOAD / "kpi.sh").returncode == 0
+    assert not list_differences(run, judge_run(closed))
+
+
+def test_the_servers_own_count_agrees_with_the_clients(closed):
+    looks = [json.loads(line) for line in (closed / "seen.jsonl").read_text().splitlines()]
+    first, last = (one["served"] for one in looks if one["event"] == "look")
+    counted = last["requests"] - first["requests"]
+    steps = [np.load(closed / f"instance-{index}" / "steps.npy") for index in range(8)]
+    assert counted == pytest.approx(sum(map(len, steps)), abs=16)  # those under way at either look
+    assert last["images"] - first["images"] == counted
+    sizes = {int(size): count for size, count in last["batches"].items()}
+    assert sum(size * count for size, count in sizes.items()) == last["images"]
+
+
+def test_the_repository_is_kept_where_that_is_asked_for(closed):
+    name = NETWORK.replace("_", "-")
+    config = (closed.parents[2] / "models" / name / "config.pbtxt").read_text()
+    assert "max_batch_size: 8" in config
+    assert "count: 1 }" in config
+
+
+@pytest.mark.parametrize("options", [("--protocol=http",), ("--shared_memory",)])
+def test_other_ways_to_the_server(run_case, tmp_path, options):
+    run_case("throughput", *QUICK, "--concurrency=4", *options)
+    run = load_run(logs_of(tmp_path))
+    assert {one.name: one.passed for one in run.criteria}["outputs"]
+    assert figures(logs_of(tmp_path))["Requests"] > 0
+
+
+def test_requests_at_moments_of_their_own_are_timed_from_when_they_were_due(run_case, tmp_path):
+    done = subprocess.run(  # on a busy machine some are sent late, which makes it invalid
+        case_command(tmp_path, "latency", *QUICK, "--request_rate=100"),
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    logs = logs_of(tmp_path)
+    rows = np.load(logs / "instance-0" / "steps.npy")
+    assert len(rows) == pytest.approx(400, rel=0.5)
+    due = np.sort(rows[:, 0])
+    gaps = np.diff(due) / 1e9
+    assert gaps.mean() == pytest.approx(0.01, rel=0.3)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.3)  # as an exponential distribution has it
+    assert (rows[:, 0] <= rows[:, 1]).all()
+    found = {one.name: one for one in load_run(logs).criteria}
+    assert found["keeping up"].passed, found["keeping up"].found
+    assert "late" in found["client"].found
+    assert "spread" not in found
+
+
+def test_the_highest_rate_within_a_bound_is_found_and_confirmed(tmp_path):
+    done = subprocess.run(
+        case_command(tmp_path, "capacity", *QUICK, "--latency_bound_ms=200"),
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    run = load_run(logs_of(tmp_path))
+    tried = [json.loads(line) for line in (logs_of(tmp_path) / "seen.jsonl").read_text().splitlines()]
+    (capacity,) = (one for one in tried if one["event"] == "capacity")
+    good = [rate for rate, p99, passed in capacity["trials"] if passed]
+    assert capacity["rate_per_s"] == max(good)
+    assert all((p99 is not None and p99 <= 200) == passed for _, p99, passed in capacity["trials"])
+    assert "99 % of latency, by rate" in run.facts
+    assert "latency bound" in {one.name for one in run.criteria}
+    if done.returncode == 0:
+        assert [kpi.key for kpi in run.kpis if kpi.primary] == ["Capacity"]
+
+
+def test_a_bound_that_no_rate_holds_says_so(run_case):
+    done = run_case("capacity", *QUICK, "--latency_bound_ms=0.01", code=3)
+    assert re.search(r"^#INVALID RESULT: LATENCY_BOUND_MS=0.01: at .* requests/s already", done.stdout, re.MULTILINE)
+
+
+@contextmanager
+def endless(tmp_path, *arguments):
+    """A run under way, with the processes of its server by their roles."""
+    command = case_command(tmp_path, "throughput", *ENDLESS, *arguments)
+    environment = clean_environment()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as one:
+        try:
+            wait_until(lambda: list(tmp_path.glob("logs-*/itr-1/worker-0/seen.jsonl")), "measuring")
+            yield one, find_processes(one.pid)
+        finally:
+            one.kill()
+
+
+def find_processes(controller):
+    """Return the processes of a run by what they are."""
+    found = {}
+    marked = f"{PREFIX}-{controller}-"
+    for pid, words in process_files("cmdline").items():
+        text = words.decode(errors="replace")
+        if marked in text:
+            found["model" if "python_backend_stub" in text else "server"] = pid
+        elif "client\0" not in text and "/client/spec.json" in text and parent_of(pid) == controller:
+            found["client"] = pid
+    return found
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"),
+    [
+        ("server", "Triton Server has ended: killed by SIGKILL"),
+        ("model", "(a request was not answered: .*not healthy|process [0-9]+ of the served model has ended)"),
+        ("client", "Some instances were killed during execution! See README.md for more."),
+    ],
+)
+def test_a_process_that_is_killed_makes_the_run_invalid_and_nothing_is_left(tmp_path, role, reason):
+    with endless(tmp_path) as (controller, processes):
+        os.kill(processes[role], signal.SIGKILL)
+        output, _ = controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == 3, output
+    assert re.search(rf"^#INVALID RESULT: {reason}", output, re.MULTILINE), output
+    assert_nothing_left(controller.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_controller(tmp_path, number):
+    with endless(tmp_path) as (controller, processes):
+        assert set(processes) == {"server", "model", "client"}
+        controller.send_signal(number)
+        controller.communicate(timeout=PATIENCE_S)
+    assert controller.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert_nothing_left(controller.pid)
+
+
+def test_more_requests_than_are_ever_answered_end_the_run(run_case):
+    done = run_case("throughput", *ENDLESS, "--request_rate=50000", code=3)
+    assert "#INVALID RESULT: 10000 requests waited for answers: REQUEST_RATE is too high" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "reason"),
+    [
+        (
+            "throughput",
+            ("--batch_size=4", "--max_batch_size=2"),
+            "MAX_BATCH_SIZE=2: requests are of BATCH_SIZE=4 images",
+        ),
+        ("throughput", ("--request_rate=5", "--concurrency=2"), "REQUEST_RATE=5: decides when requests are sent"),
+        ("capacity", ("--request_rate=5",), "REQUEST_RATE=5: a case of capacity finds it"),
+        ("throughput", ("--data_type=real",), "DATA_TYPE=real: a client sends images that are decoded already"),
+        ("latency", ("--request_rate=5", "--shared_memory"), "SHARED_MEMORY=True: a region is read until"),
+        ("capacity", ("--shared_memory",), "SHARED_MEMORY=True: not with a case of capacity"),
+        ("throughput", ("--preferred_batch_size=4 9",), "PREFERRED_BATCH_SIZE=4 9: 9 must be 1 to 8 images"),
+        ("throughput", ("--preferred_batch_size=x",), "PREFERRED_BATCH_SIZE=x: x must be 1 to 8 images"),
+        ("throughput", ("--triton_server=/no/such",), "TRITON_SERVER=/no/such: no program"),
+        ("throughput", ("--mpi",), "MPI: no such parameter of this workload"),
+        ("accuracy", (), "not a test case of this workload, which are named test_cnn_triton_public_[sgx_]FUNCTION_"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(run_case, mode, options, reason):
+    done = run_case(mode, *options, code=2)
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_client_needs_cores_that_the_server_does_without(run_case):
+    done = run_case("throughput", f"--client_cores={CORES}", code=77)
+    assert f"CLIENT_CORES={CORES}: the server needs cores of its own" in done.stderr
+
+
+def test_a_port_that_is_taken_is_told(run_case):
+    ports = Ports.choose()
+    import socket
+
+    with socket.socket() as held:
+        held.bind((LOOPBACK, ports.grpc))
+        held.listen()
+        done = run_case("throughput", *QUICK, f"--grpc_port={ports.grpc}", code=2)
+    assert f"the grpc port {ports.grpc} of {LOOPBACK}: Address already in use; give another" in done.stderr
+
+
+def test_a_server_that_hangs_at_its_start_is_given_up(tmp_path, run_case):
+    program = tmp_path / "hanging" / "bin" / "tritonserver"
+    (tmp_path / "hanging" / "backends" / "python").mkdir(parents=True)
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho error: it hangs\nexec sleep 600\n")
+    program.chmod(0o755)
+    began_s = time.monotonic()
+    done = run_case("throughput", *QUICK, f"--triton_server={program}", "--hang-after=2", code=1)
+    assert time.monotonic() - began_s < START_S
+    assert "Triton Server was not ready within 2 s: error: it hangs; its log: " in done.stderr
+
+
+@pytest.fixture(scope="module")
+def exported(engine_cache, tmp_path_factory):
+    """A repository that `triton export` has written."""
+    directory = tmp_path_factory.mktemp("exported") / "models"
+    command = [sys.executable, "-m", "cnnbench", "triton", "export", "--output", str(directory), "--network", NETWORK]
+    done = subprocess.run(
+        [*command, "--engine=openvino", "--instances=1"], env=clean_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+ASK = """
+import json, sys
+import numpy as np
+from pathlib import Path
+from cnnbench.engines.interface import LoadSpec
+from cnnbench.worker.client import RequestError, ServiceOptions, TritonClient
+address, model, images, protocol = sys.argv[1:]
+client = TritonClient()
+options = ServiceOptions(address=address, model=model, protocol=protocol)
+client.load(LoadSpec(Path(), "fp32", 1, 1, False, options=options))
+told = []
+for batch in (np.zeros((9, 224, 224, 3), np.float32), np.zeros((1, 8, 8, 3), np.float32)):
+    try:
+        client.infer(batch)
+    except RequestError as error:
+        told.append(str(error))
+outputs = client.infer(np.load(images)[:4])
+print(json.dumps([told, outputs.argmax(1).tolist()]))
+client.close()
+"""
+
+
+@contextmanager
+def serving(directory, *options, **environment):
+    command = [sys.executable, "-m", "cnnbench", "triton", "serve", str(directory), *options]
+    with subprocess.Popen(
+        command, env=clean_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        try:
+            yield one
+        finally:
+            one.kill()
+
+
+def test_what_is_exported_is_served_until_a_signal_and_refuses_what_is_no_request_of_it(exported, engine_cache):
+    name, network = NETWORK.replace("_", "-"), exported / NETWORK.replace("_", "-") / "1" / "network"
+    with serving(exported) as server:
+        ready = server.stdout.readline()
+        found = re.fullmatch(rf"ready: {name}: gRPC (\S+), HTTP (\S+), metrics (\S+)\n", ready)
+        assert found, ready + server.stderr.read()
+        for protocol, address in (("grpc", found[1]), ("http", found[2])):
+            asked = subprocess.run(
+                [locked_python("triton-client", engine_cache), "-c", ASK, address, name]
+                + [str(network / "check_images.npy"), protocol],
+                env=clean_environment(PYTHONPATH=str(SOURCES)),
+                capture_output=True,
+                text=True,
+            )
+            assert asked.returncode == 0, asked.stderr
+            told, best = json.loads(asked.stdout)
+            assert "batch-size must be <= 8" in told[0]
+            assert "unexpected shape for input 'images'" in told[1]
+            assert best == np.load(network / "reference.npy")[:4].argmax(1).tolist()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE_S) == 0
+    assert_nothing_left(server.pid)
+
+
+def _break_config(models):
+    (models / NETWORK.replace("_", "-") / "config.pbtxt").write_text("max_batch_size: many")
+
+
+def _break_model(models):
+    (models / NETWORK.replace("_", "-") / "1" / "network" / "network.onnx").write_bytes(b"no network")
+
+
+def _forget_models(models):
+    (models / "cnnbench.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "reason"),
+    [
+        (_break_config, 1, "Triton Server did not start: .*(max_batch_size|config)"),
+        (_break_model, 1, "Triton Server did not start: "),
+        (_forget_models, 2, "cnnbench.json: No such file or directory; `cnnbench triton export` writes it"),
+    ],
+)
+def test_a_repository_that_is_broken_is_not_served(exported, tmp_path, damage, code, reason):
+    import shutil
+
+    models = shutil.copytree(exported, tmp_path / "models")
+    damage(models)
+    with serving(models) as server:
+        _, errors = server.communicate(timeout=PATIENCE_S)
+    assert server.returncode == code, errors
+    assert re.search(reason, errors), errors
+    assert "Traceback" not in errors.splitlines()[0]
+    assert_nothing_left(server.pid)
+
+
+def test_an_export_does_not_overwrite_what_is_another(tmp_path):
+    (tmp_path / "mine").write_text("")
+    command = [sys.executable, "-m", "cnnbench", "triton", "export", "--output", str(tmp_path), "--network", NETWORK]
+    done = subprocess.run([*command, "--engine=openvino"], env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "has other files in it" in done.stderr

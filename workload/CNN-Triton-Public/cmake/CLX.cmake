@@ -1,0 +1,1 @@
+set(PRECISIONS avx_int8 avx_fp32)
