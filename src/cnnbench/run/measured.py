@@ -41,10 +41,10 @@ from cnnbench.run.record import (
     reading,
 )
 
-SERVER = "server"
-"""The directory of a run's logs that a server's instances leave theirs in."""
+CLIENT, SERVER = "client", "server"
+"""The directories of a run's logs that a server's clients leave theirs in, and a server itself."""
 METADATA = "metadata.json"
-"""What it says of itself, there."""
+"""What a server says of itself, there."""
 LATE_MS = 1.0
 """From when on a request counts as sent late."""
 
@@ -114,16 +114,21 @@ class Measured:
     @cached_property
     def results(self) -> list[dict[str, Any]]:
         """What the instances, or a server's clients, that finished have reported."""
-        return read_results(self.directory, self.measuring)
+        return read_results(self._measured, self.measuring)
 
     @cached_property
     def served(self) -> list[dict[str, Any]]:
         """What the instances of a server have reported that ended well; none where nothing is served."""
-        return read_results(self.directory / SERVER, self.plan) if self.record.clients else []
+        return read_results(self.directory, self.plan) if self.record.clients else []
 
     @property
     def _instances(self) -> list[Path]:
-        return [self.directory / f"instance-{one.index}" for one in self.measuring.instances]
+        return [self._measured / f"instance-{one.index}" for one in self.measuring.instances]
+
+    @property
+    def _measured(self) -> Path:
+        """Where those that timed steps have left theirs."""
+        return self.directory / CLIENT if self.record.clients else self.directory
 
     @cached_property
     def raw_steps(self) -> list[np.ndarray]:
@@ -289,7 +294,7 @@ class Measured:
         firsts = {one.process: one.index for one in reversed(self.plan.instances)}
         processes = []
         for index in firsts.values():
-            path = self.directory / (SERVER if self.record.clients else "") / f"instance-{index}" / SAMPLES
+            path = self.directory / f"instance-{index}" / SAMPLES
             with reading(path):
                 processes.append(Samples.load(path))
         return count_samples(self.precision, processes, self.window)

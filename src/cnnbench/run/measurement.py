@@ -39,7 +39,7 @@ from cnnbench.run.facts import host_facts
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job, ranks_command
 from cnnbench.run.judging import judge_run
-from cnnbench.run.measured import Measured, images_of_steps
+from cnnbench.run.measured import CLIENT, Measured, images_of_steps
 from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, ServiceCount, describe_run, read_record, read_seen
 from cnnbench.run.workers import share_images, trace_spec, worker_environment, worker_specs
 from cnnbench.staging.sampler import NO_SAMPLER
@@ -267,9 +267,10 @@ class Measurement:
 
     def _keep_times(self, shared: Path) -> None:
         """Keep the raw times that the instances of a disturbed run had."""
+        logs = self._logs / CLIENT if self._job.clients else self._logs
         for instance in self._job.measuring.instances:
-            directory = self._logs / f"instance-{instance.index}"
-            directory.mkdir(exist_ok=True)
+            directory = logs / f"instance-{instance.index}"
+            directory.mkdir(parents=True, exist_ok=True)
             if StepTimes.path(shared, instance.index).exists():
                 np.save(directory / "steps.npy", StepTimes.read(shared, instance.index))
 

@@ -22,7 +22,7 @@ from cnnbench.results.record import RunResult
 from cnnbench.results.steps import StepTimes
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
-from cnnbench.run.measured import METADATA, SERVER
+from cnnbench.run.measured import CLIENT, METADATA, SERVER
 from cnnbench.run.measurement import Measurement
 from cnnbench.run.native import measure_job
 from cnnbench.run.record import CapacitySeen, ServiceCount
@@ -65,7 +65,7 @@ class ServedMeasurement(Measurement):
         directory = self._logs / SERVER
         directory.mkdir()
         repository = Path(job.parameters.model_repository or shared / "models")
-        self._model = write_repository(job, self._inputs, self._run_id, shared, directory, repository)
+        self._model = write_repository(job, self._inputs, self._run_id, shared, self._logs, repository)
         spec = WorkerSpec.read(repository / self._model / VERSION / spec_name(0))
         environment = worker_environment(job, spec, self._inputs.sampler)
         log, python = directory / "output.log", self._inputs.python
@@ -77,7 +77,7 @@ class ServedMeasurement(Measurement):
             rate = float(job.parameters.request_rate or 0)
             if job.parameters.mode == "capacity":
                 rate = self._find_rate(spec)
-            asked = self._client_spec(spec, shared, self._logs, rate)
+            asked = self._client_spec(spec, shared, self._logs / CLIENT, rate)
             ControlBlock.create(shared, len(asked.instances))
             timed = job.parameters.steps == "auto"
             limits = Limits(self._enough if timed else None, self._hang_s)
@@ -93,8 +93,8 @@ class ServedMeasurement(Measurement):
         look: Callable[[list[int]], object] = lambda _pids: None,
     ) -> None:
         assert self._server is not None
-        directory = Path(spec.logs) / "client"
-        directory.mkdir()
+        directory = Path(spec.logs) / "process-0"
+        directory.mkdir(parents=True)
         spec.write(directory / "spec.json")
         environment = split_environment(self._job.environment)[0] | {"OMP_NUM_THREADS": "1"}
         command = worker_command(self._client, directory / "spec.json")

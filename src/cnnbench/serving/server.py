@@ -207,10 +207,13 @@ class Server:
             time.sleep(LOOK_S)
 
     def _explain(self) -> str:
-        """Return what it says itself of why it is not up."""
+        """Return what it says itself of why it is not up: first of a model, as the rest follows from that."""
         lines = self._log.read_text(errors="replace").splitlines()
         told = [line for line in lines if re.match(r"E\d{4} |error: |.*Error: ", line)]
-        return " ".join(re.sub(r"^E\d{4} \S+ +\d+ ", "", told[-1]).split())[:400] if told else "it says nothing"
+        if not told:
+            return "it says nothing"
+        of_models = [line for line in told if re.match(r"E\d{4} \S+ +\d+ model_", line)]
+        return " ".join(re.sub(r"^E\d{4} \S+ +\d+ ", "", [*of_models, told[-1]][0]).split())[:400]
 
     @property
     def _url(self) -> str:
