@@ -25,7 +25,7 @@ from cnnbench.run.images import ImageOptions
 from cnnbench.run.job import PlannedCase, describe_case, describe_job, plan_case, prepare_job
 from cnnbench.run.measurement import LOGS
 from cnnbench.run.native import measure_job
-from cnnbench.serving.measurement import measure_served
+from cnnbench.serving.measurement import measurement_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +70,8 @@ def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool
         print("\n".join(describe_job(job, cache)))
         return 0
     _print_notes(job.notes)
-    measure = measure_served if job.clients else measure_job
-    return _report(*measure(job, cache, arguments.logs_root.absolute(), arguments.hang_after, arguments.timeout))
+    root, kind = arguments.logs_root.absolute(), measurement_of(job, cache)
+    return _report(*measure_job(job, cache, root, arguments.hang_after, arguments.timeout, kind))
 
 
 def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:

@@ -1,7 +1,7 @@
 """Describe a workload's parameters, for people and for the READMEs."""
 
 from cnnbench.cases.case import FIXED_BY_NAME
-from cnnbench.cases.parameters import FIELDS, accepted, default_text
+from cnnbench.cases.parameters import FIELDS, MODES, accepted, default_text
 from cnnbench.cases.workload import Workload
 
 
@@ -20,7 +20,8 @@ def describe_parameters(workload: Workload) -> str:
 
 
 def _describe_accepted(name: str, workload: Workload) -> str:
-    own = {"TOPOLOGY": workload.networks, "PRECISION": workload.precisions}
+    own: dict[str, tuple[str, ...]] = {"TOPOLOGY": workload.networks, "PRECISION": workload.precisions}
+    own |= {"FUNCTION": (workload.function,), "MODE": MODES[workload.function]}
     return ", ".join(own[name]) if name in own else accepted(name)
 
 

@@ -18,13 +18,11 @@ from cnnbench.base.errors import InvalidMeasurementError
 from cnnbench.base.progress import SECONDS, Progress
 from cnnbench.launch.local import Limits, WorkerLaunch, run_workers, shared_directory, split_environment, worker_command
 from cnnbench.results import stats
-from cnnbench.results.record import RunResult
 from cnnbench.results.steps import StepTimes
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
 from cnnbench.run.measured import CLIENT, METADATA, SERVER
 from cnnbench.run.measurement import Measurement
-from cnnbench.run.native import measure_job
 from cnnbench.run.record import CapacitySeen, ServiceCount
 from cnnbench.run.workers import worker_environment
 from cnnbench.serving.repository import VERSION, write_repository
@@ -192,12 +190,13 @@ class ServedMeasurement(Measurement):
         return len(rows) / seconds, p99
 
 
-def measure_served(
-    job: Job, cache: Path, root: Path, hang_s: float | None, timeout_s: float | None
-) -> tuple[RunResult, Path]:
-    """Stage server and client, and measure as `measure_job` does."""
+def measurement_of(job: Job, cache: Path) -> Callable[[Job, Inputs, Path, float], Measurement]:
+    """Return what measures a job; what a server and its client need is staged for one of serving.
+
+    Raises SkippedError where no server can run.
+    """
+    if job.clients is None:
+        return Measurement
     installation = find_installation(job.parameters.triton_server, cache)
     find_libpython()
-    client = locked_python(CLIENT_LOCK, cache)
-    kind = partial(ServedMeasurement, client=client, installation=installation)
-    return measure_job(job, cache, root, hang_s, timeout_s, kind)
+    return partial(ServedMeasurement, client=locked_python(CLIENT_LOCK, cache), installation=installation)

@@ -11,7 +11,8 @@ from cnnbench.results.record import RunResult
 from cnnbench.results.stats import median_interval
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import Job
-from cnnbench.run.measurement import DEFAULT_HANG_S, Measurement
+from cnnbench.run.measurement import DEFAULT_HANG_S
+from cnnbench.serving.measurement import measurement_of
 
 MIN_ROUNDS = 6
 """Without which a median has no 95 % interval."""
@@ -58,7 +59,8 @@ def _measure(one: Contender, number: int, key: str, cache: Path) -> None:
     assert one.job is not None
     try:
         with tempfile.TemporaryDirectory() as logs:
-            run = Measurement(one.job, stage_inputs(one.job, cache), Path(logs), DEFAULT_HANG_S).run()
+            kind = measurement_of(one.job, cache)
+            run = kind(one.job, stage_inputs(one.job, cache), Path(logs), DEFAULT_HANG_S).run()
         if run.interrupted:
             raise KeyboardInterrupt
         if run.verdict == "invalid":
