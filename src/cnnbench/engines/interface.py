@@ -57,7 +57,8 @@ class Backend(Protocol):
 
     def send(self, batch: np.ndarray, answered: Callable[[Exception | None], None]) -> None:
         """Have a batch inferred and go on; `answered` is called, in any thread, when that is done, or with an error."""
-        raise NotImplementedError
+        del batch, answered
+        raise NotImplementedError(f"{type(self).__name__} answers before it takes another batch")
 
     def close(self) -> None:
         """Give back what `load` took."""
