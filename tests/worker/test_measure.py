@@ -4,14 +4,17 @@ import itertools
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from cnnbench.base.errors import CnnbenchError
 from cnnbench.results.steps import StepTimes
+from cnnbench.worker import loop
 from cnnbench.worker.control import ControlBlock, State
-from cnnbench.worker.loop import measure_steps, warm_up_until_start
+from cnnbench.worker.loop import measure_arrivals, measure_steps, warm_up_until_start
 
 BATCH = np.zeros((2, 3), dtype=np.float32)
 
@@ -183,3 +186,61 @@ def test_the_stop_sign_ends_the_wait_for_a_far_start(control):
 
     warm_up_until_start(control, 0, Inference({2: open_and_stop}), itertools.repeat(BATCH), steps=1)
     assert control.stopped
+
+
+def send_slowly(seconds, error=None, fail_at=None):
+    """Return what answers each batch after a time, in threads of its own; with the n-th, an error."""
+    sent = itertools.count(1)
+
+    def send(batch, answered):
+        number = next(sent)
+        threading.Timer(seconds, answered, [error if number == fail_at else None]).start()
+
+    return send
+
+
+def test_arrivals_do_not_wait_for_answers_and_are_timed_from_when_they_were_due(control, tmp_path):
+    control.start_ns = time.monotonic_ns()
+    send, gaps = send_slowly(0.2), itertools.repeat(0.01)
+    assert measure_arrivals(control, StepTimes(tmp_path, 0), 0, send, itertools.repeat(BATCH), gaps, 10) == 10
+    rows = StepTimes.read(tmp_path, 0)
+    due = np.sort(rows[:, 0])
+    assert (np.diff(due) == 10_000_000).all()
+    assert due[0] == control.start_ns + 10_000_000
+    assert (rows[:, 1] >= rows[:, 0]).all()
+    assert (rows[:, 2] - rows[:, 1] >= 190_000_000).all()
+    assert rows[:, 1].max() < rows[:, 2].max()
+    assert np.sort(rows[:, 1])[5] < rows[:, 2].min()  # sent while the first still waited
+    assert control.state(0) is State.DONE
+
+
+def test_arrivals_end_at_the_stop_sign_with_all_answers(control, tmp_path):
+    control.start_ns = time.monotonic_ns()
+    threading.Timer(0.1, control.stop).start()
+    gaps = itertools.chain([0.01, 0.01], itertools.repeat(3600.0))
+    recorded = measure_arrivals(
+        control, StepTimes(tmp_path, 0), 0, send_slowly(0.2), itertools.repeat(BATCH), gaps, None
+    )
+    assert recorded == len(StepTimes.read(tmp_path, 0)) == 2
+
+
+def test_an_error_ends_the_arrivals(control, tmp_path):
+    send = send_slowly(0.01, error=CnnbenchError("refused"), fail_at=3)
+    with pytest.raises(CnnbenchError, match=r"^refused$"):
+        measure_arrivals(
+            control, StepTimes(tmp_path, 0), 0, send, itertools.repeat(BATCH), itertools.repeat(0.01), None
+        )
+
+
+def test_answers_that_do_not_come_are_not_waited_for_for_ever(control, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "ANSWER_S", 0.1)
+    arguments = (lambda _batch, _answered: None, itertools.repeat(BATCH), itertools.repeat(0.001), 3)
+    with pytest.raises(CnnbenchError, match=r"^3 of 3 requests were not answered within 0.1 s$"):
+        measure_arrivals(control, StepTimes(tmp_path, 0), 0, *arguments)
+
+
+def test_what_waits_is_bounded(control, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MOST_WAITING", 5)
+    arguments = (lambda _batch, _answered: None, itertools.repeat(BATCH), itertools.repeat(0.0), None)
+    with pytest.raises(CnnbenchError, match=r"^5 requests waited for answers: REQUEST_RATE is too high$"):
+        measure_arrivals(control, StepTimes(tmp_path, 0), 0, *arguments)

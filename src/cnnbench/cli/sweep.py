@@ -17,6 +17,7 @@ from cnnbench.machine.host import read_cpuinfo
 from cnnbench.results.record import RunResult
 from cnnbench.run.job import PLATFORM_VARIABLE, Job
 from cnnbench.run.native import measure_job
+from cnnbench.serving.measurement import measurement_of
 from cnnbench.tuning.decide import DEFAULT_ROUNDS
 from cnnbench.tuning.settings import ranking, settings_file, summary_table
 from cnnbench.tuning.space import DEFAULT_CASES, TUNED, SweepRequest, describe_spaces, plan_sweep
@@ -88,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     def measure(job: Job) -> tuple[RunResult, Path]:
         end_by_exceptions()  # anew for each: after a run whose time was up, signals are ignored
-        return measure_job(job, cache, state, arguments.hang_after, arguments.timeout)
+        kind = measurement_of(job, cache)
+        return measure_job(job, cache, state, arguments.hang_after, arguments.timeout, kind)
 
     outcomes = run_sweep(
         spaces, state, arguments.rounds, measure, lambda text: print(text, file=sys.stderr, flush=True)

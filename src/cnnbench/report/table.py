@@ -368,7 +368,7 @@ def _shorten(name: str, fact: str) -> str:
 
 
 def _common_prefix(cases: Sequence[str]) -> str:
-    """Return `test_<workload>_[sgx_]inference_` when it is the same in all cases, else nothing."""
-    matches = [re.match(r"test_.+?_(sgx_)?inference_", case) for case in cases]
+    """Return `test_<workload>_[sgx_]<function>_` when it is the same in all cases, else nothing."""
+    matches = [re.match(r"test_.+?_(sgx_)?(inference|serving)_", case) for case in cases]
     found = {match[0] if match else "" for match in matches}
     return found.pop() if len(found) == 1 else ""

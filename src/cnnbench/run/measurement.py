@@ -148,6 +148,7 @@ class Measurement:
 
     def _launch(self, shared: Path) -> None:
         """Run the instances; what they cannot tell or be sampled of themselves, a tracing process runs for."""
+        assert self._job.clients is None, "a job of serving needs its server"
         parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
         ControlBlock.create(shared, len(self._job.measuring.instances))

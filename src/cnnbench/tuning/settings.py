@@ -1,6 +1,7 @@
 """Report a tuning sweep: how all settings fared, the summary table, and the best ones as a settings file."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.platforms import GENERIC
@@ -93,11 +94,11 @@ def settings_file(outcomes: Sequence[Outcome], declared: Sequence[TestCase], pla
         software = _describe_software(runs[0], machine)
         lines += ["", f"# {_describe_best(runs)}", *([f"# {software}"] if software else [])]
         names = [case.name]
-        plain = TestCase(case.workload, case.mode, case.precision)
+        plain = replace(case, case_type="")
         if case.case_type == "pkm" and plain in declared and plain.name not in tuned:
             names.append(plain.name)
         for name in names:
-            lines.append(f'"*_{name.partition("_inference_")[2]}":')
+            lines.append(f'"*_{name.partition(f"_{case.function}_")[2]}":')
             asked = {parameter: runs[0].requested[parameter] for parameter in TUNED}
             lines += [f"  {parameter}: {value}" for parameter, value in asked.items() if value != "auto"]
     return "\n".join(lines) + "\n"
