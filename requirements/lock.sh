@@ -23,6 +23,7 @@ lock onnxruntime-cpu "$@"
 lock mpi-ranks "$@"
 lock triton-server --no-deps "$@"
 lock triton-client "$@"
+lock loadgen "$@"
 lock pytorch-cuda --override pytorch-cpu.override "$@"
 lock pytorch-zentorch --override pytorch-cpu.override "$@" # it and the next need
 lock pytorch-cpu --override pytorch-cpu.override "$@" # UV_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu

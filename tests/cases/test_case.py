@@ -99,6 +99,9 @@ GOOD_VALUES = {
     "MPI": (False, {"True": True, "False": False}),
     "NUM_MPI": ("", {"1": 1, "4096": 4096}),
     "HOSTFILE": ("", {}),
+    "SCENARIO": ("", {"Offline": "Offline", "SingleStream": "SingleStream"}),
+    "TARGET_QPS": ("", {"0.5": 0.5, "100": 100.0}),
+    "USER_CONF": ("", {}),
     "CLIENT_CORES": (1, {"1": 1, "4096": 4096}),
     "CONCURRENCY": ("auto", {"auto": "auto", "1": 1, "10000": 10000}),
     "REQUEST_RATE": ("", {"0.01": 0.01, "250": 250.0}),
@@ -168,6 +171,8 @@ BAD_VALUES = [
     ("FORCE", "please", "True, False"),
     ("MPI", "openmpi", "True, False"),
     ("NUM_MPI", "0", "1 to 4096 or empty"),
+    ("SCENARIO", "offline", "empty, SingleStream, MultiStream, Server, Offline"),
+    ("TARGET_QPS", "0", "0.001 to 10000000 or empty"),
     ("CLIENT_CORES", "0", "1 to 4096"),
     ("CONCURRENCY", "10001", "1 to 10000 or auto"),
     ("REQUEST_RATE", "0", "0.01 to 1000000 or empty"),
@@ -248,6 +253,7 @@ def test_every_parameter_has_its_good_and_bad_values_here():
         "PREFERRED_BATCH_SIZE",  # which is held against MAX_BATCH_SIZE
         "MODEL_REPOSITORY",
         "TRITON_SERVER",
+        "USER_CONF",
     }
 
 

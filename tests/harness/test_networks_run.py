@@ -373,3 +373,66 @@ def test_what_an_engine_or_an_instance_cannot_do_is_refused(run_case, options, r
     done, _ = run_case("resnet18", *options)
     assert done.returncode == 2
     assert re.search(reason, done.stderr)
+
+
+USER_CONF = """
+*.*.min_duration = 2000
+*.*.min_query_count = 100
+*.MultiStream.min_query_count = 1
+*.Offline.min_query_count = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("scenario", "mode", "options"),
+    [
+        ("Offline", "throughput", ("--batch_size=8", "--cores_per_instance=1")),
+        ("Server", "throughput", ("--batch_size=4", "--target_qps=20", "--cores_per_instance=1")),
+        ("SingleStream", "latency", ()),
+        ("MultiStream", "latency", ()),
+    ],
+)
+def test_loadgen_sends_what_is_inferred_and_says_of_its_run_what_we_say(run_case, tmp_path, scenario, mode, options):
+    (config := tmp_path / "user.conf").write_text(USER_CONF)
+    words = ("--engine=openvino", f"--scenario={scenario}", f"--user_conf={config}", *options)
+    done, logs = run_case("mobilenet_v3_small", *words, case=CASE.replace("throughput", mode))
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # so short a run is not always VALID
+    run, summary = load_run(logs), (logs / "loadgen" / "mlperf_log_summary.txt").read_text()
+    assert f"Scenario : {scenario}" in summary
+    assert "No errors encountered during test." in summary
+    assert run.facts["LoadGen"].startswith(f"{scenario}, ")
+    (judged,) = (one for one in run.criteria if one.name == "LoadGen")
+    assert judged.passed == ("Result is : VALID" in summary)
+    assert {one.name: one.passed for one in run.criteria}["outputs"]
+    assert len({one["pid"] for one in run.instances}) == 1
+    assert (logs / "loadgen" / "user.conf").read_text() == USER_CONF
+    if scenario == "Offline" and done.returncode == 0:
+        assert kpis(run)["LoadGen samples"] == pytest.approx(kpis(run)["Throughput"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "reason"),
+    [
+        (
+            "throughput",
+            ("--scenario=SingleStream",),
+            "SCENARIO=SingleStream: is none of a case of throughput; there are",
+        ),
+        ("latency", ("--scenario=Offline",), "SCENARIO=Offline: is none of a case of latency"),
+        ("throughput", ("--scenario=Server",), "SCENARIO=Server: needs TARGET_QPS"),
+        ("throughput", ("--scenario=Offline", "--data_type=real"), "SCENARIO=Offline: LoadGen chooses the images"),
+        ("throughput", ("--scenario=Offline", "--user_conf=/no.conf"), "USER_CONF=/no.conf: no such file"),
+        ("throughput", ("--scenario=Offline", "--device_iterations=2"), "SCENARIO=Offline: not with DEVICE_ITERATIONS"),
+    ],
+)
+def test_a_scenario_that_cannot_be_is_refused(run_case, mode, options, reason):
+    done, _ = run_case("mobilenet_v3_small", *options, case=CASE.replace("throughput", mode))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert reason in done.stderr
+
+
+def test_settings_that_loadgen_cannot_read_are_told(run_case, tmp_path):
+    (config := tmp_path / "user.conf").write_text("this is no setting\n")
+    done, _ = run_case("mobilenet_v3_small", "--engine=openvino", "--scenario=Offline", f"--user_conf={config}")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "user.conf: LoadGen cannot read it" in done.stdout

@@ -139,10 +139,17 @@ def test_the_repository_is_kept_where_that_is_asked_for(closed):
     assert "count: 1 }" in config
 
 
-@pytest.mark.parametrize("options", [("--protocol=http",), ("--shared_memory",)])
+@pytest.mark.parametrize(
+    "options", [("--protocol=http",), ("--shared_memory",), ("--scenario=Offline", "--user_conf=")]
+)
 def test_other_ways_to_the_server(run_case, tmp_path, options):
+    (config := tmp_path / "user.conf").write_text("*.Offline.min_duration = 3000\n*.Offline.min_query_count = 1\n")
+    options = [f"{one}{config}" if one == "--user_conf=" else one for one in options]
     run_case("throughput", *QUICK, "--concurrency=4", *options)
     run = load_run(logs_of(tmp_path))
+    if any("Offline" in one for one in options):
+        assert run.facts["LoadGen"] == "Offline, VALID"
+        assert figures(logs_of(tmp_path))["LoadGen samples"] > 0
     assert {one.name: one.passed for one in run.criteria}["outputs"]
     assert figures(logs_of(tmp_path))["Requests"] > 0
 
@@ -270,6 +277,7 @@ def test_more_requests_than_are_ever_answered_end_the_run(run_case):
         ("capacity", ("--shared_memory",), "SHARED_MEMORY=True: not with a case of capacity"),
         ("throughput", ("--preferred_batch_size=4 9",), "PREFERRED_BATCH_SIZE=4 9: 9 must be 1 to 8 images"),
         ("throughput", ("--preferred_batch_size=x",), "PREFERRED_BATCH_SIZE=x: x must be 1 to 8 images"),
+        ("throughput", ("--scenario=Offline", "--request_rate=5"), "SCENARIO=Offline: LoadGen decides when requests"),
         ("throughput", ("--triton_server=/no/such",), "TRITON_SERVER=/no/such: no program"),
         ("throughput", ("--mpi",), "MPI: no such parameter of this workload"),
         ("accuracy", (), "not a test case of this workload, which are named test_cnn_triton_public_[sgx_]FUNCTION_"),

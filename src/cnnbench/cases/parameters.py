@@ -205,6 +205,16 @@ class Parameters(BaseModel):
         "fp8 and fp8_weight: each weight to the nearest, or compensated: those of an output make up for each other",
     )
     pad_conv_channel: bool = _of("network", False, "pad what convolutions take to a multiple of 4 channels, with zeros")
+    scenario: Literal["", "SingleStream", "MultiStream", "Server", "Offline"] = _of(
+        "network",
+        "",
+        "have MLPerf's LoadGen send what is inferred, by its rules: for latency SingleStream or MultiStream, for "
+        "throughput Server or Offline",
+    )
+    target_qps: Annotated[float, Field(ge=0.001, le=10_000_000)] | Literal[""] = _of(
+        "network", "", "SCENARIO=Server: queries a second; Offline: samples expected, empty: as it warms up"
+    )
+    user_conf: str = _of("network", "", "LoadGen's settings, as submissions have them: a user.conf", path=True)
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(
         "network", "auto", "images the network takes at once, of which BATCH_SIZE is a multiple; auto: BATCH_SIZE"
     )

@@ -98,6 +98,12 @@ def judge_keeping_up(answered: int, due: int) -> Criterion:
     )
 
 
+def judge_loadgen(valid: bool, reasons: Sequence[str]) -> Criterion:
+    """Judge what LoadGen says of its own run; it has the reasons, and what to change."""
+    found = "LoadGen: VALID" if valid else f"LoadGen: INVALID: {'; '.join(reasons)}"
+    return Criterion(name="LoadGen", passed=valid, found=found, needed="VALID")
+
+
 def judge_requests(answered: int, failed: int) -> Criterion:
     """Judge whether a server answered all that it was asked."""
     return Criterion(

@@ -16,6 +16,7 @@ from cnnbench.inputs.image_set import ImageSet
 from cnnbench.machine.host import CpuInfo
 from cnnbench.run.job import Job, given_model, graph_quantizer_obstacle
 from cnnbench.staging.environments import (
+    LOADGEN,
     RANKS,
     engine_python,
     environment_path,
@@ -53,7 +54,8 @@ from cnnbench.staging.stage import staged_path
 class Inputs:
     """What a job reads: the engine's Python, the images and the model; no images for dummy data, no model for null.
 
-    `ranks_python`: what runs MPI's ranks; None without MPI. `sampler`: what samples the instances.
+    `ranks_python`: what runs MPI's ranks; None without MPI. `sampler`: what samples the instances. `loadgen`: the
+    directory that LoadGen is imported from; None where it sends nothing.
     """
 
     python: Path
@@ -61,6 +63,7 @@ class Inputs:
     model: PreparedModel | None
     ranks_python: Path | None = None
     sampler: Sampler = NO_SAMPLER
+    loadgen: Path | None = None
 
 
 NOTHING_STAGED = Inputs(Path(), None, None)
@@ -76,7 +79,16 @@ def stage_inputs(job: Job, cache: Path, *, in_image: bool = False) -> Inputs:
         require_environment(engine, variant, cache)
     inputs = _stage_for_engine(job, cache, in_image=in_image)
     ranks_python = locked_python(RANKS, cache) if job.ranks else None
-    return dataclasses.replace(inputs, ranks_python=ranks_python, sampler=stage_sampler(job.sampler, cache))
+    loadgen = _find_packages(locked_python(LOADGEN, cache)) if job.parameters.scenario else None
+    return dataclasses.replace(
+        inputs, ranks_python=ranks_python, sampler=stage_sampler(job.sampler, cache), loadgen=loadgen
+    )
+
+
+def _find_packages(python: Path) -> Path:
+    """Return the directory of an environment's packages."""
+    (packages,) = python.parents[1].glob("lib/python*/site-packages")
+    return packages
 
 
 def _list_builds(job: Job) -> list[tuple[Engine, str]]:

@@ -170,6 +170,8 @@ def plan_case(
             num_mpi=parameters.num_mpi or None,
         ),
     )
+    if parameters.scenario:
+        plan = _plan_queue(parameters, plan)
     clients = _plan_clients(parameters, plan, whole) if serving else None
     ranks = None
     if parameters.mpi:
@@ -185,6 +187,33 @@ def plan_case(
         notes.append(f"declared for {platform}, but this machine is {detected}")
     notes = [*notes, *plan.notes]
     return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, ranks, clients, tuple(notes))
+
+
+def _plan_queue(parameters: Parameters, plan: Plan) -> Plan:
+    """Return a plan with all instances in one process, where LoadGen's queries wait; raise UsageError for no scenario.
+
+    Whose clients they are, where a network is served, are in one process in any case.
+    """
+    p = parameters
+    allowed = {"throughput": ("Offline", "Server"), "latency": ("SingleStream", "MultiStream")}
+    if p.scenario not in allowed.get(p.mode, ()):
+        modes = "; ".join(f"MODE={mode}: {', '.join(names)}" for mode, names in allowed.items())
+        raise UsageError(f"SCENARIO={p.scenario}: is none of a case of {p.mode}; there are {modes}")
+    if p.mpi:
+        raise UsageError(f"SCENARIO={p.scenario}: its queries wait in one process, which MPI has not; leave out MPI")
+    if p.data_type != "dummy":
+        raise UsageError(
+            f"SCENARIO={p.scenario}: LoadGen chooses the images, so DATA_TYPE={p.data_type} has no meaning"
+        )
+    if p.scenario == "Server" and p.target_qps == "":
+        raise UsageError("SCENARIO=Server: needs TARGET_QPS, the queries a second; begin with half of the throughput")
+    if p.user_conf and not Path(p.user_conf).is_file():
+        raise UsageError(f"USER_CONF={p.user_conf}: no such file")
+    if p.device_iterations > 1:
+        raise UsageError(f"SCENARIO={p.scenario}: not with DEVICE_ITERATIONS; leave it out")
+    if p.request_rate != "":
+        raise UsageError(f"SCENARIO={p.scenario}: LoadGen decides when requests are sent; leave out REQUEST_RATE")
+    return dataclasses.replace(plan, instances=tuple(dataclasses.replace(one, process=0) for one in plan.instances))
 
 
 def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Plan:

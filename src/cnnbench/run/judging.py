@@ -87,6 +87,7 @@ def _judge_measured(run: Measured) -> RunResult:
             facts |= _service_facts(run)
         if run.contention is None:
             facts = {"contention": f"not judged: {run.window.seconds:.2f} s are too short to tell it"} | facts
+    facts |= run.loadgen.facts if run.loadgen else {}
     proven = (run.sampled.facts if run.sampled else {}) | (run.proof.facts if run.proof else {})
     if not any(kpi.primary for kpi in kpis):
         criteria.append(validity.reject_without_steps(record.mode))
@@ -100,6 +101,8 @@ def _judge_figures(run: Measured) -> list[Criterion]:
     criteria = [validity.judge_pinning(run.plan, affinities)]
     if record.clients is not None:
         criteria += _judge_clients(run)
+    if run.loadgen is not None:
+        criteria.append(validity.judge_loadgen(run.loadgen.valid, run.loadgen.reasons))
     if run.proof or run.sampled:
         criteria.append(validity.judge_precision(run.precision, run.proof, run.sampled))
     if run.agreement is not None:
@@ -117,8 +120,9 @@ def _judge_figures(run: Measured) -> list[Criterion]:
             whole = run.answered == run.images_given
             criteria.append(validity.judge_loss(run.loss[0], None if whole else run.loss[1]))
         return criteria
-    still = [] if record.arrivals else validity.judge_steadiness(run.steadiness)
-    if record.max_time_s is not None and not record.arrivals:
+    steady = not record.arrivals and not record.scenario  # what comes at random is not steady
+    still = validity.judge_steadiness(run.steadiness) if steady else []
+    if record.max_time_s is not None and steady:
         still.append(validity.judge_interval(run.throughput, record.max_time_s, run.window.seconds))
     cause = validity.name_cause(run.contention, run.throttling, run.displaced_per_s)
     criteria += validity.explain(still, cause)

@@ -202,6 +202,10 @@ def _client_load(run: Measured) -> float | None:
     return None if run.client_share is None else 100 * run.client_share
 
 
+def _loadgen(name: str, run: Measured) -> float | None:
+    return run.loadgen.figures.get(name) if run.loadgen else None
+
+
 def _late_requests(run: Measured) -> float | None:
     return None if run.late_share is None else 100 * run.late_share
 
@@ -222,6 +226,9 @@ TABLE: tuple[KpiKind, ...] = (
     KpiKind("Executed batch", "images", "neither", _executed_batch),
     KpiKind("Client load", "%", "lower", _client_load),
     KpiKind("Late requests", "%", "lower", _late_requests),
+    KpiKind("LoadGen samples", "samples/s", "higher", partial(_loadgen, "samples_per_s")),
+    KpiKind("LoadGen p90", "ms", "lower", partial(_loadgen, "p90_ms")),
+    KpiKind("LoadGen p99", "ms", "lower", partial(_loadgen, "p99_ms")),
     KpiKind("Throughput drift", "%", "neither", _drift),
     KpiKind("Throughput spread", "%", "lower", _spread),
     KpiKind("Input wait", "%", "lower", _input_wait),

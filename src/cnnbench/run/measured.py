@@ -26,6 +26,7 @@ from cnnbench.proof.samples import SampledProof, count_samples
 from cnnbench.proof.trace import read_trace
 from cnnbench.proof.verdict import Agreement, compare_outputs
 from cnnbench.results import stats
+from cnnbench.results.loadgen import LoadGenSummary, read_summary
 from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.results.steps import COLUMNS
 from cnnbench.run.record import (
@@ -40,6 +41,7 @@ from cnnbench.run.record import (
     read_results,
     reading,
 )
+from cnnbench.worker.loadgen import LOADGEN, SUMMARY
 
 CLIENT, SERVER = "client", "server"
 """The directories of a run's logs that a server's clients leave theirs in, and a server itself."""
@@ -236,6 +238,15 @@ class Measured:
         """How many requests were answered by the end of the window, and how many were due."""
         rows = np.concatenate(self.raw_steps)
         return int((rows[:, 2] <= self.window.end_ns).sum()), len(rows)
+
+    @cached_property
+    def loadgen(self) -> LoadGenSummary | None:
+        """What LoadGen says of the run; None where it sent nothing."""
+        if not self.record.scenario:
+            return None
+        path = self._measured / LOADGEN / SUMMARY
+        with reading(path):
+            return read_summary(path.read_text(encoding="utf-8"))
 
     @cached_property
     def late_share(self) -> float | None:

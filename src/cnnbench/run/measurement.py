@@ -152,7 +152,9 @@ class Measurement:
         parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
         ControlBlock.create(shared, len(self._job.measuring.instances))
-        timed = parameters.accuracy_time != "all" if parameters.mode == "accuracy" else parameters.steps == "auto"
+        timed = parameters.steps == "auto" and not parameters.scenario
+        if parameters.mode == "accuracy":
+            timed = parameters.accuracy_time != "all"
         launches = [
             self._write_launch(
                 spec, self._logs / f"process-{number}", worker_environment(self._job, spec, self._inputs.sampler)
@@ -219,6 +221,8 @@ class Measurement:
     def _progress(self) -> Progress:
         p, instances = self._job.parameters, len(self._job.measuring.instances)
         total: int | None = None
+        if p.scenario:
+            return Progress(f"measuring {p.scenario} {p.precision}", None, "steps")
         if p.mode == "accuracy" and p.accuracy_time != "all":
             return Progress(f"measuring accuracy {p.precision} for its time", p.accuracy_time, SECONDS)
         if p.mode == "accuracy" and self._inputs.images is not None:

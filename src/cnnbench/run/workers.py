@@ -11,6 +11,7 @@ from cnnbench.launch.instances import InstancePlan
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
 from cnnbench.staging.sampler import Sampler
+from cnnbench.worker.loadgen import LoadGenSpec
 from cnnbench.worker.spec import InstanceSpec, Sampling, WorkerSpec
 
 PERIOD_NS = 9_700_000
@@ -58,7 +59,7 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             mode=p.mode,
             data_type=p.data_type,
             io_threads=max(one.threads for one in process) if p.num_io_threads == "auto" else p.num_io_threads,
-            steps=None if p.mode == "accuracy" or p.steps == "auto" else int(p.steps),
+            steps=None if p.mode == "accuracy" or p.scenario or p.steps == "auto" else int(p.steps),
             warmup_steps=p.warmup_steps,
             trace_steps=None,
             instances=[InstanceSpec(one.index, list(one.cpus), shares[one.index]) for one in process],
@@ -69,10 +70,20 @@ def worker_specs(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: Path
             verbose=p.verbose,
             enclave=job.case.sgx,
             sampling=_sampling(job, sum(one.threads for one in process)) if sampled else None,
+            loadgen=_loadgen(job, inputs),
             tells=model is not None and (job.precision.on_gpu or (sampled and not p.onednn_verbose)),
         )
         for process in plan.processes
     ]
+
+
+def _loadgen(job: Job, inputs: Inputs) -> LoadGenSpec | None:
+    """Return how LoadGen is run; of a gated case for MIN_TIME, of others for as long as its rules say."""
+    p = job.parameters
+    if not p.scenario:
+        return None
+    least_ms = int(p.min_time * 1000) if p.case_type == "gated" else 0
+    return LoadGenSpec(str(inputs.loadgen), p.scenario, float(p.target_qps or 0), least_ms, p.user_conf)
 
 
 def _sampling(job: Job, threads: int) -> Sampling:

@@ -77,7 +77,7 @@ class ServedMeasurement(Measurement):
                 rate = self._find_rate(spec)
             asked = self._client_spec(spec, shared, self._logs / CLIENT, rate)
             ControlBlock.create(shared, len(asked.instances))
-            timed = job.parameters.steps == "auto"
+            timed = job.parameters.steps == "auto" and not job.parameters.scenario
             limits = Limits(self._enough if timed else None, self._hang_s)
             self._run_client(asked, shared, limits, self._progress(), self._look_at_all)
             server.check()

@@ -11,6 +11,9 @@ from cnnbench.staging.installer import REQUIREMENTS, environment_of, make_enviro
 RANKS = "mpi-ranks"
 """The lock file of MPI's ranks: mpi4py, and what their part of cnnbench imports."""
 
+LOADGEN = "loadgen"
+"""The lock file of MLPerf's LoadGen."""
+
 
 def lock_path(lock: str) -> Path:
     """Return the file of a lock's name."""

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from cnnbench.engines.registry import import_part
 from cnnbench.results.samples import SAMPLES
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
+from cnnbench.worker.loadgen import LOADGEN, Queries
 from cnnbench.worker.loop import measure_arrivals, measure_steps, warm_up_until_start
 from cnnbench.worker.sampler import Sampler
 from cnnbench.worker.spec import FAILURE, Arrivals, InstanceSpec, WorkerSpec
@@ -106,8 +108,16 @@ class Predictions:
 class Instance:
     """One instance of this worker: runs in its own pinned thread."""
 
-    def __init__(self, spec: WorkerSpec, plan: InstanceSpec, backend: Backend, sampler: Sampler | None) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        plan: InstanceSpec,
+        backend: Backend,
+        sampler: Sampler | None,
+        queries: Queries | None = None,
+    ) -> None:
         self._spec, self._plan, self._backend, self._sampler = spec, plan, backend, sampler
+        self._queries = queries
         self._logs = Path(spec.logs) / f"instance-{plan.index}"
         self._logs.mkdir(exist_ok=True)
         self._images = np.load(spec.check_images) if spec.check_images else _noise(GENERATED, seed=plan.index)
@@ -193,13 +203,19 @@ class Instance:
         if self._sampler:
             self._sampler.arm()
         self._check_outputs()  # under the sampler's signals, as all that is measured
-        batches = self._batches()
-        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
+        batches = self._queries.batches(index) if self._queries else self._batches()
+        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" or self._queries else batches
+        if self._queries:
+            began_s = time.monotonic()
+            infer(self._batch)
+            self._queries.expect(len(self._batch) / (time.monotonic() - began_s))
         warm_up_until_start(control, index, infer, endless, spec.warmup_steps)
         if self._sampler:
             self._sampler.record()
         predictions = Predictions() if spec.mode == "accuracy" else None
         keep = predictions.keep if predictions else None
+        if self._queries:
+            keep = partial(self._queries.complete, index)
         switches, began_s, cpu_s = _involuntary_switches(), time.monotonic(), time.process_time()
         if spec.arrivals:
             gaps_s, send = draw_gaps(spec.arrivals), self._backend.send
@@ -218,6 +234,7 @@ class Instance:
             self._tell_layers(directory)
         if predictions:
             predictions.save(self._logs / "predictions.npy")
+        if keep:
             while not control.stopped:  # to end while others are still at their shares would look like a crash
                 time.sleep(WAIT_S)
         self.result = {
@@ -286,6 +303,22 @@ def load_backend(spec: WorkerSpec) -> Backend:
     return backend
 
 
+def _run_loadgen(queries: Queries, spec: WorkerSpec) -> None:
+    """Have LoadGen send its queries from this thread, once all instances stand at the barrier."""
+    control, logs = ControlBlock(Path(spec.shared)), Path(spec.logs) / LOADGEN
+    logs.mkdir()
+    while not control.start_ns:
+        if control.stopped:
+            return
+        time.sleep(WAIT_S)
+    try:
+        queries.run(logs)
+    except CnnbenchError as error:
+        print(error, flush=True)
+        _tell_failure(Path(spec.logs) / f"instance-{spec.instances[0].index}", error)
+        os._exit(1)
+
+
 def main(arguments: list[str]) -> None:
     """Run the worker that a spec file describes."""
     spec = WorkerSpec.read(Path(arguments[0]))
@@ -307,10 +340,13 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     load_s = time.monotonic() - began_s
 
-    instances = [Instance(spec, plan, backend, sampler) for plan in spec.instances]
+    queries = Queries(spec.loadgen, np.load(spec.check_images), spec.batch_size) if spec.loadgen else None
+    instances = [Instance(spec, plan, backend, sampler, queries) for plan in spec.instances]
     runners = [threading.Thread(target=instance.run) for instance in instances]
     for runner in runners:
         runner.start()
+    if queries:
+        _run_loadgen(queries, spec)
     for runner in runners:
         runner.join()
     if sampler:

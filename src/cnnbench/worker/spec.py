@@ -7,6 +7,7 @@ from typing import Any
 
 from cnnbench.inputs.image_set import CHECK_IMAGES
 from cnnbench.inputs.networks import ImageForm
+from cnnbench.worker.loadgen import LoadGenSpec
 
 FAILURE = "failure"
 """The file of an instance's logs that says why it could not go on, where it knows."""
@@ -58,10 +59,11 @@ class WorkerSpec:
     the stop sign. `trace_steps`: with a number, run so many steps, marking each, after one to warm up, and end, without
     barrier or times. `sampling`: None where nothing samples. `tells`: whether the first instance tells what its steps
     were, once it has measured. `arrivals`: None to send a batch when the one before is answered. `one_checks`: whether
-    the first instance alone checks the outputs, as where all ask the same server. `shared`: the directory of the
-    control block and the step times. `logs`: where results go, empty for nowhere. `controller`: the process that starts
-    the worker and without which it ends. `enclave`: whether it runs in one, where its parent and its resident memory
-    cannot be seen; what started it ties it to the controller then.
+    the first instance alone checks the outputs, as where all ask the same server. `loadgen`: how LoadGen decides what
+    is inferred and when; None where it does not. `shared`: the directory of the control block and the step times.
+    `logs`: where results go, empty for nowhere. `controller`: the process that starts the worker and without which it
+    ends. `enclave`: whether it runs in one, where its parent and its resident memory cannot be seen; what started it
+    ties it to the controller then.
     """
 
     run_id: str
@@ -96,6 +98,7 @@ class WorkerSpec:
     tells: bool = False
     arrivals: Arrivals | None = None
     one_checks: bool = False
+    loadgen: LoadGenSpec | None = None
 
     @property
     def proof_batch_size(self) -> int:
@@ -114,5 +117,6 @@ class WorkerSpec:
         fields["instances"] = [InstanceSpec(**instance) for instance in fields["instances"]]
         fields["sampling"] = Sampling(**fields["sampling"]) if fields.get("sampling") else None
         fields["arrivals"] = Arrivals(**fields["arrivals"]) if fields.get("arrivals") else None
+        fields["loadgen"] = LoadGenSpec(**fields["loadgen"]) if fields.get("loadgen") else None
         fields["form"] = ImageForm(**fields["form"]) if fields["form"] else None
         return cls(**fields)

@@ -1,0 +1,144 @@
+"""Have MLPerf's LoadGen decide what is inferred and when: its queries wait in one queue for all instances.
+
+Each instance takes from the queue what it infers as one step: the samples of a query together (SingleStream,
+MultiStream), or up to a batch of those that wait (Server, Offline). Its timed loop is that of every run; LoadGen has
+its own clock, and its own account of it.
+"""
+
+import array
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnbench.base.errors import CnnbenchError
+
+TOGETHER = ("SingleStream", "MultiStream")
+"""The scenarios whose queries are inferred as they are."""
+MODEL = "resnet50"
+"""The name under which LoadGen's own settings have the rules for image classification."""
+LOADGEN = "loadgen"
+"""The directory of a worker's logs that LoadGen's are in."""
+SUMMARY = "mlperf_log_summary.txt"
+SAMPLES = 1024
+"""How many samples LoadGen knows of, the rules' number for image classification; images repeat for them."""
+SHARE = 0.5
+"""What of the time of a sample that was measured is to be expected, so that enough queries are made beforehand."""
+MARGIN = 1.1
+"""What more than was measured Offline is to expect, so that its query lasts at least as long as asked for."""
+
+
+@dataclass(frozen=True)
+class LoadGenSpec:
+    """How LoadGen is run.
+
+    `library`: the directory that it is imported from. `scenario`: as it names them. `target_rate`: of queries a second
+    (Server) or samples a second (Offline); 0 for none. `min_duration_ms`: 0 for the rules' own. `config`: a user.conf,
+    or empty.
+    """
+
+    library: str
+    scenario: str
+    target_rate: float
+    min_duration_ms: int
+    config: str
+
+
+class Queries:
+    """LoadGen's queries, for some instances to answer."""
+
+    def __init__(self, spec: LoadGenSpec, images: np.ndarray, batch_size: int) -> None:
+        self._spec, self._images, self._batch_size = spec, images, batch_size
+        self._waiting: deque[list[Any]] = deque()
+        self._ready, self._ended = threading.Condition(), False
+        self._under_way: dict[int, list[Any]] = {}
+        self._rates: list[float] = []
+        if spec.library not in sys.path:
+            sys.path.append(spec.library)
+        import mlperf_loadgen
+
+        self._api: Any = mlperf_loadgen
+
+    def batches(self, index: int) -> Iterator[np.ndarray]:
+        """Yield what an instance is to infer, until LoadGen has what it wants."""
+        while (samples := self._take()) is not None:
+            self._under_way[index] = samples
+            yield self._images[[sample.index % len(self._images) for sample in samples]]
+
+    def _take(self) -> list[Any] | None:
+        with self._ready:
+            while not self._waiting and not self._ended:
+                self._ready.wait()
+            if not self._waiting:
+                return None
+            taken = self._waiting.popleft()
+            if self._spec.scenario in TOGETHER:
+                return taken
+            while self._waiting and len(taken) + len(self._waiting[0]) <= self._batch_size:
+                taken = taken + self._waiting.popleft()
+            return taken
+
+    def complete(self, index: int, outputs: np.ndarray) -> None:
+        """Tell LoadGen the answers of the batch that an instance has inferred: the class of each image."""
+        best = array.array("q", outputs.argmax(axis=1).tolist())
+        address, size = best.buffer_info()[0], best.itemsize
+        answers = [
+            self._api.QuerySampleResponse(sample.id, address + at * size, size)
+            for at, sample in enumerate(self._under_way.pop(index))
+        ]
+        self._api.QuerySamplesComplete(answers)
+
+    def expect(self, images_per_s: float) -> None:
+        """Be told what an instance does while it warms up, of which Offline's query is made long enough."""
+        self._rates.append(images_per_s)
+
+    def _issue(self, samples: Sequence[Any]) -> None:
+        size = len(samples) if self._spec.scenario in TOGETHER else self._batch_size
+        parts = [list(samples[at : at + size]) for at in range(0, len(samples), size)]
+        with self._ready:
+            self._waiting.extend(parts)
+            self._ready.notify(len(parts))
+
+    def _settings(self, logs: Path) -> Any:
+        """Return the rules' settings for image classification, with the user's own above them, which are kept."""
+        spec, api, config = self._spec, self._api, logs / "user.conf"
+        config.write_bytes(Path(spec.config).read_bytes() if spec.config else b"")
+        settings = api.TestSettings()
+        settings.scenario = getattr(api.TestScenario, spec.scenario)
+        settings.mode = api.TestMode.PerformanceOnly
+        if settings.FromConfig(str(config), MODEL, spec.scenario):
+            raise CnnbenchError(
+                f"{spec.config}: LoadGen cannot read it; needed lines `{MODEL}.{spec.scenario}.key = n`"
+            )
+        if spec.min_duration_ms:
+            settings.min_duration_ms = spec.min_duration_ms
+            settings.min_query_count = 1
+        if spec.scenario == "Server" and spec.target_rate:
+            settings.server_target_qps = spec.target_rate
+        if spec.scenario in TOGETHER and self._rates:  # so that enough queries are made for the time
+            prefix = "single" if spec.scenario == "SingleStream" else "multi"
+            setattr(settings, f"{prefix}_stream_expected_latency_ns", int(SHARE * 1e9 / max(self._rates)))
+        if spec.scenario == "Offline":
+            settings.offline_expected_qps = spec.target_rate or MARGIN * sum(self._rates)
+        return settings
+
+    def run(self, logs: Path) -> None:
+        """Run LoadGen to its end, with its logs in a directory; raise CnnbenchError for settings that are none."""
+        api, output, log = self._api, self._api.LogOutputSettings(), self._api.LogSettings()
+        output.outdir, output.copy_summary_to_stdout = str(logs), False
+        log.log_output, log.enable_trace = output, False
+        library = api.ConstructQSL(SAMPLES, SAMPLES, lambda _indices: None, lambda _indices: None)
+        system = api.ConstructSUT(self._issue, lambda: None)
+        try:
+            api.StartTestWithLogSettings(system, library, self._settings(logs), log)
+        finally:
+            with self._ready:
+                self._ended = True
+                self._ready.notify_all()
+            api.DestroySUT(system)
+            api.DestroyQSL(library)
