@@ -29,7 +29,7 @@ SAMPLES = 1024
 """How many samples LoadGen knows of, the rules' number for image classification; images repeat for them."""
 SHARE = 0.5
 """What of the time of a sample that was measured is to be expected, so that enough queries are made beforehand."""
-MARGIN = 1.1
+MARGIN = 1.2
 """What more than was measured Offline is to expect, so that its query lasts at least as long as asked for."""
 
 
@@ -95,7 +95,9 @@ class Queries:
 
     def expect(self, images_per_s: float) -> None:
         """Be told what an instance does while it warms up, of which Offline's query is made long enough."""
-        self._rates.append(images_per_s)
+        with self._ready:
+            self._rates.append(images_per_s)
+            self._ready.notify_all()
 
     def _issue(self, samples: Sequence[Any]) -> None:
         size = len(samples) if self._spec.scenario in TOGETHER else self._batch_size
@@ -127,8 +129,13 @@ class Queries:
             settings.offline_expected_qps = spec.target_rate or MARGIN * sum(self._rates)
         return settings
 
-    def run(self, logs: Path) -> None:
-        """Run LoadGen to its end, with its logs in a directory; raise CnnbenchError for settings that are none."""
+    def run(self, logs: Path, instances: int) -> None:
+        """Run LoadGen to its end, once so many instances have told what they do, with its logs in a directory.
+
+        Raises CnnbenchError for settings that are none.
+        """
+        with self._ready:
+            self._ready.wait_for(lambda: len(self._rates) == instances)
         api, output, log = self._api, self._api.LogOutputSettings(), self._api.LogSettings()
         output.outdir, output.copy_summary_to_stdout = str(logs), False
         log.log_output, log.enable_trace = output, False

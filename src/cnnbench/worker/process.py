@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,9 @@ PROFILE = "profile.json"
 
 GENERATED = 4
 """How many batches are made beforehand where each step has another."""
+
+LAST_STEPS = 16
+"""Of how many steps before the start the rate counts that LoadGen is to expect."""
 
 TOP = 5
 """How many of an image's best classes are kept."""
@@ -188,6 +192,12 @@ class Instance:
         if layers is not None:
             write_layers(layers * -(-len(self._batch) // self._spec.micro_batch_size), directory)
 
+    def _note_times(self, taken_s: deque[float]) -> Iterator[np.ndarray]:
+        """Yield the batch for ever, and note when."""
+        while True:
+            taken_s.append(time.monotonic())
+            yield self._batch
+
     def _measure(self) -> None:
         spec, index, infer = self._spec, self._plan.index, self._infer
         if spec.trace_steps is not None:
@@ -204,12 +214,13 @@ class Instance:
             self._sampler.arm()
         self._check_outputs()  # under the sampler's signals, as all that is measured
         batches = self._queries.batches(index) if self._queries else self._batches()
-        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" or self._queries else batches
+        taken_s: deque[float] = deque(maxlen=LAST_STEPS)
+        endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
         if self._queries:
-            began_s = time.monotonic()
-            infer(self._batch)
-            self._queries.expect(len(self._batch) / (time.monotonic() - began_s))
+            endless = self._note_times(taken_s)
         warm_up_until_start(control, index, infer, endless, spec.warmup_steps)
+        if self._queries:
+            self._queries.expect(len(self._batch) * (len(taken_s) - 1) / (taken_s[-1] - taken_s[0]))
         if self._sampler:
             self._sampler.record()
         predictions = Predictions() if spec.mode == "accuracy" else None
@@ -312,7 +323,7 @@ def _run_loadgen(queries: Queries, spec: WorkerSpec) -> None:
             return
         time.sleep(WAIT_S)
     try:
-        queries.run(logs)
+        queries.run(logs, len(spec.instances))
     except CnnbenchError as error:
         print(error, flush=True)
         _tell_failure(Path(spec.logs) / f"instance-{spec.instances[0].index}", error)
