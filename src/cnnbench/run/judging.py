@@ -140,7 +140,10 @@ def _judge_clients(run: Measured) -> list[Criterion]:
     record, service = run.record, run.service
     assert record.clients is not None
     assert run.client_share is not None
-    criteria = [validity.judge_client(run.client_share, run.late_share)]
+    one = Plan(record.clients.instances[:1], 0)  # all of them are threads of one process, on the same cores
+    pinning = validity.judge_pinning(one, {0: run.results[0]["affinities"]})
+    criteria = [pinning.model_copy(update={"name": "client's pinning"})]
+    criteria.append(validity.judge_client(run.client_share, run.late_share))
     if record.arrivals:
         criteria.append(validity.judge_keeping_up(*run.kept_up))
     if service is not None:

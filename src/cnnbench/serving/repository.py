@@ -16,7 +16,8 @@ from cnnbench.inputs.networks import ImageForm
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
 from cnnbench.run.workers import worker_specs
-from cnnbench.worker.served import INPUT, OUTPUT, spec_name
+from cnnbench.worker.client import INPUT, OUTPUT
+from cnnbench.worker.served import spec_name
 
 VERSION = "1"
 """The version of a model in its repository: there is one."""

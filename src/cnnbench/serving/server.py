@@ -30,8 +30,10 @@ LOCK = "triton-server"
 LOOPBACK = "127.0.0.1"
 START_S = 120.0
 """How long a server may take until it is ready: loading a network takes most of it."""
-STOP_S = 10.0
+STOP_S = 30.0
 """How long it may take to end when told to."""
+EXIT_S = 5
+"""How long it waits itself for requests under way, of which there are none unless a model's process has died."""
 ANSWER_S = 10.0
 """How long it may take to tell how it is, or what it has counted."""
 LOOK_S = 0.05
@@ -143,6 +145,7 @@ class Server:
         return [
             *(str(self._installation.program), "--model-repository", str(self._repository)),
             *("--backend-directory", str(backends), "--disable-auto-complete-config", "--allow-gpu-metrics=false"),
+            f"--exit-timeout-secs={EXIT_S}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             *(f"--http-address={LOOPBACK}", f"--http-port={self.ports.http}"),
             *(f"--grpc-address={LOOPBACK}", f"--grpc-port={self.ports.grpc}"),

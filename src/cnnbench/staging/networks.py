@@ -12,7 +12,7 @@ from pathlib import Path
 from cnnbench.base.cache import digest_file, install_directory
 from cnnbench.base.disk import make_directory
 from cnnbench.base.errors import UsageError
-from cnnbench.cases.parameters import Parameters
+from cnnbench.cases.parameters import SERVING, Parameters
 from cnnbench.cases.precisions import PRECISIONS, Precision
 from cnnbench.engines.conversion import NETWORK, Conversion, parse_fp8_params
 from cnnbench.engines.exported import ASKED, BESIDE, FACTS, STEM, Asked, Exported, digest_cpu
@@ -127,6 +127,8 @@ def chosen_batch(parameters: Parameters) -> str:
     p = parameters
     if p.compiled_batch != "auto":
         return p.compiled_batch
+    if p.function == SERVING and p.images_per_execution > 1:  # what waits is put together
+        return f"1-{p.images_per_execution}"
     most = p.images_per_part
     return f"1-{most}" if p.mode == "accuracy" and most > 1 else str(most)
 

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 
 from cnnbench.results.samples import SAMPLES
+from cnnbench.worker.client import INPUT, OUTPUT
 from cnnbench.worker.process import bind_memory, load_backend, read_affinities, read_resident_bytes
 from cnnbench.worker.sampler import Sampler
 from cnnbench.worker.spec import WorkerSpec
-
-INPUT, OUTPUT = "images", "probabilities"
-"""The names of the model's tensors."""
 
 
 def spec_name(number: int) -> str:
