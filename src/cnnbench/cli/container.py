@@ -4,6 +4,7 @@ import argparse
 import os
 
 from cnnbench.run.serve import serve_case
+from cnnbench.serving.measurement import measurement_of
 
 
 def add_options(_parser: argparse.ArgumentParser) -> None:
@@ -12,4 +13,4 @@ def add_options(_parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Run the case that the environment describes."""
-    return serve_case(os.environ)
+    return serve_case(os.environ, choose=measurement_of)

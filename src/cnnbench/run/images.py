@@ -23,12 +23,13 @@ from cnnbench.base.checkout import PACKAGE, REPOSITORY
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.progress import bytes_text
 from cnnbench.cases.artefacts import load_artefacts
+from cnnbench.cases.parameters import SERVING
 from cnnbench.cases.workload import Workload
 from cnnbench.engines.registry import Steps, engines, find_engine
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.launch.container import run_engine
-from cnnbench.staging.environments import lock_path
+from cnnbench.staging.environments import LOADGEN, lock_path
 from cnnbench.staging.inputs import IMAGENET_ARTEFACTS, digest_sources
 
 DATASET_SOURCES = ("embedded", "local", "url")
@@ -43,6 +44,9 @@ SOURCES_LABEL = "cnnbench.sources"
 GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
 NO_GRAMINE = "none"
+
+SERVER_LOCKS = ("triton-server", "triton-client")
+"""The lock files of what serves and of what asks, which images of workloads of serving have."""
 
 CONTROLLER_LOCKS = ("installer", "controller")
 """The lock files of the environment that every image has, by name."""
@@ -82,7 +86,12 @@ class ImageOptions:
         more = self.more_variants.split()
         chosen = [engine for engine in workload.engines if engine in self.engines.split()]
         builds = (build for engine in chosen or workload.engines for build in find_engine(engine).builds)
-        return {build.lock: build.index for build in builds if build.in_images or build.name in more}
+        found = {build.lock: build.index for build in builds if build.in_images or build.name in more}
+        if "SCENARIO" in workload.parameters:
+            found[LOADGEN] = ""
+        if workload.function == SERVING:
+            found |= dict.fromkeys(SERVER_LOCKS, "")
+        return found
 
     def check(self) -> None:
         """Raise UsageError for what no image could be named or made with."""

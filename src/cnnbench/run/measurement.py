@@ -4,7 +4,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -278,6 +278,10 @@ class Measurement:
             directory.mkdir(parents=True, exist_ok=True)
             if StepTimes.path(shared, instance.index).exists():
                 np.save(directory / "steps.npy", StepTimes.read(shared, instance.index))
+
+
+MeasurementKind = Callable[[Job, Inputs, Path, float], Measurement]
+"""What makes a measurement of a job, its inputs, its logs and how long an instance may hang (s)."""
 
 
 def _explain(error: BaseException) -> End:

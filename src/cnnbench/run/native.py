@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cnnbench.results.record import TIMEOUT, Criterion, RunResult
 from cnnbench.run.inputs import NOTHING_STAGED, Inputs, stage_inputs
 from cnnbench.run.job import Job
 from cnnbench.run.kpis import primary_kind
-from cnnbench.run.measurement import DEFAULT_HANG_S, LOGS, Measurement, new_logs_directory, out_of_time
+from cnnbench.run.measurement import DEFAULT_HANG_S, LOGS, Measurement, MeasurementKind, new_logs_directory, out_of_time
 
 TRIAL_S = 5.0
 """How long each engine is measured when the fastest is to be chosen."""
@@ -27,18 +26,18 @@ def measure_job(
     root: Path,
     hang_s: float | None,
     timeout_s: float | None,
-    measurement: Callable[[Job, Inputs, Path, float], Measurement] = Measurement,
+    kind: MeasurementKind = Measurement,
 ) -> tuple[RunResult, Path]:
     """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
     hang_s = hang_s or DEFAULT_HANG_S
     try:
         with time_limit(timeout_s):
-            job = choose_engine(job, cache, hang_s, measurement=measurement)
+            job = choose_engine(job, cache, hang_s, kind)
             inputs = stage_inputs(job, cache)
             logs = new_logs_directory(root, job.case.name)
             try:
                 with explain_refusals(logs, LOGS):
-                    result = measurement(job, inputs, logs, hang_s).run()
+                    result = kind(job, inputs, logs, hang_s).run()
             except CnnbenchError:
                 if not any(logs.glob("process-*")):  # nothing was started, so there is no run to tell of
                     shutil.rmtree(logs.parent)
@@ -70,9 +69,9 @@ def choose_engine(
     job: Job,
     cache: Path,
     hang_s: float,
+    kind: MeasurementKind = Measurement,
     *,
     in_image: bool = False,
-    measurement: Callable[[Job, Inputs, Path, float], Measurement] = Measurement,
 ) -> Job:
     """Return a job itself, or where its engine is still to be chosen, the rival that a trial finds the fastest.
 
@@ -85,7 +84,7 @@ def choose_engine(
     told = []
     for rival in job.rivals:
         try:
-            trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s, measurement)
+            trial = _try_engine(rival, stage_inputs(rival, cache, in_image=in_image), hang_s, kind)
         except CnnbenchError as error:  # the others may do, and a note tells
             told.append(f"{rival.engine.name} failed ({error})")
             continue
@@ -108,11 +107,9 @@ def choose_engine(
     return replace(chosen, notes=(*chosen.notes, *others, note))
 
 
-def _try_engine(
-    rival: Job, inputs: Inputs, hang_s: float, measurement: Callable[[Job, Inputs, Path, float], Measurement]
-) -> RunResult:
+def _try_engine(rival: Job, inputs: Inputs, hang_s: float, kind: MeasurementKind) -> RunResult:
     """Measure an engine for a moment; only its figure is kept."""
     short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S}
     job = replace(rival, parameters=rival.parameters.model_copy(update=short), peak_program=None)
     with tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
-        return measurement(job, inputs, Path(logs), hang_s).run()
+        return kind(job, inputs, Path(logs), hang_s).run()

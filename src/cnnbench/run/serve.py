@@ -32,8 +32,8 @@ from cnnbench.machine.sgx import HOST_SGX, SgxRoots
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.run.enclaves import TEMPLATE, enclose_job
 from cnnbench.run.inputs import stage_inputs
-from cnnbench.run.job import plan_case, prepare_job
-from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement
+from cnnbench.run.job import Job, plan_case, prepare_job
+from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, MeasurementKind
 from cnnbench.run.native import choose_engine
 
 ERROR = "error"
@@ -55,7 +55,12 @@ HANG_VARIABLE = "CNNBENCH_HANG_AFTER"
 """Environment variable: `cnnbench case --hang-after`."""
 
 
-def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT, sgx: SgxRoots = HOST_SGX) -> int:
+def serve_case(
+    environ: Mapping[str, str],
+    fifo: Path = EXPORT,
+    sgx: SgxRoots = HOST_SGX,
+    choose: Callable[[Job, Path], MeasurementKind] = lambda _job, _cache: Measurement,
+) -> int:
     """Run the case that the environment describes, hand its logs over and return its exit code."""
     end_by_exceptions()
     attended = bool(environ.get(ATTENDED_VARIABLE))
@@ -64,7 +69,7 @@ def serve_case(environ: Mapping[str, str], fifo: Path = EXPORT, sgx: SgxRoots = 
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as directory:
         logs = Path(directory) / "logs"
         logs.mkdir()
-        status, error = _run(environ, Path(directory), logs, sgx)
+        status, error = _run(environ, Path(directory), logs, sgx, choose)
         for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: its logs go out whole
             signal.signal(number, signal.SIG_IGN if attended else _exit_with(status))
         if error:
@@ -93,7 +98,13 @@ def _end_with_stdin() -> None:
     os._exit(INTERRUPTED)
 
 
-def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -> tuple[int, str]:
+def _run(
+    environ: Mapping[str, str],
+    scratch: Path,
+    logs: Path,
+    sgx: SgxRoots,
+    choose: Callable[[Job, Path], MeasurementKind],
+) -> tuple[int, str]:
     """Run the case; return its exit code, and why there is no result if there is none."""
     try:
         directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
@@ -103,11 +114,14 @@ def _run(environ: Mapping[str, str], scratch: Path, logs: Path, sgx: SgxRoots) -
         job = prepare_job(planned, environ, enclaves=True)
         cache, enclaves = overlay_cache(cache_root(environ), scratch / "cache"), None
         hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if case.sgx else DEFAULT_HANG_S))
-        job = choose_engine(job, cache, hang_s, in_image=True)
+        kind = choose(job, cache)
+        job = choose_engine(job, cache, hang_s, kind, in_image=True)
         inputs = stage_inputs(job, cache, in_image=True)
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
-        result = Measurement(job, inputs, logs, hang_s, enclaves).run()
+        result = (
+            Measurement(job, inputs, logs, hang_s, enclaves) if enclaves else kind(job, inputs, logs, hang_s)
+        ).run()
         write_logs(result, logs, result.exit_code)
     except CnnbenchError as error:
         return error.exit_code, str(error)
@@ -131,6 +145,7 @@ def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
         raise UsageError(f"WORKLOAD={asked}: this image has {workload.slug}")
     names = FIXED_BY_NAME if workload.topologies else FIXED_BY_NAME[:-1]
     fixed = {name.lower(): environ.get(name) or default_text(name) for name in names}
+    fixed["function"] = environ.get("FUNCTION") or workload.function
     name = TestCase(workload.slug, sgx=bool(environ.get(GRAMINE_VARIABLE)), **fixed).name  # type: ignore[arg-type]
     return workload.parse_case(name)
 

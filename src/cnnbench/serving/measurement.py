@@ -22,7 +22,7 @@ from cnnbench.results.steps import StepTimes
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
 from cnnbench.run.measured import CLIENT, METADATA, SERVER
-from cnnbench.run.measurement import Measurement
+from cnnbench.run.measurement import Measurement, MeasurementKind
 from cnnbench.run.record import CapacitySeen, ServiceCount
 from cnnbench.run.workers import worker_environment
 from cnnbench.serving.repository import VERSION, write_repository
@@ -190,7 +190,7 @@ class ServedMeasurement(Measurement):
         return len(rows) / seconds, p99
 
 
-def measurement_of(job: Job, cache: Path) -> Callable[[Job, Inputs, Path, float], Measurement]:
+def measurement_of(job: Job, cache: Path) -> MeasurementKind:
     """Return what measures a job; what a server and its client need is staged for one of serving.
 
     Raises SkippedError where no server can run.

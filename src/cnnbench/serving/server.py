@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import sys
@@ -41,6 +40,8 @@ REGIONS = Path("/dev/shm")  # noqa: S108 - where POSIX has shared memory
 PREFIX = "cnnbench-triton"
 BACKEND = "python"
 PRELOAD = "LD_PRELOAD"
+PROGRAMS = 3
+"""From the controller to the model: what ties the server to this process, the server, and the model's own process."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,10 @@ class Server:
         self.ports, self._log, self._start_s = ports, log, start_s
         self._installation, self._repository = installation, repository
         self._prefix = f"{PREFIX}-{os.getpid()}-{ports.grpc}"
-        self._environment = {name: value for name, value in environment.items() if name != PRELOAD}
-        self._preloaded = environment.get(PRELOAD, "")
+        self._environment = dict(environment)
+        if preloaded := environment.get(PRELOAD):  # what samples takes itself out, once in each program on the way
+            first = preloaded.partition(":")[0]
+            self._environment[PRELOAD] = ":".join([first] * (PROGRAMS - 1) + [preloaded])
         self._environment["PATH"] = f"{python.parent}:{environment.get('PATH', os.defpath)}"
         libraries = [str(find_libpython()), environment.get("LD_LIBRARY_PATH", "")]
         self._environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
@@ -181,18 +184,12 @@ class Server:
         self._stack.close()
 
     def _link_backend(self, backends: Path) -> None:
-        """Make the directory of backends that the server looks into: of links, by which its files find theirs.
-
-        What is to be preloaded is for the models' processes alone, which the server starts by a script therefore.
-        """
+        """Make the directory of backends that the server looks into: of links, by which its files find theirs."""
         target = backends / BACKEND
         target.mkdir()
         for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
             (target / name).symlink_to(self._installation.backends / name)
-        stub = target / "triton_python_backend_stub"
-        command = f"exec {shlex.quote(str(self._installation.stub))}"
-        stub.write_text(f'#!/bin/sh\n{PRELOAD}={shlex.quote(self._preloaded)} {command} "$@"\n', encoding="utf-8")
-        stub.chmod(0o755)
+        (target / "triton_python_backend_stub").symlink_to(self._installation.stub)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._start_s
