@@ -29,6 +29,7 @@ DIRECTORY = ROOT / "workload" / "ResNet50-TensorFlow-Xeon-Public"
 WORKLOAD = load_workload(DIRECTORY)
 NULL = WORKLOAD.model_copy(update={"engine": "null"})
 NETWORKS = load_workload(ROOT / "workload" / "CNN-PyTorch-Public")
+SERVED = load_workload(ROOT / "workload" / "CNN-Triton-Public")
 
 
 def test_images_come_after_those_that_they_are_made_of():
@@ -78,9 +79,10 @@ def test_an_image_has_the_build_that_cases_choose_and_those_that_are_asked_for(m
 @pytest.mark.parametrize(
     ("workload", "chosen", "has"),
     [
-        (NETWORKS, "", ["pytorch-cpu", "onnxruntime-cpu", "openvino-cpu"]),
-        (NETWORKS, "onnxruntime", ["onnxruntime-cpu"]),
-        (NETWORKS, "openvino onnxruntime", ["onnxruntime-cpu", "openvino-cpu"]),
+        (NETWORKS, "", ["pytorch-cpu", "onnxruntime-cpu", "openvino-cpu", "loadgen"]),
+        (NETWORKS, "onnxruntime", ["onnxruntime-cpu", "loadgen"]),
+        (NETWORKS, "openvino onnxruntime", ["onnxruntime-cpu", "openvino-cpu", "loadgen"]),
+        (SERVED, "openvino", ["openvino-cpu", "loadgen", "triton-server", "triton-client"]),
         (WORKLOAD, "onnxruntime", ["tensorflow-itex"]),
     ],
 )

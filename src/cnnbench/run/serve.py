@@ -119,9 +119,8 @@ def _run(
         inputs = stage_inputs(job, cache, in_image=True)
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
-        result = (
-            Measurement(job, inputs, logs, hang_s, enclaves) if enclaves else kind(job, inputs, logs, hang_s)
-        ).run()
+        run = Measurement(job, inputs, logs, hang_s, enclaves) if enclaves else kind(job, inputs, logs, hang_s)
+        result = run.run()
         write_logs(result, logs, result.exit_code)
     except CnnbenchError as error:
         return error.exit_code, str(error)
