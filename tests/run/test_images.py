@@ -54,6 +54,7 @@ def test_networks_are_prepared_in_their_containers_which_have_all_their_engines(
         "pytorch-cpu=https://download.pytorch.org/whl/cpu",
         "onnxruntime-cpu",
         "openvino-cpu",
+        "loadgen",
     ]
     bill = bill_of_materials(NETWORKS, ImageOptions())
     locks = ["installer", "controller", "pytorch-cpu", "onnxruntime-cpu", "openvino-cpu"]
