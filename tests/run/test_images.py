@@ -57,7 +57,7 @@ def test_networks_are_prepared_in_their_containers_which_have_all_their_engines(
         "loadgen",
     ]
     bill = bill_of_materials(NETWORKS, ImageOptions())
-    locks = ["installer", "controller", "pytorch-cpu", "onnxruntime-cpu", "openvino-cpu"]
+    locks = ["installer", "controller", "pytorch-cpu", "onnxruntime-cpu", "openvino-cpu", "loadgen"]
     assert set(bill.python) == {f"{name}.lock" for name in locks}
     assert set(bill.artefacts) == {"cnnbench-procedural-1"}
 
