@@ -274,6 +274,7 @@ def test_more_requests_than_are_ever_answered_end_the_run(run_case):
         ("capacity", ("--request_rate=5",), "REQUEST_RATE=5: a case of capacity finds it"),
         ("throughput", ("--data_type=real",), "DATA_TYPE=real: a client sends images that are decoded already"),
         ("latency", ("--request_rate=5", "--shared_memory"), "SHARED_MEMORY=True: a region is read until"),
+        ("latency", ("--request_rate=5", "--protocol=http"), "PROTOCOL=http: has one request under way"),
         ("capacity", ("--shared_memory",), "SHARED_MEMORY=True: not with a case of capacity"),
         ("throughput", ("--preferred_batch_size=4 9",), "PREFERRED_BATCH_SIZE=4 9: 9 must be 1 to 8 images"),
         ("throughput", ("--preferred_batch_size=x",), "PREFERRED_BATCH_SIZE=x: x must be 1 to 8 images"),

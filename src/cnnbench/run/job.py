@@ -225,6 +225,8 @@ def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         raise UsageError(f"REQUEST_RATE={p.request_rate:g}: decides when requests are sent; leave out CONCURRENCY")
     if p.request_rate != "" and p.mode == "capacity":
         raise UsageError(f"REQUEST_RATE={p.request_rate:g}: a case of capacity finds it; leave it out")
+    if p.protocol == "http" and (p.request_rate != "" or p.mode == "capacity"):
+        raise UsageError("PROTOCOL=http: has one request under way on a connection, and waits for it; give grpc")
     if p.data_type == "real":
         raise UsageError("DATA_TYPE=real: a client sends images that are decoded already; give dummy or generated")
     if p.shared_memory and p.request_rate != "":

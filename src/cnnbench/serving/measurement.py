@@ -117,7 +117,7 @@ class ServedMeasurement(Measurement):
             "address": f"{LOOPBACK}:{getattr(self._server.ports, p.protocol)}",
             "model": self._model,
             "protocol": p.protocol,
-            "shared_memory": p.shared_memory,
+            "shared_memory": f"{self._server.prefix}-client" if p.shared_memory else "",
         }
         return replace(
             served,

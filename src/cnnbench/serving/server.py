@@ -119,7 +119,8 @@ def find_libpython() -> Path:
 class Server:
     """A server with the models of one repository: up inside of the block, and gone with all that it made after it.
 
-    `python`: the models' own, of the engine's environment. `environment`: what the models' processes get.
+    `python`: the models' own, of the engine's environment. `environment`: what the models' processes get. `prefix`: how
+    the names of its shared memory begin, and of its clients'.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Server:
     ) -> None:
         self.ports, self._log, self._start_s = ports, log, start_s
         self._installation, self._repository = installation, repository
-        self._prefix = f"{PREFIX}-{os.getpid()}-{ports.grpc}"
+        self.prefix = f"{PREFIX}-{os.getpid()}-{ports.grpc}"
         self._environment = dict(environment)
         if preloaded := environment.get(PRELOAD):  # what samples takes itself out, once in each program on the way
             first = preloaded.partition(":")[0]
@@ -149,7 +150,7 @@ class Server:
             *(str(self._installation.program), "--model-repository", str(self._repository)),
             *("--backend-directory", str(backends), "--disable-auto-complete-config", "--allow-gpu-metrics=false"),
             f"--exit-timeout-secs={EXIT_S}",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self.prefix}",
             *(f"--http-address={LOOPBACK}", f"--http-port={self.ports.http}"),
             *(f"--grpc-address={LOOPBACK}", f"--grpc-port={self.ports.grpc}"),
             *(f"--metrics-address={LOOPBACK}", f"--metrics-port={self.ports.metrics}"),
@@ -266,7 +267,7 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _remove_regions(self) -> None:
-        for path in REGIONS.glob(f"{self._prefix}*"):
+        for path in REGIONS.glob(f"{self.prefix}*"):
             path.unlink(missing_ok=True)
 
 

@@ -5,7 +5,6 @@ Runs in the client's environment. It is no engine: what the server answers with 
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
@@ -17,24 +16,27 @@ from cnnbench.engines.interface import Backend, EngineOptions, LoadSpec
 
 INPUT, OUTPUT = "images", "probabilities"
 """The names of a served model's tensors."""
-DATA_TYPE = "FP32"
+DATA_TYPES = {"float32": "FP32", "uint8": "UINT8"}
+"""How requests name the types of number that images are of."""
 REQUEST_S = 120.0
 """How long a request may take at the most."""
-MOST_SENDERS = 64
-"""Threads that wait for answers where the protocol lets one request alone be under way on a connection."""
 
 Answered = Callable[[Exception | None], None]
 
 
 class ServiceOptions(EngineOptions):
-    """Where the server is and how it is asked: `address` host:port, `model` its name there."""
+    """Where the server is and how it is asked.
+
+    `address`: host:port. `model`: its name there. `shared_memory`: how the names of regions of memory begin that images
+    are handed over in; empty to send them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str
     model: str
     protocol: str = "grpc"
-    shared_memory: bool = False
+    shared_memory: str = ""
 
 
 class RequestError(CnnbenchError):
@@ -60,7 +62,6 @@ class TritonClient(Backend):
             self._api = http
         self._errors: Any = _error_type()
         self._shared = self._connect() if options.protocol == "grpc" else None
-        self._pool = ThreadPoolExecutor(MOST_SENDERS)
         self._regions: list[tuple[str, Any]] = []
 
     def _connect(self) -> Any:
@@ -75,7 +76,7 @@ class TritonClient(Backend):
         return self._own.client
 
     def _input(self, batch: np.ndarray) -> Any:
-        tensor = self._api.InferInput(INPUT, batch.shape, DATA_TYPE)
+        tensor = self._api.InferInput(INPUT, batch.shape, DATA_TYPES[batch.dtype.name])
         if self._options.shared_memory:
             tensor.set_shared_memory(self._place(batch), batch.nbytes)
         elif self._options.protocol == "grpc":
@@ -89,7 +90,7 @@ class TritonClient(Backend):
         from tritonclient.utils import shared_memory
 
         if not hasattr(self._own, "region"):
-            name = f"cnnbench-{self._options.address.rpartition(':')[2]}-{threading.get_native_id()}"
+            name = f"{self._options.shared_memory}-{threading.get_native_id()}"
             self._own.region = shared_memory.create_shared_memory_region(name, f"/{name}", batch.nbytes)
             self._own.name = name
             self._client().register_system_shared_memory(name, f"/{name}", batch.nbytes)
@@ -108,11 +109,7 @@ class TritonClient(Backend):
         return outputs
 
     def send(self, batch: np.ndarray, answered: Answered) -> None:
-        """Send a request and go on; `answered` is called in another thread with None, or what went wrong."""
-        if self._options.protocol == "http":
-            waiting = self._pool.submit(self.infer, batch)
-            waiting.add_done_callback(lambda done: answered(done.exception()))  # type: ignore[arg-type]
-            return
+        """Send a request by gRPC and go on; `answered` is called in another thread with None, or what went wrong."""
 
         def done(result: Any, error: Exception | None) -> None:
             del result
@@ -124,7 +121,6 @@ class TritonClient(Backend):
         """Give back the memory and the connections."""
         from tritonclient.utils import shared_memory
 
-        self._pool.shutdown()
         for name, region in self._regions:
             self._client().unregister_system_shared_memory(name)
             shared_memory.destroy_shared_memory_region(region)
