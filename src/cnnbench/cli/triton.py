@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--server", default="", metavar="PATH", help="the program `tritonserver` of another installation"
     )
+    serve.add_argument("--log", type=Path, metavar="FILE", help="the server's own (a passing file, kept when it fails)")
     serve.add_argument(
         "--start-timeout", type=float, default=START_S, metavar="S", help="seconds until it must be ready (%(default)g)"
     )
@@ -68,9 +69,13 @@ def _export(arguments: argparse.Namespace) -> int:
         jobs.append(prepare_job(plan_case(WORKLOAD, case, os.environ, parse_arguments(arguments.rest)), os.environ))
         if jobs[-1].rivals:
             raise UsageError("ENGINE=auto: a repository is of one engine; name it, such as --engine=onnxruntime")
+    before = Service.read(directory) if (directory / SERVICE).is_file() else None
+    if before and (before.engine, before.variant) != (jobs[0].engine.name, jobs[0].variant):
+        raise UsageError(f"--output {directory}: has models of {before.engine}; give another for {jobs[0].engine.name}")
     make_directory(directory, "give another --output")
     names = [export_model(job, stage_inputs(job, cache), directory) for job in jobs]
     environment = engine_environment_of(jobs[0], jobs[0].variant, cache)
+    names = list(dict.fromkeys([*(before.models if before else ()), *names]))
     service = Service(engine=jobs[0].engine.name, variant=jobs[0].variant, environment=environment, models=tuple(names))
     (directory / SERVICE).write_text(service.model_dump_json(indent=1), encoding="utf-8")
     print(f"{directory}: {', '.join(names)} on {service.engine}")
@@ -85,19 +90,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     installation = find_installation(arguments.server, cache)
     python = engine_python(find_engine(service.engine), service.variant, cache)
     environment = split_environment(os.environ)[0] | service.environment
-    with tempfile.TemporaryDirectory(prefix="cnnbench-triton-") as scratch:
-        log = Path(scratch) / "output.log"
-        server = Server(installation, directory, ports, python, environment, log, arguments.start_timeout)
-        try:
-            with server:
-                print(
-                    f"ready: {', '.join(service.models)}: gRPC {LOOPBACK}:{ports.grpc}, HTTP {LOOPBACK}:{ports.http}, "
-                    f"metrics {LOOPBACK}:{ports.metrics}",
-                    flush=True,
-                )
-                while True:
-                    time.sleep(1)
-                    server.check()
-        except KeyboardInterrupt:
-            print("ended", flush=True)
+    log = arguments.log or Path(tempfile.mkstemp(prefix="cnnbench-triton-", suffix=".log")[1])
+    server = Server(installation, directory, service.models, ports, python, environment, log, arguments.start_timeout)
+    try:
+        with server:
+            print(
+                f"ready: {', '.join(service.models)}: gRPC {LOOPBACK}:{ports.grpc}, HTTP {LOOPBACK}:{ports.http}, "
+                f"metrics {LOOPBACK}:{ports.metrics}",
+                flush=True,
+            )
+            while True:
+                time.sleep(1)
+                server.check()
+    except KeyboardInterrupt:
+        print("ended", flush=True)
+    if not arguments.log:
+        log.unlink()
     return 0

@@ -14,7 +14,7 @@ from cnnbench.machine.topology import format_cpu_list
 from cnnbench.proof.precision import MOST_SHARE, PrecisionProof
 from cnnbench.proof.samples import REQUIRED_COVER, SampledProof
 from cnnbench.results.record import KILLED, Criterion
-from cnnbench.results.stats import MIN_SLICES, Estimate, Steadiness
+from cnnbench.results.stats import MIN_SLICES, PERCENTILE_FLOORS, Estimate, Steadiness
 
 CLOCKS_BOUND = 0.01
 CONTENTION_BOUND = 0.05
@@ -23,9 +23,9 @@ DRIFT_BOUND = 0.05
 DRIFT_SIGNIFICANCE = 0.05
 SPREAD_BOUND = 0.10
 CLIENT_BOUND, LATE_BOUND = 0.80, 0.01
-"""What a client may take of its cores' time, and how many requests may be sent late, so that it is no bottleneck."""
-BACKLOG_BOUND, LEAST_WAITING = 0.02, 64
-"""What part of the requests may wait at the end, and how many always may: more are none that are under way."""
+"""What a client may take of a core's time, and how many requests may be sent late, so that it is no bottleneck."""
+BACKLOG_BOUND = 0.02
+"""What part of the requests may wait at the end, where that is more than what is computed and what waits for that."""
 TOP1_LOSS_BOUND = 0.005
 DISTURBING_SHARE, DISTURBING_SWITCHES = 0.005, 5.0
 """From what share of the cores' time, and how many involuntary switches a second of each, a cause is named."""
@@ -73,23 +73,26 @@ def _process_cpus(instances: Iterable[InstancePlan], process: int) -> set[int]:
 def judge_client(share: float, late: float | None) -> Criterion:
     """Judge whether what asks a server had time to spare, so that the figures are the server's.
 
-    `share`: of its cores' time that it took. `late`: of the requests that were to be sent at a moment, how many were
+    `share`: of a core's time that it took. `late`: of the requests that were to be sent at a moment, how many were
     sent too late; None where they were sent when the ones before were answered.
     """
-    found = f"the client took {share:.0%} of its cores' time"
+    found = f"the client took {share:.0%} of a core's time"
     needed = f"at most {CLIENT_BOUND:.0%}"
     if late is not None:
         found += f", and sent {late:.2%} of the requests late"
         needed += f", and at most {LATE_BOUND:.0%} late"
     passed = share <= CLIENT_BOUND and (late is None or late <= LATE_BOUND)
-    remedy = "" if passed else ": give it more CLIENT_CORES or larger requests, or stop other work on this machine"
+    remedy = "" if passed else ": have larger requests or SHARED_MEMORY, or stop other work on this machine"
     return Criterion(name="client", passed=passed, found=found, needed=needed + remedy)
 
 
-def judge_keeping_up(answered: int, due: int) -> Criterion:
-    """Judge whether a server answered requests as fast as they came: else, latency grows for as long as it is asked."""
+def judge_keeping_up(answered: int, due: int, held: int) -> Criterion:
+    """Judge whether a server answered requests as fast as they came: else, latency grows for as long as it is asked.
+
+    `held`: how many requests its instances compute at once.
+    """
     waiting = due - answered
-    most = max(LEAST_WAITING, BACKLOG_BOUND * due)
+    most = max(2 * held, BACKLOG_BOUND * due)
     return Criterion(
         name="keeping up",
         passed=waiting <= most,
@@ -113,11 +116,15 @@ def judge_requests(answered: int, failed: int) -> Criterion:
 
 def judge_latency_bound(p99_ms: float | None, bound_ms: float) -> Criterion:
     """Judge whether the 99th percentile of latency was within its bound, at a rate that was found to hold it."""
-    found = "too few requests for a 99th percentile" if p99_ms is None else f"99 % within {p99_ms:.4g} ms"
-    needed = (
-        f"{bound_ms:g} ms (LATENCY_BOUND_MS): the machine is less steady than when the rate was found; run it again"
+    needed = f"at most {bound_ms:g} ms (LATENCY_BOUND_MS)"
+    if p99_ms is None:
+        found, needed = "too few requests for a 99th percentile", f"{needed} of {PERCENTILE_FLOORS[99]} or more"
+        return Criterion(name="latency bound", passed=False, found=found, needed=needed)
+    if p99_ms > bound_ms:
+        needed += ": the machine is less steady than when the rate was found; run it again"
+    return Criterion(
+        name="latency bound", passed=p99_ms <= bound_ms, found=f"99 % within {p99_ms:.4g} ms", needed=needed
     )
-    return Criterion(name="latency bound", passed=p99_ms is not None and p99_ms <= bound_ms, found=found, needed=needed)
 
 
 def judge_precision(precision: Precision, told: PrecisionProof | None, sampled: SampledProof | None) -> Criterion:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 _FIGURES = {
     "Samples per second": ("samples_per_s", 1.0),
     "Completed samples per second": ("samples_per_s", 1.0),
-    "Scheduled samples per second": ("scheduled_per_s", 1.0),
     "90.0th percentile latency (ns)": ("p90_ms", 1e-6),
     "99.0th percentile latency (ns)": ("p99_ms", 1e-6),
     "90.00 percentile latency (ns)": ("p90_ms", 1e-6),

@@ -65,6 +65,7 @@ FILES = {
     "WRAP_KEY": "/mnt/wrap.key",
     "NETWORK_FILE": "/mnt/network",
     "DATASET": "/mnt/images",
+    "USER_CONF": "/mnt/user.conf",
 }
 """The parameters that name a file or directory of the host's, and where that is in the container; WEIGHTS keeps its
 suffix, and a NETWORK_FILE comes with its directory, as parts of it may lie beside."""
@@ -97,6 +98,9 @@ class ContainerRun:
     def __init__(self, planned: PlannedCase, options: ContainerOptions, root: Path, sgx: SgxRoots = HOST_SGX) -> None:
         options.images.check()
         refuse_in_container(planned.ranks)
+        for name in ("MODEL_REPOSITORY", "TRITON_SERVER"):
+            if getattr(planned.parameters, name.lower()):
+                raise UsageError(f"{name}: a container has its own server, whose models pass with it; leave it out")
         self._planned, self._options, self._root, self._sgx = planned, options, root, sgx
         self._started = datetime.now(timezone.utc)
         self._run_id = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
@@ -104,7 +108,7 @@ class ContainerRun:
 
     def _plan_container(self, sys_nice: bool = True) -> ContainerSpec:
         planned, plan = self._planned, self._planned.plan
-        nodes = read_topology().memory_nodes(plan.cpus)
+        nodes = read_topology().memory_nodes(planned.cpus)
         environment = {"WORKLOAD": planned.workload.slug, **planned.requested}
         environment[ATTENDED_VARIABLE] = "1"
         if self._options.hang_s is not None:
@@ -129,10 +133,12 @@ class ContainerRun:
             ),
             labels={BUILD_LABEL: str(self._root), OWNER_LABEL: Owner.of(os.getpid()).label},
             environment=environment,
-            cpus=with_siblings(cpu for one in plan.instances for cpu in one.cpus) & os.sched_getaffinity(0),
+            cpus=with_siblings(planned.cpus) & os.sched_getaffinity(0),
             nodes=frozenset() if UNKNOWN_NODE in nodes else nodes,
             memory_bytes=int(MEMORY_SHARE * read_available_bytes()),
-            pids=PIDS_BASE + PIDS_PER_CPU * (os.cpu_count() or 1) * len(plan.processes),
+            pids=PIDS_BASE
+            + PIDS_PER_CPU * (os.cpu_count() or 1) * len(plan.processes)
+            + len(planned.measuring.instances),
             mounts=mounts,
             devices=[str(device)] if device else [],
             sys_nice=sys_nice,

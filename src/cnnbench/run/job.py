@@ -39,6 +39,7 @@ from cnnbench.staging.environments import (
 from cnnbench.staging.inputs import require_image_set
 from cnnbench.staging.sampler import Sampler, find_sampler
 from cnnbench.staging.stage import staged_path
+from cnnbench.worker.loadgen import MULTI_STREAM, has_target
 
 PLATFORM_VARIABLE = "PLATFORM"
 """Environment variable: the platform whose declaration the case comes from; cmake sets it, and `docker run -e` can."""
@@ -172,6 +173,8 @@ def plan_case(
     )
     if parameters.scenario:
         plan = _plan_queue(parameters, plan)
+    elif parameters.user_conf or parameters.target_qps != "":
+        raise UsageError("USER_CONF, TARGET_QPS: are LoadGen's; give SCENARIO, or leave them out")
     clients = _plan_clients(parameters, plan, whole) if serving else None
     ranks = None
     if parameters.mpi:
@@ -205,10 +208,13 @@ def _plan_queue(parameters: Parameters, plan: Plan) -> Plan:
         raise UsageError(
             f"SCENARIO={p.scenario}: LoadGen chooses the images, so DATA_TYPE={p.data_type} has no meaning"
         )
-    if p.scenario == "Server" and p.target_qps == "":
-        raise UsageError("SCENARIO=Server: needs TARGET_QPS, the queries a second; begin with half of the throughput")
     if p.user_conf and not Path(p.user_conf).is_file():
         raise UsageError(f"USER_CONF={p.user_conf}: no such file")
+    config = Path(p.user_conf).read_text(encoding="utf-8", errors="replace") if p.user_conf else ""
+    if p.scenario == "Server" and p.target_qps == "" and not has_target(config, "Server"):
+        raise UsageError("SCENARIO=Server: needs TARGET_QPS, the queries a second; begin with half of the throughput")
+    if p.engine == AUTO:
+        raise UsageError(f"SCENARIO={p.scenario}: needs an ENGINE by name; each trial of auto would be a whole run")
     if p.device_iterations > 1:
         raise UsageError(f"SCENARIO={p.scenario}: not with DEVICE_ITERATIONS; leave it out")
     if p.request_rate != "":
@@ -223,8 +229,15 @@ def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         raise UsageError(f"MAX_BATCH_SIZE={p.max_batch_size}: requests are of BATCH_SIZE={p.batch_size} images")
     if p.request_rate != "" and p.concurrency != "auto":
         raise UsageError(f"REQUEST_RATE={p.request_rate:g}: decides when requests are sent; leave out CONCURRENCY")
-    if p.request_rate != "" and p.mode == "capacity":
-        raise UsageError(f"REQUEST_RATE={p.request_rate:g}: a case of capacity finds it; leave it out")
+    if p.mode == "capacity":
+        decided = {"REQUEST_RATE": "", "CONCURRENCY": "auto", "STEPS": "auto"}
+        for name, open_value in decided.items():
+            if (value := getattr(p, name.lower())) != open_value:
+                raise UsageError(f"{name}={_text(value)}: a case of capacity finds what it takes; leave it out")
+    if p.engine == AUTO and p.mode == "capacity":
+        raise UsageError("ENGINE=auto: trials of 5 s cannot tell, as whole runs would be needed; name the engine")
+    if p.scenario == "MultiStream" and p.images_per_execution < MULTI_STREAM:
+        raise UsageError(f"SCENARIO=MultiStream: needs MAX_BATCH_SIZE={MULTI_STREAM} or more, the images of a query")
     if p.protocol == "http" and (p.request_rate != "" or p.mode == "capacity"):
         raise UsageError("PROTOCOL=http: has one request under way on a connection, and waits for it; give grpc")
     if p.data_type == "real":

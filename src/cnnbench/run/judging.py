@@ -145,7 +145,7 @@ def _judge_clients(run: Measured) -> list[Criterion]:
     criteria = [pinning.model_copy(update={"name": "client's pinning"})]
     criteria.append(validity.judge_client(run.client_share, run.late_share))
     if record.arrivals:
-        criteria.append(validity.judge_keeping_up(*run.kept_up))
+        criteria.append(validity.judge_keeping_up(*run.kept_up, record.held_requests))
     if service is not None:
         criteria.append(validity.judge_requests(service.requests, service.failures))
     if record.latency_bound_ms is not None:

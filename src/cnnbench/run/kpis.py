@@ -90,11 +90,11 @@ def _throughput(run: Measured) -> float | Interval | None:
 
 
 def _latency_mean(run: Measured) -> float | Interval | None:
-    return _interval(stats.estimate_latency(run.times_ms)) if not run.is_accuracy and len(run.times_ms) else None
+    return _interval(stats.estimate_latency(run.times_ms)) if run.tells_latency and len(run.times_ms) else None
 
 
 def _latency_percentile(percentile: float, run: Measured) -> float | None:
-    return None if run.is_accuracy else run.percentiles.get(percentile)
+    return run.percentiles.get(percentile) if run.tells_latency else None
 
 
 def _drift(run: Measured) -> float | None:
@@ -185,7 +185,9 @@ def _capacity(run: Measured) -> float | None:
 
 
 def _requests(run: Measured) -> float | None:
-    return run.throughput.mean / run.record.images_per_step if run.record.clients else None
+    if run.record.clients is None:
+        return None
+    return run.throughput.mean * sum(map(len, run.steps)) / float(sum(images.sum() for images in run.images))
 
 
 def _per_request(name: str, run: Measured) -> float | None:

@@ -41,7 +41,7 @@ from cnnbench.run.record import (
     read_results,
     reading,
 )
-from cnnbench.worker.loadgen import LOADGEN, SUMMARY
+from cnnbench.worker.loadgen import LOADGEN, STEP_IMAGES, SUMMARY
 
 CLIENT, SERVER = "client", "server"
 """The directories of a run's logs that a server's clients leave theirs in, and a server itself."""
@@ -102,6 +102,11 @@ class Measured:
         return self.record.mode == "accuracy"
 
     @property
+    def tells_latency(self) -> bool:
+        """Whether the times of its steps are latency: not where queries of LoadGen's wait that no step has begun."""
+        return not self.is_accuracy and self.record.scenario not in ("Server", "Offline")
+
+    @property
     def precision(self) -> Precision:
         """The precision asked for."""
         return chosen_precision(
@@ -145,6 +150,8 @@ class Measured:
     @cached_property
     def images(self) -> list[np.ndarray]:
         """The images of each instance's steps."""
+        if self.record.scenario:
+            return [read_array(instance / STEP_IMAGES) for instance in self._instances]
         return images_of_steps(self.steps, self.record.images_per_step)
 
     @cached_property
@@ -159,14 +166,16 @@ class Measured:
 
     @cached_property
     def times_ms(self) -> np.ndarray:
-        """The inference times of the steps inside the window; of requests, from when they were due to their answers."""
-        if self.record.clients is None:
+        """The inference times of the steps inside the window; of requests, from when they were due to their answers.
+
+        Where LoadGen sends, a step waits for a query first, which is no part of its time.
+        """
+        if self.record.clients is None or self.record.scenario:
             return stats.inference_times_ms(self.steps, self.window)
-        rows, last = (
-            np.concatenate(self.raw_steps),
-            0 if self.record.arrivals else 2,
-        )  # what is due late is answered late
-        inside = (rows[:, 0] >= self.window.start_ns) & (rows[:, last] <= self.window.end_ns)
+        rows = np.concatenate(self.raw_steps)
+        rows = rows[np.argsort(rows[:, 2], kind="stable")]
+        ended = rows[:, 0] if self.record.arrivals else rows[:, 2]  # what is due last is answered after the window
+        inside = (rows[:, 0] >= self.window.start_ns) & (ended <= self.window.end_ns)
         return (rows[inside, 2] - rows[inside, 0]) / 1e6
 
     @cached_property
@@ -258,12 +267,14 @@ class Measured:
 
     @property
     def client_share(self) -> float | None:
-        """What the clients' process took of its cores; None where nothing is served."""
+        """What the clients' process took of one core; None where nothing is served.
+
+        It is one process of Python, so that its own part cannot take more, however many cores it has.
+        """
         if self.record.clients is None:
             return None
         one = self.results[0]
-        cores: float = len(self.record.clients.instances[0].cpus)
-        return float(one["cpu_s"]) / (float(one["loaded_s"]) * cores)
+        return float(one["cpu_s"]) / float(one["loaded_s"])
 
     @property
     def frequencies_mhz(self) -> list[float]:
@@ -315,7 +326,9 @@ class Measured:
         """How far the outputs for the fixed batch lie from the reference; None without a model."""
         if self.record.macs_per_image is None:
             return None
-        checked = self._instances[:1] if self.record.clients else self._instances
+        checked = [self.directory / f"instance-{one.index}" for one in self.plan.instances]
+        if self.record.clients:
+            checked.append(self._instances[0])  # over the network, besides each instance by itself
         outputs, reference = [one / "check.npy" for one in checked], self.directory / CHECK_REFERENCE
         for path in (*outputs, reference):
             read_array(path)

@@ -261,6 +261,8 @@ class Measurement:
             return False
         if self._job.sends_freely:
             seconds = (steps[0][:, 0].max() - steps[0][:, 0].min()) / 1e9
+            if p.mode == "capacity" and len(steps[0]) < ENOUGH_REQUESTS:
+                return False  # its percentile is what the run is for
             return seconds >= p.max_time or (seconds >= p.min_time and len(steps[0]) >= ENOUGH_REQUESTS)
         images = images_of_steps(steps, p.images_per_step)
         width = stats.estimate_throughput(steps, images, window).relative_half_width

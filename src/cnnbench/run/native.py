@@ -39,7 +39,7 @@ def measure_job(
                 with explain_refusals(logs, LOGS):
                     result = kind(job, inputs, logs, hang_s).run()
             except CnnbenchError:
-                if not any(logs.glob("process-*")):  # nothing was started, so there is no run to tell of
+                if not any(logs.glob("*/output.log")):  # nothing was started, so there is no run to tell of
                     shutil.rmtree(logs.parent)
                 raise
     except TimeUpInterrupt as error:  # outside of Measurement.run, which makes a result of it by itself

@@ -52,8 +52,9 @@ class Record(_Model):
     compare with. `sampled`: whether the instances' instructions were, while measuring.
     `accuracy_time_s`: how long accuracy takes images at the most; None for as long as there are any. `clients`: of a
     server whose instances the plan has; None where nothing is served. `arrivals`: whether they send at moments of their
-    own, without waiting for answers. `latency_bound_ms`: of the 99th percentile, where that is judged. `scenario`: of
-    LoadGen; empty where it sends nothing. `host`, `inputs`: facts.
+    own, without waiting for answers. `held_requests`: how many a server's instances compute at once.
+    `latency_bound_ms`: of the 99th percentile, where that is judged. `scenario`: of LoadGen; empty where it sends
+    nothing. `host`, `inputs`: facts.
     """
 
     schema_version: Literal[1] = 1
@@ -79,6 +80,7 @@ class Record(_Model):
     accuracy_time_s: float | None = None
     clients: Plan | None = None
     arrivals: bool = False
+    held_requests: int = 0
     latency_bound_ms: float | None = None
     scenario: str = ""
     host: dict[str, str]
@@ -214,6 +216,7 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
         accuracy_time_s=None if p.accuracy_time == "all" else p.accuracy_time,
         clients=planned.clients,
         arrivals=planned.sends_freely,
+        held_requests=len(planned.plan.instances) * max(1, p.images_per_execution // p.batch_size),
         scenario=p.scenario,
         latency_bound_ms=p.latency_bound_ms if p.mode == "capacity" else None,
         host=host,

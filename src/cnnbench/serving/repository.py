@@ -65,6 +65,8 @@ def write_repository(job: Job, inputs: Inputs, run_id: str, shared: Path, logs: 
     """
     name = model_name(job.parameters)
     version = directory / name / VERSION
+    if (version / spec_name(0)).is_file():  # one of ours, from before
+        shutil.rmtree(version)
     make_directory(version, "give another directory")
     batch = job.parameters.images_per_execution
     for spec in worker_specs(job, inputs, run_id, shared, logs):
@@ -84,7 +86,7 @@ def export_model(job: Job, inputs: Inputs, directory: Path) -> str:
     assert inputs.model is not None
     name = write_repository(job, inputs, "", Path(), Path(), directory)
     version = directory / name / VERSION
-    shutil.copytree(inputs.model.graph, version / NETWORK, dirs_exist_ok=True)
+    shutil.copytree(inputs.model.graph, version / NETWORK)
     shutil.copyfile(inputs.model.check_images, version / NETWORK / inputs.model.check_images.name)
     images = f"{NETWORK}/{inputs.model.check_images.name}"
     for path in version.glob("instance-*.json"):

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,6 @@ START_S = 120.0
 """How long a server may take until it is ready: loading a network takes most of it."""
 STOP_S = 30.0
 """How long it may take to end when told to."""
-EXIT_S = 5
-"""How long it waits itself for requests under way, of which there are none unless a model's process has died."""
 ANSWER_S = 10.0
 """How long it may take to tell how it is, or what it has counted."""
 LOOK_S = 0.05
@@ -42,6 +40,10 @@ BACKEND = "python"
 PRELOAD = "LD_PRELOAD"
 PROGRAMS = 3
 """From the controller to the model: what ties the server to this process, the server, and the model's own process."""
+
+
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens addresses of this machine, whatever proxies the environment names."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Ports:
             found = []
             for name, asked in (("http", http), ("grpc", grpc), ("metrics", metrics)):
                 one = held.enter_context(socket.socket())
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
                 try:
                     one.bind((LOOPBACK, asked or 0))
                 except (OSError, OverflowError) as error:
@@ -117,7 +120,7 @@ def find_libpython() -> Path:
 
 
 class Server:
-    """A server with the models of one repository: up inside of the block, and gone with all that it made after it.
+    """A server with some models of a repository, and no others that are there: up inside of the block, and gone with all that it made after it.
 
     `python`: the models' own, of the engine's environment. `environment`: what the models' processes get. `prefix`: how
     the names of its shared memory begin, and of its clients'.
@@ -127,14 +130,16 @@ class Server:
         self,
         installation: Installation,
         repository: Path,
+        models: Sequence[str],
         ports: Ports,
         python: Path,
         environment: Mapping[str, str],
         log: Path,
         start_s: float = START_S,
     ) -> None:
+        self._models: list[int] = []
         self.ports, self._log, self._start_s = ports, log, start_s
-        self._installation, self._repository = installation, repository
+        self._installation, self._repository, self._names = installation, repository, models
         self.prefix = f"{PREFIX}-{os.getpid()}-{ports.grpc}"
         self._environment = dict(environment)
         if preloaded := environment.get(PRELOAD):  # what samples takes itself out, once in each program on the way
@@ -148,8 +153,9 @@ class Server:
         """Return the command that starts it."""
         return [
             *(str(self._installation.program), "--model-repository", str(self._repository)),
+            *("--model-control-mode=explicit", *(f"--load-model={name}" for name in self._names)),
             *("--backend-directory", str(backends), "--disable-auto-complete-config", "--allow-gpu-metrics=false"),
-            f"--exit-timeout-secs={EXIT_S}",
+            f"--exit-timeout-secs={STOP_S:g}",
             f"--backend-config=python,shm-region-prefix-name={self.prefix}",
             *(f"--http-address={LOOPBACK}", f"--http-port={self.ports.http}"),
             *(f"--grpc-address={LOOPBACK}", f"--grpc-port={self.ports.grpc}"),
@@ -201,8 +207,7 @@ class Server:
                 raise CnnbenchError(
                     f"Triton Server was not ready within {self._start_s:g} s: {self._explain()}; its log: {self._log}"
                 )
-            address = f"{self._url}/v2/health/ready"
-            with suppress(OSError), urllib.request.urlopen(address, timeout=ANSWER_S) as answer:  # noqa: S310
+            with suppress(OSError), _NO_PROXY.open(f"{self._url}/v2/health/ready", timeout=ANSWER_S) as answer:
                 if answer.status == 200:
                     return
             time.sleep(LOOK_S)
@@ -232,7 +237,8 @@ class Server:
     def _find_models(self) -> list[int]:
         children = []
         for task in Path(f"/proc/{self.pid}/task").glob("*/children"):
-            children += [int(word) for word in task.read_text().split()]
+            with suppress(OSError):  # a thread of its own may end at any moment
+                children += [int(word) for word in task.read_text().split()]
         return children
 
     def check(self) -> None:
@@ -250,18 +256,22 @@ class Server:
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
-            with urllib.request.urlopen(f"{self._url}{path}", timeout=ANSWER_S) as answer:  # noqa: S310
+            with _NO_PROXY.open(f"{self._url}{path}", timeout=ANSWER_S) as answer:
                 found: dict[str, Any] = json.load(answer)
         except (OSError, ValueError) as error:
             raise InvalidMeasurementError(f"Triton Server does not answer {path}: {error}") from error
         return found
 
     def _stop(self) -> None:
-        """Have it end its models, which write their results then; what is left then, or after STOP_S, is killed."""
-        if self._process.exit_code is None:
+        """Have it end its models, which write their results then; what is left then, or after STOP_S, is killed.
+
+        Where one of them has died it would wait for that in vain.
+        """
+        whole = all(Path(f"/proc/{pid}").exists() for pid in self._models)
+        if self._process.exit_code is None and whole:
             os.kill(self._process.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
-        while self._process.exit_code is None and time.monotonic() < deadline:
+        while whole and self._process.exit_code is None and time.monotonic() < deadline:
             time.sleep(LOOK_S)
         with suppress(ProcessLookupError):  # its models, where it was killed
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -275,8 +285,9 @@ def remove_orphans() -> None:
     """Remove the shared memory of servers whose controllers have been killed with them."""
     for path in REGIONS.glob(f"{PREFIX}-*"):
         found = re.match(rf"{PREFIX}-(\d+)-", path.name)
-        if found and not Path(f"/proc/{found[1]}").exists():
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run may be removing it at this moment
+            if found and path.stat().st_uid == os.getuid() and not Path(f"/proc/{found[1]}").exists():
+                path.unlink()
 
 
 def read_count(found: Mapping[str, Any]) -> ServiceCount:

@@ -6,9 +6,10 @@ its own clock, and its own account of it.
 """
 
 import array
+import re
 import sys
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ MODEL = "resnet50"
 """The name under which LoadGen's own settings have the rules for image classification."""
 LOADGEN = "loadgen"
 """The directory of a worker's logs that LoadGen's are in."""
+STEP_IMAGES = "step_images.npy"
+"""The file of an instance's logs that says how many images each of its steps had."""
+MULTI_STREAM = 8
+"""How many samples a query of MultiStream has, by the rules."""
 SUMMARY = "mlperf_log_summary.txt"
 SAMPLES = 1024
 """How many samples LoadGen knows of, the rules' number for image classification; images repeat for them."""
@@ -49,14 +54,20 @@ class LoadGenSpec:
     config: str
 
 
+def has_target(config: str, scenario: str) -> bool:
+    """Tell whether a user.conf says what rate or latency a scenario is to expect."""
+    return bool(re.search(rf"^\s*(\*|{MODEL})\.(\*|{scenario})\.target_(qps|latency)\s*=", config, re.MULTILINE))
+
+
 class Queries:
-    """LoadGen's queries, for some instances to answer."""
+    """LoadGen's queries, for some instances to answer. `answered`: the images of each instance's steps."""
 
     def __init__(self, spec: LoadGenSpec, images: np.ndarray, batch_size: int) -> None:
         self._spec, self._images, self._batch_size = spec, images, batch_size
         self._waiting: deque[list[Any]] = deque()
         self._ready, self._ended = threading.Condition(), False
         self._under_way: dict[int, list[Any]] = {}
+        self.answered: defaultdict[int, list[int]] = defaultdict(list)
         self._rates: list[float] = []
         if spec.library not in sys.path:
             sys.path.append(spec.library)
@@ -92,6 +103,12 @@ class Queries:
             for at, sample in enumerate(self._under_way.pop(index))
         ]
         self._api.QuerySamplesComplete(answers)
+        self.answered[index].append(len(answers))
+
+    def sizes(self) -> Sequence[int]:
+        """Return how many images may be inferred as one step."""
+        whole = {"SingleStream": [1], "MultiStream": [MULTI_STREAM], "Offline": [self._batch_size]}
+        return whole.get(self._spec.scenario, range(1, self._batch_size + 1))
 
     def expect(self, images_per_s: float) -> None:
         """Be told what an instance does while it warms up, of which Offline's query is made long enough."""
@@ -109,7 +126,9 @@ class Queries:
     def _settings(self, logs: Path) -> Any:
         """Return the rules' settings for image classification, with the user's own above them, which are kept."""
         spec, api, config = self._spec, self._api, logs / "user.conf"
-        config.write_bytes(Path(spec.config).read_bytes() if spec.config else b"")
+        text = Path(spec.config).read_text(encoding="utf-8") if spec.config else ""
+        config.write_text(text, encoding="utf-8")
+        given = has_target(text, spec.scenario)
         settings = api.TestSettings()
         settings.scenario = getattr(api.TestScenario, spec.scenario)
         settings.mode = api.TestMode.PerformanceOnly
@@ -122,10 +141,10 @@ class Queries:
             settings.min_query_count = 1
         if spec.scenario == "Server" and spec.target_rate:
             settings.server_target_qps = spec.target_rate
-        if spec.scenario in TOGETHER and self._rates:  # so that enough queries are made for the time
+        if spec.scenario in TOGETHER and not given:  # so that enough queries are made for the time
             prefix = "single" if spec.scenario == "SingleStream" else "multi"
             setattr(settings, f"{prefix}_stream_expected_latency_ns", int(SHARE * 1e9 / max(self._rates)))
-        if spec.scenario == "Offline":
+        if spec.scenario == "Offline" and (spec.target_rate or not given):
             settings.offline_expected_qps = spec.target_rate or MARGIN * sum(self._rates)
         return settings
 

@@ -18,8 +18,8 @@ Infer = Callable[[np.ndarray], np.ndarray]
 Send = Callable[[np.ndarray, Callable[[Exception | None], None]], None]
 """Sends a batch and goes on; what it is handed is called, in any thread, when the answer is there, or an error."""
 
-MOST_WAITING = 10_000
-"""Requests under way at the most: with more, arrivals are so much faster than answers that nothing steady is seen."""
+MOST_WAITING, MOST_WAITING_BYTES = 10_000, 4 << 30
+"""Requests under way at the most, and what their images may take: with more, nothing steady is seen any more."""
 WAKE_S = 0.05
 """How often at the least a client that waits looks whether it is to stop."""
 ANSWER_S = 120.0
@@ -120,6 +120,8 @@ def measure_arrivals(
             control.count_step(index)
             control.set_measured(index, recorded)
 
+    batch = next(batches)
+    bound = max(1, min(MOST_WAITING, MOST_WAITING_BYTES // max(1, batch.nbytes)))
     most, due_ns = min(limit or MAX_STEPS, MAX_STEPS), control.start_ns or clock()
     while sent < most and not control.stopped and not failures:
         due_ns += int(next(gaps_s) * 1e9)
@@ -127,13 +129,13 @@ def measure_arrivals(
             time.sleep(min(wait_ns / 1e9, WAKE_S))
         if control.stopped:
             break
-        if sent - recorded >= MOST_WAITING:
-            failures.append(CnnbenchError(f"{MOST_WAITING} requests waited for answers: REQUEST_RATE is too high"))
+        if sent - recorded >= bound:
+            failures.append(CnnbenchError(f"{bound} requests waited for answers: REQUEST_RATE is too high"))
             break
-        batch = next(batches)
         sent_ns = clock()
         send(batch, partial(answered, due_ns, sent_ns))
         sent += 1
+        batch = next(batches)
     deadline = time.monotonic() + ANSWER_S
     while recorded < sent and not failures and time.monotonic() < deadline:
         time.sleep(WAKE_S)

@@ -32,7 +32,7 @@ from cnnbench.engines.registry import import_part
 from cnnbench.results.samples import SAMPLES
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
-from cnnbench.worker.loadgen import LOADGEN, Queries
+from cnnbench.worker.loadgen import LOADGEN, STEP_IMAGES, Queries
 from cnnbench.worker.loop import measure_arrivals, measure_steps, warm_up_until_start
 from cnnbench.worker.sampler import Sampler
 from cnnbench.worker.spec import FAILURE, Arrivals, InstanceSpec, WorkerSpec
@@ -118,14 +118,15 @@ class Instance:
         plan: InstanceSpec,
         backend: Backend,
         sampler: Sampler | None,
+        images: np.ndarray | None = None,
         queries: Queries | None = None,
     ) -> None:
         self._spec, self._plan, self._backend, self._sampler = spec, plan, backend, sampler
         self._queries = queries
         self._logs = Path(spec.logs) / f"instance-{plan.index}"
         self._logs.mkdir(exist_ok=True)
-        self._images = np.load(spec.check_images) if spec.check_images else _noise(GENERATED, seed=plan.index)
-        self._batch = _fill_batch(self._images, spec.proof_batch_size)
+        self._images = _noise(GENERATED, seed=plan.index) if images is None else images
+        self._batch = fill_batch(self._images, spec.proof_batch_size)
 
     def run(self) -> None:
         """Pin this thread, check the outputs, and measure; an error ends the whole process at once."""
@@ -155,7 +156,7 @@ class Instance:
         For a GPU the batches themselves are yielded, as its engine copies each of them to the device.
         """
         size = self._spec.batch_size
-        made = [_fill_batch(np.roll(self._images, -number, axis=0), size) for number in range(GENERATED)]
+        made = [fill_batch(np.roll(self._images, -number, axis=0), size) for number in range(GENERATED)]
         if self._spec.on_gpu:
             yield from itertools.cycle(made)
         for batch in itertools.cycle(made):
@@ -165,7 +166,7 @@ class Instance:
     def _infer(self, batch: np.ndarray) -> np.ndarray:
         """Hand a step's images to the engine, in parts where it takes fewer at once."""
         size = self._spec.micro_batch_size
-        if len(batch) <= size or self._spec.whole_steps:
+        if len(batch) <= size or self._spec.whole_steps or self._queries:
             return self._backend.infer(batch)
         return np.concatenate([self._backend.infer(batch[at : at + size]) for at in range(0, len(batch), size)])
 
@@ -179,7 +180,7 @@ class Instance:
         images, size = self._images, self._spec.micro_batch_size
         if self._spec.mode == "accuracy":
             size = min(size, len(images))
-        outputs = [self._backend.infer(_fill_batch(images[at:], size)) for at in range(0, len(images), size)]
+        outputs = [self._backend.infer(fill_batch(images[at:], size)) for at in range(0, len(images), size)]
         np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
 
     def _profile(self, directory: Path) -> None:
@@ -218,6 +219,8 @@ class Instance:
         endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
         if self._queries:
             endless = self._note_times(taken_s)
+            for size in self._queries.sizes():  # engines compile for a size when they first see it
+                infer(fill_batch(self._images, size))
         warm_up_until_start(control, index, infer, endless, spec.warmup_steps)
         if self._queries:
             self._queries.expect(len(self._batch) * (len(taken_s) - 1) / (taken_s[-1] - taken_s[0]))
@@ -243,6 +246,8 @@ class Instance:
             self._profile(directory)
             infer(self._batch)  # a whole step, which the last one need not have been
             self._tell_layers(directory)
+        if self._queries:
+            np.save(self._logs / STEP_IMAGES, np.array(self._queries.answered[index], dtype=np.int64))
         if predictions:
             predictions.save(self._logs / "predictions.npy")
         if keep:
@@ -284,7 +289,7 @@ def _noise(count: int, seed: int) -> np.ndarray:
     return noise * 255 - 120
 
 
-def _fill_batch(images: np.ndarray, size: int) -> np.ndarray:
+def fill_batch(images: np.ndarray, size: int) -> np.ndarray:
     """Return a batch of exactly `size` images, repeating the given ones.
 
     It begins at a page, so that an engine can read it where it is: TensorFlow copies what is not aligned to 64 bytes.
@@ -351,8 +356,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     load_s = time.monotonic() - began_s
 
-    queries = Queries(spec.loadgen, np.load(spec.check_images), spec.batch_size) if spec.loadgen else None
-    instances = [Instance(spec, plan, backend, sampler, queries) for plan in spec.instances]
+    images = np.load(spec.check_images) if spec.check_images else None
+    queries = Queries(spec.loadgen, images, spec.batch_size) if spec.loadgen and images is not None else None
+    instances = [Instance(spec, plan, backend, sampler, images, queries) for plan in spec.instances]
     runners = [threading.Thread(target=instance.run) for instance in instances]
     for runner in runners:
         runner.start()

@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from cnnbench.results.samples import SAMPLES
 from cnnbench.worker.client import INPUT, OUTPUT
-from cnnbench.worker.process import bind_memory, load_backend, read_affinities, read_resident_bytes
+from cnnbench.worker.process import bind_memory, fill_batch, load_backend, read_affinities, read_resident_bytes
 from cnnbench.worker.sampler import Sampler
 from cnnbench.worker.spec import WorkerSpec
 
@@ -41,7 +42,10 @@ class TritonPythonModel:
     """One instance of the model: pinned to its cores, with a network of its own."""
 
     def initialize(self, args: dict[str, Any]) -> None:
-        """Load the network of this instance and infer once for each batch size that warms it up."""
+        """Load the network of this instance, check what it answers, and infer once at each size that may come.
+
+        Engines compile for a size when they first see it, which is not to be while requests wait.
+        """
         import triton_python_backend_utils as triton  # type: ignore[import-not-found]
 
         self._triton = triton
@@ -51,7 +55,8 @@ class TritonPythonModel:
         self._spec = spec = replace(spec, model=str(directory / spec.model))  # absolute, or beside it
         (plan,) = spec.instances
         for task in Path("/proc/self/task").iterdir():  # the stub's own threads are there already
-            os.sched_setaffinity(int(task.name), plan.cpus)
+            with suppress(ProcessLookupError):  # one may end at any moment
+                os.sched_setaffinity(int(task.name), plan.cpus)
         self._memory = bind_memory(spec.memory_node)
         self._sampler = None
         if spec.sampling:
@@ -61,11 +66,26 @@ class TritonPythonModel:
         self._backend = load_backend(spec)
         if self._sampler:
             self._sampler.arm()
-        images, size = np.load(directory / spec.check_images), spec.batch_size
-        self._backend.infer(np.ascontiguousarray(images[np.arange(size) % len(images)]))
+        images = np.load(directory / spec.check_images)
+        for size in range(1, spec.batch_size + 1):
+            self._backend.infer(fill_batch(images, size))
+        self._check(images)
         self._load_s = time.monotonic() - began_s
         if self._sampler:
             self._sampler.record()
+
+    def _check(self, images: np.ndarray) -> None:
+        """Write what this instance answers to the check images, at the largest size that it computes at once."""
+        if not self._spec.logs:
+            return
+        size = min(self._spec.batch_size, len(images))
+        outputs = [self._backend.infer(fill_batch(images[at:], size)) for at in range(0, len(images), size)]
+        self._logs.mkdir(parents=True, exist_ok=True)
+        np.save(self._logs / "check.npy", np.concatenate(outputs)[: len(images)])
+
+    @property
+    def _logs(self) -> Path:
+        return Path(self._spec.logs) / f"instance-{self._spec.instances[0].index}"
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Infer the images of all requests that the server has put together, and answer each with its own."""
@@ -86,10 +106,8 @@ class TritonPythonModel:
         if not self._spec.logs:
             return
         (plan,) = self._spec.instances
-        logs = Path(self._spec.logs) / f"instance-{plan.index}"
-        logs.mkdir(parents=True, exist_ok=True)
         if self._sampler:
-            self._sampler.finish(logs / SAMPLES)
+            self._sampler.finish(self._logs / SAMPLES)
         result = {
             "run_id": self._spec.run_id,
             "index": plan.index,
@@ -101,4 +119,6 @@ class TritonPythonModel:
             "affinities": read_affinities(),
             "versions": self._backend.describe(),
         }
-        (logs / "result.json").write_text(json.dumps(result, indent=1))
+        partial = self._logs / "result.json.partial"
+        partial.write_text(json.dumps(result, indent=1))
+        partial.replace(self._logs / "result.json")
