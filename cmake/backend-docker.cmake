@@ -8,7 +8,7 @@ set(MODELS "" CACHE STRING "Artefacts that the images have besides the embedded 
 set(BUILD_OPTIONS "" CACHE STRING "More options of the engine's build command, such as --no-cache or --network host")
 set(GRAMINE none CACHE STRING "Version of Gramine's Debian package in the -sgx image, such as 1.7; none: without")
 set(MORE_VARIANTS "" CACHE STRING "The builds that the images have besides itex and cpu, such as stock or zentf")
-set(ENGINES "" CACHE STRING "The engines that the images have, such as onnxruntime; empty: all that its cases may run on")
+set(ENGINES "" CACHE STRING "The engines that the images have, separated by spaces; empty: all that its cases may run on")
 set(DOCKER_OPTIONS "" CACHE STRING "More options of the engine's run command; the environment's DOCKER_OPTIONS come after")
 
 set(engine_options "--container-cli=${CONTAINER_CLI}")

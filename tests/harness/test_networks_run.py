@@ -406,8 +406,16 @@ def test_loadgen_sends_what_is_inferred_and_says_of_its_run_what_we_say(run_case
     assert {one.name: one.passed for one in run.criteria}["outputs"]
     assert len({one["pid"] for one in run.instances}) == 1
     assert (logs / "loadgen" / "user.conf").read_text() == USER_CONF
-    if scenario == "Offline" and done.returncode == 0:
+    images = sum(np.load(path).sum() for path in logs.glob("instance-*/step_images.npy"))
+    assert images == int(re.search(r"samples_per_query : (\d+)", summary)[1]) or scenario != "Offline"
+    if done.returncode == 0:
+        assert ("Latency mean" in kpis(run)) == (mode == "latency")
+    if done.returncode == 0 and scenario == "Offline":
         assert kpis(run)["LoadGen samples"] == pytest.approx(kpis(run)["Throughput"], rel=0.1)
+    if done.returncode == 0 and scenario == "SingleStream":
+        assert kpis(run)["LoadGen p90"] == pytest.approx(kpis(run)["Latency p90"], rel=0.2)
+    if scenario == "MultiStream":
+        assert {size for path in logs.glob("instance-*/step_images.npy") for size in np.load(path)} == {8}
 
 
 @pytest.mark.parametrize(

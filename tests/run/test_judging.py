@@ -195,14 +195,15 @@ def test_a_kpi_of_the_table_appears_in_the_result(copy, monkeypatch):
 
 def test_the_table_says_which_way_is_better(tmp_path):
     figures = {"a": 1.0, "b": 2.0}
-    assert [kpis.primary_kind(mode).name for mode in ("throughput", "latency", "accuracy")] == [
+    assert [kpis.primary_kind(mode).name for mode in ("throughput", "latency", "accuracy", "capacity")] == [
         "Throughput",
         "Latency mean",
         "Accuracy top-1",
+        "Capacity",
     ]
     assert [kpis.primary_kind(mode).best(figures) for mode in ("throughput", "latency")] == ["b", "a"]
     assert kpis.find_kind("Throughput 95 % low").better == "higher"
-    with pytest.raises(CnnbenchError, match="Thrughput: no such KPI; there are Throughput, "):
+    with pytest.raises(CnnbenchError, match="Thrughput: no such KPI; there are Capacity, Throughput, "):
         kpis.find_kind("Thrughput")
     workload = NullWorkload(tmp_path)
     assert workload.run("--steps=20", step_of(2), *EACH_ONE_CORE, case=LATENCY).returncode == 0

@@ -1,15 +1,19 @@
 """The text of a model's configuration, what a server has counted, and the criteria of a run of serving."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from cnnbench.base.errors import UsageError
+from cnnbench.base.errors import InvalidMeasurementError, UsageError
 from cnnbench.cases.parameters import Parameters
 from cnnbench.inputs.networks import ImageForm
 from cnnbench.proof.verdict import judge_client, judge_keeping_up, judge_latency_bound, judge_requests
 from cnnbench.run.measured import in_sequence
+from cnnbench.serving.measurement import ServedMeasurement
 from cnnbench.serving.repository import configure
 from cnnbench.serving.server import LOOPBACK, Ports, read_count
+from cnnbench.worker.loadgen import has_target
 from cnnbench.worker.process import draw_gaps
 from cnnbench.worker.spec import Arrivals
 
@@ -72,17 +76,18 @@ def test_steps_that_overlap_are_put_in_the_order_of_their_ends():
 @pytest.mark.parametrize(
     ("criterion", "passed", "words"),
     [
-        (judge_client(0.5, None), True, "the client took 50% of its cores' time"),
-        (judge_client(0.81, None), False, "give it more CLIENT_CORES"),
+        (judge_client(0.5, None), True, "the client took 50% of a core's time"),
+        (judge_client(0.81, None), False, "SHARED_MEMORY"),
         (judge_client(0.5, 0.005), True, "sent 0.50% of the requests late"),
         (judge_client(0.5, 0.02), False, "stop other work"),
-        (judge_keeping_up(936, 1000), True, "64 of 1000"),
-        (judge_keeping_up(935, 1000), False, "send fewer a second"),
-        (judge_keeping_up(98_000, 100_000), True, "2000 of 100000"),
+        (judge_keeping_up(936, 1000, 32), True, "64 of 1000"),
+        (judge_keeping_up(935, 1000, 32), False, "send fewer a second"),
+        (judge_keeping_up(98_000, 100_000, 8), True, "2000 of 100000"),
+        (judge_keeping_up(30, 50, 8), False, "20 of 50"),
         (judge_requests(10, 0), True, "10 answered, 0 failed"),
         (judge_requests(10, 1), False, "1 failed"),
         (judge_latency_bound(15.0, 15), True, "99 % within 15 ms"),
-        (judge_latency_bound(15.1, 15), False, "LATENCY_BOUND_MS"),
+        (judge_latency_bound(15.1, 15), False, "less steady"),
         (judge_latency_bound(None, 15), False, "too few requests"),
     ],
 )
@@ -98,3 +103,59 @@ def test_ports_are_free_and_differ_unless_asked_for():
     for port in (70_000, -1):
         with pytest.raises(UsageError, match=rf"the http port {port} of {LOOPBACK}: .*; give another"):
             Ports.choose(http=port)
+
+
+@pytest.mark.parametrize(
+    ("config", "scenario", "found"),
+    [
+        ("", "Server", False),
+        ("*.Server.target_qps = 10\n", "Server", True),
+        ("resnet50.*.target_latency = 5\n", "SingleStream", True),
+        ("*.Server.target_qps = 10\n", "Offline", False),
+        ("# *.Server.target_qps = 10\n", "Server", False),
+        ("*.Server.min_duration = 10\n", "Server", False),
+    ],
+)
+def test_a_users_settings_that_have_a_target_are_known(config, scenario, found):
+    assert has_target(config, scenario) == found
+
+
+class Trials(ServedMeasurement):
+    """Tries rates on no server: the bound holds up to a rate, and what is late is as told."""
+
+    def __init__(self, holds_to, late):
+        self._job = SimpleNamespace(parameters=Parameters(latency_bound_ms=15), plan=None)
+        self._writer = SimpleNamespace(add=self.keep)
+        self.holds_to, self.late, self.tried, self.kept = holds_to, list(late), [], []
+
+    def keep(self, event):
+        self.kept.append(event)
+
+    def _try(self, spec, rate, name):
+        self.tried.append(rate)
+        late = self.late.pop(0) if rate and self.late else 0.0
+        return 100.0, (10.0 if rate <= self.holds_to and not late else 40.0), late
+
+
+def test_the_highest_rate_is_found_by_halving():
+    trials = Trials(holds_to=60, late=[])
+    found = trials._find_rate(None)
+    assert trials.tried[:4] == [0, 50, 75, 62.5]
+    assert 59 <= found <= 60
+    (event,) = trials.kept
+    assert event.rate_per_s == found == max(rate for rate, _, good in event.trials if good)
+
+
+def test_a_rate_whose_requests_were_sent_late_is_tried_again_and_given_up_at_last():
+    assert 59 <= Trials(holds_to=60, late=[0.5, 0.5])._find_rate(None) <= 60
+    with pytest.raises(
+        InvalidMeasurementError, match=r"^at 50 requests/s, 50.0% of the requests were sent late, 3 times"
+    ):
+        Trials(holds_to=60, late=[0.5] * 3)._find_rate(None)
+
+
+def test_where_no_rate_holds_the_bound_the_search_ends_early():
+    trials = Trials(holds_to=1, late=[])
+    with pytest.raises(InvalidMeasurementError, match=r"^LATENCY_BOUND_MS=15: at 3.12 requests/s already"):
+        trials._find_rate(None)
+    assert trials.tried == [0, 50, 25, 12.5, 6.25, 3.125]

@@ -23,9 +23,9 @@ from cnnbench.worker.process import (
     InstanceSpec,
     Predictions,
     WorkerSpec,
-    _fill_batch,
     _noise,
     bind_memory,
+    fill_batch,
 )
 from null_workload import PATIENCE_S, clean_environment, wait_until
 from worker_spec import SPEC
@@ -67,7 +67,7 @@ def kept(tmp_path, *outputs):
 
 @pytest.mark.parametrize(("count", "size", "expected"), [(3, 2, [0, 1]), (2, 5, [0, 1, 0, 1, 0]), (1, 3, [0, 0, 0])])
 def test_a_batch_has_its_size_and_repeats_the_images(count, size, expected):
-    batch = _fill_batch(images(count), size)
+    batch = fill_batch(images(count), size)
     assert batch[:, 0, 0, 0].tolist() == expected
     assert batch.flags["C_CONTIGUOUS"]
 

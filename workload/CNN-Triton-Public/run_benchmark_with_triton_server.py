@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv" / "bin" / "python"
 
 if __name__ == "__main__":
+    if not PYTHON.exists():
+        sys.exit(f"{PYTHON}: not there; run `{ROOT}/script/setup.sh test` once")
     if subprocess.run([PYTHON, "-c", "import pytest"], capture_output=True, check=False).returncode:
         sys.exit(f"{PYTHON}: has no pytest; run `{ROOT}/script/setup.sh test` once")
     command = [str(PYTHON), "-m", "pytest", *sys.argv[1:]]

@@ -68,7 +68,7 @@ def _export(arguments: argparse.Namespace) -> int:
         case = f"test_{workload.slug}_serving_throughput_{arguments.precision}_{network}"
         jobs.append(prepare_job(plan_case(WORKLOAD, case, os.environ, parse_arguments(arguments.rest)), os.environ))
         if jobs[-1].rivals:
-            raise UsageError("ENGINE=auto: a repository is of one engine; name it, such as --engine=onnxruntime")
+            raise UsageError("ENGINE=auto: a repository is of one engine; name it with --engine=NAME")
     before = Service.read(directory) if (directory / SERVICE).is_file() else None
     if before and (before.engine, before.variant) != (jobs[0].engine.name, jobs[0].variant):
         raise UsageError(f"--output {directory}: has models of {before.engine}; give another for {jobs[0].engine.name}")

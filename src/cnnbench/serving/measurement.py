@@ -184,7 +184,7 @@ class ServedMeasurement(Measurement):
         )
 
     def _try(self, spec: WorkerSpec, rate: float, name: str) -> tuple[float, float | None, float]:
-        """Return what the server gets through a second at a rate, the 99th percentile of latency (ms), and what was late.
+        """Return the requests a second at a rate, the 99th percentile of latency (ms), and the share that was sent late.
 
         With the rate 0, as fast as it answers, so many requests at a time as fill it.
         """
@@ -220,10 +220,10 @@ def measurement_of(job: Job, cache: Path) -> MeasurementKind:
         return Measurement
     if job.precision.on_gpu:
         raise SkippedError(f"{job.precision.name}: what runs on a GPU is not proven yet where it is served")
-    if stage_sampler(job.sampler, cache).library is None:
-        reason = stage_sampler(job.sampler, cache).reason
+    sampler = stage_sampler(job.sampler, cache)
+    if sampler.library is None:
         raise SkippedError(
-            f"{job.case.name}: what is served is proven by samples alone, of which there are none: {reason}"
+            f"{job.case.name}: what is served is proven by samples alone; there are none: {sampler.reason}"
         )
     installation = find_installation(job.parameters.triton_server, cache)
     find_libpython()

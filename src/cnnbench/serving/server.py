@@ -120,8 +120,9 @@ def find_libpython() -> Path:
 
 
 class Server:
-    """A server with some models of a repository, and no others that are there: up inside of the block, and gone with all that it made after it.
+    """A server with some models of a repository, and no others that are there.
 
+    It is up inside of the block, and gone with all that it made after it.
     `python`: the models' own, of the engine's environment. `environment`: what the models' processes get. `prefix`: how
     the names of its shared memory begin, and of its clients'.
     """
