@@ -208,11 +208,6 @@ def test_the_highest_rate_within_a_bound_is_found_and_confirmed(tmp_path):
         assert (primary.key, primary.value) == ("Capacity", pytest.approx(capacity[0]["rate_per_s"], rel=0.2))
 
 
-def test_a_bound_that_no_rate_holds_says_so(run_case):
-    done = run_case("capacity", *QUICK, "--latency_bound_ms=0.01", code=3)
-    assert re.search(r"^#INVALID RESULT: LATENCY_BOUND_MS=0.01: at .* requests/s already", done.stdout, re.MULTILINE)
-
-
 @contextmanager
 def endless(tmp_path, *arguments):
     """A run under way, with the processes of its server by their roles."""
@@ -268,11 +263,6 @@ def test_nothing_outlives_the_controller(tmp_path, number):
         controller.communicate(timeout=PATIENCE_S)
     assert controller.returncode == (3 if number == signal.SIGTERM else -signal.SIGKILL)
     assert_nothing_left(controller.pid)
-
-
-def test_more_requests_than_are_ever_answered_end_the_run(run_case):
-    done = run_case("throughput", *ENDLESS, "--request_rate=50000", code=3)
-    assert "#INVALID RESULT: 10000 requests waited for answers: REQUEST_RATE is too high" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_the_output_check_of_accuracy_does_not_grow_with_the_batch(tmp_path, mod
     sizes, images = {"batch_size": 300, "micro_batch_size": 300}, str(tmp_path / "check_images.npy")
     backend = TellingBackend()
     spec = replace(SPEC, **sizes, mode=mode, check_images=images, logs=str(tmp_path))
-    Instance(spec, InstanceSpec(0, [0], []), backend, None)._check_outputs()
+    Instance(spec, InstanceSpec(0, [0], []), backend, None, np.load(spec.check_images))._check_outputs()
     assert backend.batches == [size]
     assert len(np.load(tmp_path / "instance-0" / "check.npy")) == 4
 
@@ -118,7 +118,7 @@ def count_images(monkeypatch, directory, spec):
     spec, control, backend = replace(spec, **paths, warmup_steps=2), ControlBlock.create(directory, 2), TellingBackend()
     control.start_ns = time.monotonic_ns()
     control.stop()
-    instance = Instance(spec, spec.instances[0], backend, None)
+    instance = Instance(spec, spec.instances[0], backend, None, np.load(spec.check_images))
     measured = [np.zeros((spec.batch_size, 8, 8, 3), np.float32)] * 3
     monkeypatch.setattr(instance, "_batches", lambda: iter(measured))
     instance._measure()

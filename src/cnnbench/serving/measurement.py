@@ -184,7 +184,7 @@ class ServedMeasurement(Measurement):
         )
 
     def _try(self, spec: WorkerSpec, rate: float, name: str) -> tuple[float, float | None, float]:
-        """Return the requests a second at a rate, the 99th percentile of latency (ms), and the share that was sent late.
+        """Return the requests a second at a rate, the 99th percentile of latency (ms), and the share sent late.
 
         With the rate 0, as fast as it answers, so many requests at a time as fill it.
         """

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--benchmark_only",
         choices=("true", "false"),
         default="false",
-        help="true: send requests of the model's batch size, and print throughput and latency; false: and ask for its proofs",
+        help="true: send requests of the model's batch size, and print throughput and latency alone",
     )
     group.addoption("--engine", default="onnxruntime", help="what runs the network in the server")
     group.addoption("--seconds", type=float, default=10, help="to measure for")
