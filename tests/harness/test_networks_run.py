@@ -411,9 +411,9 @@ def test_loadgen_sends_what_is_inferred_and_says_of_its_run_what_we_say(run_case
     if done.returncode == 0:
         assert ("Latency mean" in kpis(run)) == (mode == "latency")
     if done.returncode == 0 and scenario == "Offline":
-        assert kpis(run)["LoadGen samples"] == pytest.approx(kpis(run)["Throughput"], rel=0.1)
+        assert kpis(run)["LoadGen samples"] == pytest.approx(kpis(run)["Throughput"], rel=0.5)  # 2 s, maybe disturbed
     if done.returncode == 0 and scenario == "SingleStream":
-        assert kpis(run)["LoadGen p90"] == pytest.approx(kpis(run)["Latency p90"], rel=0.2)
+        assert kpis(run)["LoadGen p90"] == pytest.approx(kpis(run)["Latency p90"], rel=0.5)
     if scenario == "MultiStream":
         assert {size for path in logs.glob("instance-*/step_images.npy") for size in np.load(path)} == {8}
 

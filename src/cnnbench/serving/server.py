@@ -247,7 +247,7 @@ class Server:
         if self._process.exit_code is not None:
             raise InvalidMeasurementError(f"Triton Server has ended: {self._process.describe_end()}")
         for pid in self._models:
-            if not Path(f"/proc/{pid}").exists():
+            if not _is_alive(pid):
                 raise InvalidMeasurementError(f"process {pid} of the served model has ended; its log: {self._log}")
 
     def count(self, model: str) -> ServiceCount:
@@ -268,7 +268,7 @@ class Server:
 
         Where one of them has died it would wait for that in vain.
         """
-        whole = all(Path(f"/proc/{pid}").exists() for pid in self._models)
+        whole = all(map(_is_alive, self._models))
         if self._process.exit_code is None and whole:
             os.kill(self._process.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
@@ -280,6 +280,15 @@ class Server:
     def _remove_regions(self) -> None:
         for path in REGIONS.glob(f"{self.prefix}*"):
             path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether a process runs, and not only waits for somebody to take note of its end."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
 
 
 def remove_orphans() -> None:
