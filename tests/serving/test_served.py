@@ -297,6 +297,13 @@ def test_what_contradicts_itself_is_refused(run_case, mode, options, reason):
     assert "Traceback" not in done.stderr
 
 
+def test_a_dry_run_tells_the_clients_and_what_has_no_effect(run_case):
+    done = run_case("throughput", "--engine=onnxruntime", "--dynamic_batching=False", "--max_batch_size=4", "--dry-run")
+    assert re.search(r"^clients: \d+, CPUs \d", done.stdout, re.MULTILINE)
+    assert "started: Triton Server" in done.stdout
+    assert "note: MAX_BATCH_SIZE=4 has no effect with DYNAMIC_BATCHING=False" in done.stdout
+
+
 def test_a_client_needs_cores_that_the_server_does_without(run_case):
     done = run_case("throughput", f"--client_cores={CORES}", code=77)
     assert f"CLIENT_CORES={CORES}: the server needs cores of its own" in done.stderr

@@ -29,7 +29,7 @@ from cnnbench.engines.registry import Steps, engines, find_engine
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.launch.container import run_engine
-from cnnbench.staging.environments import LOADGEN, lock_path
+from cnnbench.staging.environments import LOADGEN, TRITON_CLIENT, TRITON_SERVER, lock_path
 from cnnbench.staging.inputs import IMAGENET_ARTEFACTS, digest_sources
 
 DATASET_SOURCES = ("embedded", "local", "url")
@@ -44,9 +44,6 @@ SOURCES_LABEL = "cnnbench.sources"
 GRAMINE_LABEL = "cnnbench.gramine"
 """Label of an image that cases run in enclaves in: the version of Gramine that it has, or NO_GRAMINE."""
 NO_GRAMINE = "none"
-
-SERVER_LOCKS = ("triton-server", "triton-client")
-"""The lock files of what serves and of what asks, which images of workloads of serving have."""
 
 CONTROLLER_LOCKS = ("installer", "controller")
 """The lock files of the environment that every image has, by name."""
@@ -90,7 +87,7 @@ class ImageOptions:
         if "SCENARIO" in workload.parameters:
             found[LOADGEN] = ""
         if workload.function == SERVING:
-            found |= dict.fromkeys(SERVER_LOCKS, "")
+            found |= dict.fromkeys((TRITON_SERVER, TRITON_CLIENT), "")
         return found
 
     def check(self) -> None:

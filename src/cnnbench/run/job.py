@@ -72,6 +72,11 @@ class PlannedCase:
         return self.clients or self.plan
 
     @property
+    def held_requests(self) -> int:
+        """How many requests a server's instances compute at once."""
+        return _count_held(self.parameters, self.plan)
+
+    @property
     def sends_freely(self) -> bool:
         """Whether a client sends at moments of its own, without waiting for answers."""
         p = self.parameters
@@ -188,7 +193,7 @@ def plan_case(
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
-    notes = [*notes, *plan.notes]
+    notes = [*notes, *_note_unused(parameters), *plan.notes]
     return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, ranks, clients, tuple(notes))
 
 
@@ -220,6 +225,23 @@ def _plan_queue(parameters: Parameters, plan: Plan) -> Plan:
     if p.request_rate != "":
         raise UsageError(f"SCENARIO={p.scenario}: LoadGen decides when requests are sent; leave out REQUEST_RATE")
     return dataclasses.replace(plan, instances=tuple(dataclasses.replace(one, process=0) for one in plan.instances))
+
+
+def _count_held(parameters: Parameters, plan: Plan) -> int:
+    return len(plan.instances) * max(1, parameters.images_per_execution // parameters.batch_size)
+
+
+def _note_unused(parameters: Parameters) -> list[str]:
+    """Return a note for each setting of a server that has no effect with the others."""
+    p, notes = parameters, []
+    if not p.dynamic_batching:
+        unused = {"MAX_BATCH_SIZE": "auto", "PREFERRED_BATCH_SIZE": "", "MAX_QUEUE_DELAY_US": 0}
+        for name, default in unused.items():
+            if (value := getattr(p, name.lower())) != default:
+                notes.append(f"{name}={value} has no effect with DYNAMIC_BATCHING=False")
+    if p.scenario in ("SingleStream", "MultiStream") and p.target_qps != "":
+        notes.append(f"TARGET_QPS={p.target_qps:g} has no effect with SCENARIO={p.scenario}")
+    return notes
 
 
 def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Plan:
@@ -258,7 +280,7 @@ def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
     cores, _ = reserve_cores(topology, p.client_cores)
     count = 1
     if p.request_rate == "" and p.mode != "capacity":
-        auto = 1 if p.mode == "latency" else 2 * len(plan.instances) * max(1, p.images_per_execution // p.batch_size)
+        auto = 1 if p.mode == "latency" else 2 * _count_held(p, plan)
         count = auto if p.concurrency == "auto" else p.concurrency
     return plan_clients(cores, count)
 
@@ -400,6 +422,9 @@ def describe_case(planned: PlannedCase) -> list[str]:
             f"CPUs {format_cpu_list(instance.cpus)}, sockets {format_cpu_list(instance.sockets)}, "
             f"NUMA nodes {format_cpu_list(instance.nodes)}, {_caches_text(instance)}memory {node}{host}"
         )
+    if planned.clients:
+        cpus = format_cpu_list(planned.clients.instances[0].cpus)
+        lines.append(f"clients: {len(planned.clients.instances)}, CPUs {cpus}")
     return lines + [f"note: {note}" for note in planned.notes]
 
 
@@ -415,6 +440,8 @@ def describe_job(job: Job, cache: Path) -> list[str]:
         lines.append(f"note: ENGINE={AUTO}: a trial will choose out of {names}; below is what {job.engine.name} gets")
     lines.append("environment, beyond the caller's:")
     lines += [f"  {name}={value}" for name, value in engine_environment_of(job, job.variant, cache).items()]
+    if job.clients:
+        return [*lines, "started: Triton Server, whose model's processes are these instances, and a client"]
     lines.append("command lines:")
     if job.ranks:
         python = environment_path(RANKS, cache) / "bin" / "python"

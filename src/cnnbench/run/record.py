@@ -216,7 +216,7 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
         accuracy_time_s=None if p.accuracy_time == "all" else p.accuracy_time,
         clients=planned.clients,
         arrivals=planned.sends_freely,
-        held_requests=len(planned.plan.instances) * max(1, p.images_per_execution // p.batch_size),
+        held_requests=planned.held_requests,
         scenario=p.scenario,
         latency_bound_ms=p.latency_bound_ms if p.mode == "capacity" else None,
         host=host,

@@ -28,13 +28,12 @@ from cnnbench.run.record import CapacitySeen, ServiceCount
 from cnnbench.run.workers import worker_environment
 from cnnbench.serving.repository import VERSION, write_repository
 from cnnbench.serving.server import LOOPBACK, START_S, Installation, Ports, Server, find_installation, find_libpython
-from cnnbench.staging.environments import locked_python
+from cnnbench.staging.environments import TRITON_CLIENT, locked_python
 from cnnbench.staging.sampler import stage_sampler
 from cnnbench.worker.control import ControlBlock
 from cnnbench.worker.served import spec_name
 from cnnbench.worker.spec import Arrivals, InstanceSpec, WorkerSpec
 
-CLIENT_LOCK = "triton-client"
 SEED = 1
 """Of the moments at which requests are sent: the same in every run."""
 TRIAL_S = 3.0
@@ -188,12 +187,11 @@ class ServedMeasurement(Measurement):
 
         With the rate 0, as fast as it answers, so many requests at a time as fill it.
         """
-        p, instances = self._job.parameters, len(self._job.plan.instances)
         needed_s = max(TRIAL_S, math.ceil(MARGIN * LEAST_REQUESTS / rate) if rate else 0)
         with shared_directory() as shared, tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
             asked = self._client_spec(spec, shared, Path(logs), rate)
             if not rate:
-                count = 2 * instances * max(1, p.images_per_execution // p.batch_size)
+                count = 2 * self._job.held_requests
                 asked = replace(asked, instances=[replace(asked.instances[0], index=at) for at in range(count)])
             ControlBlock.create(shared, len(asked.instances))
 
@@ -227,4 +225,4 @@ def measurement_of(job: Job, cache: Path) -> MeasurementKind:
         )
     installation = find_installation(job.parameters.triton_server, cache)
     find_libpython()
-    return partial(ServedMeasurement, client=locked_python(CLIENT_LOCK, cache), installation=installation)
+    return partial(ServedMeasurement, client=locked_python(TRITON_CLIENT, cache), installation=installation)

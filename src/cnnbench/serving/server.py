@@ -23,9 +23,8 @@ from cnnbench.base.signals import uninterrupted
 from cnnbench.base.start import START
 from cnnbench.launch.local import WorkerLaunch, WorkerProcess
 from cnnbench.run.record import ServiceCount
-from cnnbench.staging.environments import locked_python
+from cnnbench.staging.environments import TRITON_SERVER, locked_python
 
-LOCK = "triton-server"
 LOOPBACK = "127.0.0.1"
 START_S = 120.0
 """How long a server may take until it is ready: loading a network takes most of it."""
@@ -93,7 +92,7 @@ def find_installation(program: str, cache: Path) -> Installation:
         if not backend.is_dir():
             raise UsageError(f"TRITON_SERVER={program}: has no Python backend in {backend}; install it with it")
         return Installation(path, backend, backend / "triton_python_backend_stub")
-    environment = locked_python(LOCK, cache).parents[1]
+    environment = locked_python(TRITON_SERVER, cache).parents[1]
     found = list(environment.glob("lib/python*/site-packages/pytriton/tritonserver/bin/tritonserver"))
     if not found:
         raise CnnbenchError(f"{environment}: has no tritonserver; remove it, and it is made anew")

@@ -14,6 +14,9 @@ RANKS = "mpi-ranks"
 LOADGEN = "loadgen"
 """The lock file of MLPerf's LoadGen."""
 
+TRITON_SERVER, TRITON_CLIENT = "triton-server", "triton-client"
+"""The lock files of what serves, and of what asks it."""
+
 
 def lock_path(lock: str) -> Path:
     """Return the file of a lock's name."""
