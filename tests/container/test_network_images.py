@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get(CHOSEN), reason=f"takes minutes: set {CHOSEN}=1 to make these images"),
 ]
 
-WORKLOADS = ("CNN-PyTorch-Public", "ResNet50-FP8-Public", "ResNet50-Compiled-Public")
+WORKLOADS = ("CNN-PyTorch-Public", "ResNet50-FP8-Public", "ResNet50-Compiled-Public", "CNN-Triton-Public")
 DATA = ROOT / "workload" / "ResNet50-FP8-Public" / "data"
 
 
@@ -93,7 +93,8 @@ def given_network(engine_cache, pytorch_python, tmp_path_factory):
 def run_case(release, tmp_path):
     def run(name, words, *arguments):
         directory = ROOT / "workload" / name
-        case = f"test_{load_workload(directory).slug}_inference_{words}"
+        workload = load_workload(directory)
+        case = f"test_{workload.slug}_{workload.function}_{words}"
         command = ["--workload", str(directory), "--case", case, "--logs-root", str(tmp_path), *arguments]
         options = ["--backend", "docker", "--container-cli", " ".join(CLI), "--release", release]
         done = subprocess.run(
@@ -191,6 +192,15 @@ def test_an_image_without_pytorch_serves_what_was_compiled_before(base_with_pyto
     finally:
         for one in reversed(images.values()):
             ask("rmi", one.reference)
+
+
+def test_a_network_is_served_in_a_container(run_case):
+    options = ("--engine=onnxruntime", "--min_time=4", "--max_time=6")
+    done, logs = run_case("CNN-Triton-Public", "throughput_avx_fp32_mobilenet_v3_small", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(logs)
+    assert {"client's pinning", "requests", "precision"} <= {one.name for one in run.criteria if one.passed}
+    assert run.facts["Triton Server"]
 
 
 @pytest.mark.parametrize("engine_name", ["onnxruntime", "openvino"])
