@@ -300,7 +300,7 @@ def test_what_contradicts_itself_is_refused(run_case, mode, options, reason):
 def test_a_dry_run_tells_the_clients_and_what_has_no_effect(run_case):
     done = run_case("throughput", "--engine=onnxruntime", "--dynamic_batching=False", "--max_batch_size=4", "--dry-run")
     assert re.search(r"^clients: \d+, CPUs \d", done.stdout, re.MULTILINE)
-    assert "started: Triton Server" in done.stdout
+    assert "would start: Triton Server" in done.stdout
     assert "note: MAX_BATCH_SIZE=4 has no effect with DYNAMIC_BATCHING=False" in done.stdout
 
 

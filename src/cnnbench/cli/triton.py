@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,9 +16,10 @@ from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.workload import load_workload
 from cnnbench.engines.registry import find_engine
 from cnnbench.launch.local import split_environment
+from cnnbench.machine.topology import format_cpu_list
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import engine_environment_of, plan_case, prepare_job
-from cnnbench.serving.repository import SERVICE, Service, export_model
+from cnnbench.serving.repository import SERVICE, Service, export_model, model_name
 from cnnbench.serving.server import LOOPBACK, START_S, Ports, Server, find_installation
 from cnnbench.staging.environments import engine_python
 
@@ -78,7 +80,11 @@ def _export(arguments: argparse.Namespace) -> int:
     names = list(dict.fromkeys([*(before.models if before else ()), *names]))
     service = Service(engine=jobs[0].engine.name, variant=jobs[0].variant, environment=environment, models=tuple(names))
     (directory / SERVICE).write_text(service.model_dump_json(indent=1), encoding="utf-8")
-    print(f"{directory}: {', '.join(names)} on {service.engine}")
+    for note in dict.fromkeys(note for job in jobs for note in job.notes):
+        print(f"cnnbench: {note}", file=sys.stderr)
+    for job in jobs:
+        cpus = format_cpu_list(job.plan.cpus)
+        print(f"{directory}: {job.parameters.topology} as {model_name(job.parameters)}, {service.engine}, CPUs {cpus}")
     return 0
 
 

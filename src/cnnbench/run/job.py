@@ -97,6 +97,9 @@ class PlannedCase:
         """The parameters as they take effect here, by name."""
         values = {name: getattr(self.parameters, name.lower()) for name in self.workload.parameters}
         values |= {"INSTANCES": len(self.plan.instances), "CORES_PER_INSTANCE": self.plan.cores_per_instance}
+        if self.clients:
+            values["MAX_BATCH_SIZE"] = self.parameters.images_per_execution
+            values["CONCURRENCY"] = None if self.sends_freely else len(self.clients.instances)
         return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
 
     @property
@@ -441,7 +444,7 @@ def describe_job(job: Job, cache: Path) -> list[str]:
     lines.append("environment, beyond the caller's:")
     lines += [f"  {name}={value}" for name, value in engine_environment_of(job, job.variant, cache).items()]
     if job.clients:
-        return [*lines, "started: Triton Server, whose model's processes are these instances, and a client"]
+        return [*lines, "would start: Triton Server, whose model's processes are these instances, and a client"]
     lines.append("command lines:")
     if job.ranks:
         python = environment_path(RANKS, cache) / "bin" / "python"

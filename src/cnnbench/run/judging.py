@@ -74,6 +74,9 @@ def _judge_measured(run: Measured) -> RunResult:
     record, plan, results = run.record, run.plan, run.results
     planned = len(run.measuring.instances) + (len(plan.instances) if record.clients else 0)
     survival = validity.judge_survival(planned, len(results) + len(run.served))
+    if survival.passed and record.clients:
+        found = f"{len(run.served)} of {len(plan.instances)} finished, and {len(results)} of {len(results)} clients"
+        survival = survival.model_copy(update={"found": found})
     if not survival.passed:
         return _finish(run, results, [], [survival], {})
     kpis, criteria = compute_kpis(run), [survival, *_judge_figures(run)]
