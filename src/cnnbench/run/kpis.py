@@ -191,12 +191,12 @@ def _requests(run: Measured) -> float | None:
 
 
 def _per_request(name: str, run: Measured) -> float | None:
-    service = run.service if run.record.clients else None
+    service = run.service
     return getattr(service, name) / 1e6 / service.requests if service and service.requests else None
 
 
 def _executed_batch(run: Measured) -> float | None:
-    service = run.service if run.record.clients else None
+    service = run.service
     return service.images / service.executions if service and service.executions else None
 
 

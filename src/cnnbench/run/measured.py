@@ -233,6 +233,8 @@ class Measured:
     @cached_property
     def service(self) -> ServiceCount | None:
         """What a server did while it was measured; None where nothing is served."""
+        if self.record.clients is None:
+            return None
         first, last = (look.served for look in self._looks)
         if first is None or last is None:
             return None
