@@ -209,12 +209,21 @@ class Parameters(BaseModel):
         "network",
         "",
         "have MLPerf's LoadGen send what is inferred, by its rules: for latency SingleStream or MultiStream, for "
-        "throughput Server or Offline",
+        "throughput Server or Offline, for accuracy any",
     )
     target_qps: Annotated[float, Field(ge=0.001, le=10_000_000)] | Literal[""] = _of(
-        "network", "", "SCENARIO=Server: queries a second; Offline: samples expected, empty: as it warms up"
+        "network",
+        "",
+        "SCENARIO=Server: queries a second; Offline: samples expected; empty: the highest rate of Server found to be "
+        "VALID, and for Offline as it warms up",
     )
     user_conf: str = _of("network", "", "LoadGen's settings, as submissions have them: a user.conf", path=True)
+    audit: Literal["", "TEST01", "TEST04", "TEST05"] = _of(
+        "network",
+        "",
+        "have LoadGen run once more, as submissions are audited, and compare: TEST01 logs answers, TEST04 sends one "
+        "sample again and again, TEST05 draws others",
+    )
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = _of(
         "network", "auto", "images the network takes at once, of which BATCH_SIZE is a multiple; auto: BATCH_SIZE"
     )

@@ -25,11 +25,12 @@ from cnnbench.launch.gramine import read_wrap_key
 from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.launch.local import engine_environment, split_environment, worker_command
 from cnnbench.launch.mpi import Ranks, find_mpirun, is_root, mpirun_command, plan_ranks
-from cnnbench.launch.plan import PlanRequest, plan_clients, plan_instances, reserve_cores
+from cnnbench.launch.plan import PlanRequest, plan_instances, reserve_cores
 from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_program
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
-from cnnbench.machine.topology import Topology, format_cpu_list, read_topology
+from cnnbench.machine.topology import format_cpu_list, read_topology
 from cnnbench.run.compatibility import check_engine, check_network_case
+from cnnbench.run.requests import count_held, note_unused, plan_queue, plan_requests
 from cnnbench.staging.environments import (
     RANKS,
     environment_path,
@@ -39,7 +40,6 @@ from cnnbench.staging.environments import (
 from cnnbench.staging.inputs import require_image_set
 from cnnbench.staging.sampler import Sampler, find_sampler
 from cnnbench.staging.stage import staged_path
-from cnnbench.worker.loadgen import MULTI_STREAM, has_target
 
 PLATFORM_VARIABLE = "PLATFORM"
 """Environment variable: the platform whose declaration the case comes from; cmake sets it, and `docker run -e` can."""
@@ -74,7 +74,7 @@ class PlannedCase:
     @property
     def held_requests(self) -> int:
         """How many requests a server's instances compute at once."""
-        return _count_held(self.parameters, self.plan)
+        return count_held(self.parameters, self.plan)
 
     @property
     def sends_freely(self) -> bool:
@@ -180,10 +180,10 @@ def plan_case(
         ),
     )
     if parameters.scenario:
-        plan = _plan_queue(parameters, plan)
-    elif parameters.user_conf or parameters.target_qps != "":
-        raise UsageError("USER_CONF, TARGET_QPS: are LoadGen's; give SCENARIO, or leave them out")
-    clients = _plan_clients(parameters, plan, whole) if serving else None
+        plan = plan_queue(parameters, plan)
+    elif parameters.user_conf or parameters.target_qps != "" or parameters.audit:
+        raise UsageError("USER_CONF, TARGET_QPS, AUDIT: are LoadGen's; give SCENARIO, or leave them out")
+    clients = plan_requests(parameters, plan, whole) if serving else None
     ranks = None
     if parameters.mpi:
         ranks, plan = plan_ranks(plan, topology, parameters.num_mpi or None, parameters.hostfile)
@@ -196,96 +196,8 @@ def plan_case(
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
-    notes = [*notes, *_note_unused(parameters), *plan.notes]
+    notes = [*notes, *note_unused(parameters), *plan.notes]
     return PlannedCase(workload, case, asked, parameters, precision, engine, cpu, plan, ranks, clients, tuple(notes))
-
-
-def _plan_queue(parameters: Parameters, plan: Plan) -> Plan:
-    """Return a plan with all instances in one process, where LoadGen's queries wait; raise UsageError for no scenario.
-
-    Whose clients they are, where a network is served, are in one process in any case.
-    """
-    p = parameters
-    allowed = {"throughput": ("Offline", "Server"), "latency": ("SingleStream", "MultiStream")}
-    if p.scenario not in allowed.get(p.mode, ()):
-        modes = "; ".join(f"MODE={mode}: {', '.join(names)}" for mode, names in allowed.items())
-        raise UsageError(f"SCENARIO={p.scenario}: is none of a case of {p.mode}; there are {modes}")
-    if p.mpi:
-        raise UsageError(f"SCENARIO={p.scenario}: its queries wait in one process, which MPI has not; leave out MPI")
-    if p.data_type != "dummy":
-        raise UsageError(
-            f"SCENARIO={p.scenario}: LoadGen chooses the images, so DATA_TYPE={p.data_type} has no meaning"
-        )
-    if p.user_conf and not Path(p.user_conf).is_file():
-        raise UsageError(f"USER_CONF={p.user_conf}: no such file")
-    config = Path(p.user_conf).read_text(encoding="utf-8", errors="replace") if p.user_conf else ""
-    if p.scenario == "Server" and p.target_qps == "" and not has_target(config, "Server"):
-        raise UsageError("SCENARIO=Server: needs TARGET_QPS, the queries a second; begin with half of the throughput")
-    if p.engine == AUTO:
-        raise UsageError(f"SCENARIO={p.scenario}: needs an ENGINE by name; each trial of auto would be a whole run")
-    if p.device_iterations > 1:
-        raise UsageError(f"SCENARIO={p.scenario}: not with DEVICE_ITERATIONS; leave it out")
-    if p.request_rate != "":
-        raise UsageError(f"SCENARIO={p.scenario}: LoadGen decides when requests are sent; leave out REQUEST_RATE")
-    return dataclasses.replace(plan, instances=tuple(dataclasses.replace(one, process=0) for one in plan.instances))
-
-
-def _count_held(parameters: Parameters, plan: Plan) -> int:
-    return len(plan.instances) * max(1, parameters.images_per_execution // parameters.batch_size)
-
-
-def _note_unused(parameters: Parameters) -> list[str]:
-    """Return a note for each setting of a server that has no effect with the others."""
-    p, notes = parameters, []
-    if not p.dynamic_batching:
-        unused = {"MAX_BATCH_SIZE": "auto", "PREFERRED_BATCH_SIZE": "", "MAX_QUEUE_DELAY_US": 0}
-        for name, default in unused.items():
-            if (value := getattr(p, name.lower())) != default:
-                notes.append(f"{name}={value} has no effect with DYNAMIC_BATCHING=False")
-    if p.scenario in ("SingleStream", "MultiStream") and p.target_qps != "":
-        notes.append(f"TARGET_QPS={p.target_qps:g} has no effect with SCENARIO={p.scenario}")
-    return notes
-
-
-def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Plan:
-    """Return the clients of a case of serving; raise UsageError for settings that contradict each other."""
-    p = parameters
-    if p.max_batch_size != "auto" and p.max_batch_size < p.batch_size:
-        raise UsageError(f"MAX_BATCH_SIZE={p.max_batch_size}: requests are of BATCH_SIZE={p.batch_size} images")
-    if p.request_rate != "" and p.concurrency != "auto":
-        raise UsageError(f"REQUEST_RATE={p.request_rate:g}: decides when requests are sent; leave out CONCURRENCY")
-    if p.mode == "capacity":
-        decided = {"REQUEST_RATE": "", "CONCURRENCY": "auto", "STEPS": "auto"}
-        for name, open_value in decided.items():
-            if (value := getattr(p, name.lower())) != open_value:
-                raise UsageError(f"{name}={_text(value)}: a case of capacity finds what it takes; leave it out")
-    if p.engine == AUTO and p.mode == "capacity":
-        raise UsageError("ENGINE=auto: trials of 5 s cannot tell, as whole runs would be needed; name the engine")
-    if p.scenario == "MultiStream" and p.images_per_execution < MULTI_STREAM:
-        raise UsageError(f"SCENARIO=MultiStream: needs MAX_BATCH_SIZE={MULTI_STREAM} or more, the images of a query")
-    if p.protocol == "http" and (p.request_rate != "" or p.mode == "capacity"):
-        raise UsageError("PROTOCOL=http: has one request under way on a connection, and waits for it; give grpc")
-    if p.data_type == "real":
-        raise UsageError("DATA_TYPE=real: a client sends images that are decoded already; give dummy or generated")
-    if p.shared_memory and p.request_rate != "":
-        raise UsageError("SHARED_MEMORY=True: a region is read until its request is answered; leave out REQUEST_RATE")
-    if p.shared_memory and p.mode == "capacity":
-        raise UsageError("SHARED_MEMORY=True: not with a case of capacity, whose requests do not wait for each other")
-    sizes = [
-        size
-        for size in p.preferred_batch_size.split()
-        if not size.isdecimal() or not 0 < int(size) <= p.images_per_execution
-    ]
-    if sizes:
-        raise UsageError(
-            f"PREFERRED_BATCH_SIZE={p.preferred_batch_size}: {sizes[0]} must be 1 to {p.images_per_execution} images"
-        )
-    cores, _ = reserve_cores(topology, p.client_cores)
-    count = 1
-    if p.request_rate == "" and p.mode != "capacity":
-        auto = 1 if p.mode == "latency" else 2 * _count_held(p, plan)
-        count = auto if p.concurrency == "auto" else p.concurrency
-    return plan_clients(cores, count)
 
 
 def _check_wrap_key(key: str, workload: Workload) -> None:

@@ -106,6 +106,8 @@ def _judge_figures(run: Measured) -> list[Criterion]:
         criteria += _judge_clients(run)
     if run.loadgen is not None:
         criteria.append(validity.judge_loadgen(run.loadgen.valid, run.loadgen.reasons))
+    if run.audit is not None:
+        criteria.append(validity.judge_audit(run.audit))
     if run.proof or run.sampled:
         criteria.append(validity.judge_precision(run.precision, run.proof, run.sampled))
     if run.agreement is not None:

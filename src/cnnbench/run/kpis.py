@@ -106,7 +106,8 @@ def _spread(run: Measured) -> float | None:
 
 
 def _input_wait(run: Measured) -> float | None:
-    return 100 * stats.input_wait_share(run.steps, run.window) if run.record.reads_images else None
+    waits = run.record.reads_images and not run.record.scenario  # what waits for LoadGen's queries waits for no input
+    return 100 * stats.input_wait_share(run.steps, run.window) if waits else None
 
 
 def _other_load(run: Measured) -> float | None:
@@ -204,8 +205,24 @@ def _client_load(run: Measured) -> float | None:
     return None if run.client_share is None else 100 * run.client_share
 
 
+def _server_memory(run: Measured) -> float | None:
+    return run.service.resident_bytes / 2**20 if run.service and run.service.resident_bytes else None
+
+
+def _server_growth(run: Measured) -> float | None:
+    return None if run.server_growth is None else 100 * run.server_growth
+
+
+def _p99_drift(run: Measured) -> float | None:
+    return None if run.record.clients is None or run.p99_drift is None else 100 * run.p99_drift
+
+
 def _loadgen(name: str, run: Measured) -> float | None:
     return run.loadgen.figures.get(name) if run.loadgen else None
+
+
+def _loadgen_top1(run: Measured) -> float | None:
+    return None if run.loadgen_top1 is None else 100 * run.loadgen_top1
 
 
 def _late_requests(run: Measured) -> float | None:
@@ -228,9 +245,13 @@ TABLE: tuple[KpiKind, ...] = (
     KpiKind("Executed batch", "images", "neither", _executed_batch),
     KpiKind("Client load", "%", "lower", _client_load),
     KpiKind("Late requests", "%", "lower", _late_requests),
+    KpiKind("Latency p99 drift", "%", "neither", _p99_drift),
+    KpiKind("Server memory", "MiB", "lower", _server_memory),
+    KpiKind("Server memory growth", "%", "neither", _server_growth),
     KpiKind("LoadGen samples", "samples/s", "higher", partial(_loadgen, "samples_per_s")),
     KpiKind("LoadGen p90", "ms", "lower", partial(_loadgen, "p90_ms")),
     KpiKind("LoadGen p99", "ms", "lower", partial(_loadgen, "p99_ms")),
+    KpiKind("LoadGen top-1", "%", "higher", _loadgen_top1),
     KpiKind("Throughput drift", "%", "neither", _drift),
     KpiKind("Throughput spread", "%", "lower", _spread),
     KpiKind("Input wait", "%", "lower", _input_wait),

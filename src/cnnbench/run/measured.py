@@ -26,7 +26,7 @@ from cnnbench.proof.samples import SampledProof, count_samples
 from cnnbench.proof.trace import read_trace
 from cnnbench.proof.verdict import Agreement, compare_outputs
 from cnnbench.results import stats
-from cnnbench.results.loadgen import LoadGenSummary, read_summary
+from cnnbench.results.loadgen import AUDITS, LoadGenAudit, LoadGenSummary, read_answers, read_summary
 from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.results.steps import COLUMNS
 from cnnbench.run.record import (
@@ -41,10 +41,12 @@ from cnnbench.run.record import (
     read_results,
     reading,
 )
-from cnnbench.worker.loadgen import LOADGEN, STEP_IMAGES, SUMMARY
+from cnnbench.worker.loadgen import ANSWERS, LOADGEN, STEP_IMAGES, SUMMARY
 
 CLIENT, SERVER = "client", "server"
 """The directories of a run's logs that a server's clients leave theirs in, and a server itself."""
+AUDIT, AUDITED_ANSWERS = "audit", "audit/accuracy"
+"""The directories of an audit's own run of LoadGen, and of one whose answers are held against it."""
 METADATA = "metadata.json"
 """What a server says of itself, there."""
 LATE_MS = 1.0
@@ -242,7 +244,26 @@ class Measured:
         totals = {
             name: getattr(last, name) - getattr(first, name) for name in ServiceCount.model_fields if name != "batches"
         }
+        totals["resident_bytes"] = last.resident_bytes
         return ServiceCount(**totals, batches={size: count for size, count in sorted(batches.items()) if count})
+
+    @property
+    def server_growth(self) -> float | None:
+        """What a server's memory has grown by while it was measured, as a share of what it was; None without one."""
+        first, last = (look.served for look in self._looks)
+        if not first or not last or not first.resident_bytes:
+            return None
+        return last.resident_bytes / first.resident_bytes - 1
+
+    @cached_property
+    def p99_drift(self) -> float | None:
+        """What the 99th percentile of latency has grown by from the first third of the requests to the last."""
+        third = len(self.times_ms) // 3
+        first, last = (
+            stats.percentiles(times).get(99)
+            for times in (self.times_ms[:third], self.times_ms[len(self.times_ms) - third :])
+        )
+        return last / first - 1 if first and last else None
 
     @cached_property
     def kept_up(self) -> tuple[int, int]:
@@ -258,6 +279,30 @@ class Measured:
         path = self._measured / LOADGEN / SUMMARY
         with reading(path):
             return read_summary(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def loadgen_top1(self) -> float | None:
+        """The share of images whose label LoadGen has logged as the answer; None where it did not ask for answers."""
+        if self.loadgen is None or not self.is_accuracy:
+            return None
+        path = self._measured / LOADGEN / ANSWERS
+        with reading(path):
+            best = read_answers(path)
+            classes = {sample: int.from_bytes(bytes.fromhex(answer), "little") for sample, answer in best.items()}
+            return float(np.mean([classes[sample] == label for sample, label in enumerate(self._labels)]))
+
+    @cached_property
+    def audit(self) -> LoadGenAudit | None:
+        """How the run that audits this one compares with it; None where there was none."""
+        if self.loadgen is None or not self.record.audit:
+            return None
+        directory, other = self.directory / AUDIT / LOADGEN, self.directory / AUDITED_ANSWERS / LOADGEN
+        with reading(directory):
+            audited = read_summary((directory / SUMMARY).read_text(encoding="utf-8"))
+            answers = None
+            if AUDITS[self.record.audit].answers:
+                answers = read_answers(directory / ANSWERS), read_answers(other / ANSWERS)
+            return LoadGenAudit.compare(self.record.audit, self.loadgen, audited, answers)
 
     @cached_property
     def late_share(self) -> float | None:

@@ -5,6 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -39,11 +40,13 @@ from cnnbench.run.facts import host_facts
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job, ranks_command
 from cnnbench.run.judging import judge_run
+from cnnbench.run.loadgen import find_target, run_audit
 from cnnbench.run.measured import CLIENT, Measured, images_of_steps
 from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, ServiceCount, describe_run, read_record, read_seen
 from cnnbench.run.workers import share_images, trace_spec, worker_environment, worker_specs
 from cnnbench.staging.sampler import NO_SAMPLER
 from cnnbench.worker.control import ControlBlock
+from cnnbench.worker.loadgen import LoadGenSpec
 from cnnbench.worker.spec import WorkerSpec
 
 DEFAULT_HANG_S = 300.0
@@ -151,6 +154,7 @@ class Measurement:
         assert self._job.clients is None, "a job of serving needs its server"
         parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
+        specs[0] = replace(specs[0], loadgen=self._settle_loadgen(specs[0].loadgen))
         ControlBlock.create(shared, len(self._job.measuring.instances))
         timed = parameters.steps == "auto" and not parameters.scenario
         if parameters.mode == "accuracy":
@@ -174,6 +178,30 @@ class Measurement:
         )
         if specs[0].tells and not self._is_decided():
             self._trace(specs[0])
+        self._audit(specs[0].loadgen)
+
+    def _settle_loadgen(self, spec: LoadGenSpec | None) -> LoadGenSpec | None:
+        """Return how LoadGen is to run, with the rate of Server found where nobody has said one."""
+        if spec is None or spec.scenario != "Server" or spec.accuracy or spec.has_target:
+            return spec
+        found = find_target(spec, self._run_loadgen)
+        self._writer.add(found)
+        return replace(spec, target_rate=found.rate_per_s)
+
+    def _audit(self, spec: LoadGenSpec | None) -> None:
+        """Audit what LoadGen has run, where that is asked for."""
+        if spec is not None and (name := self._job.parameters.audit):
+            run_audit(spec, name, self._logs, self._run_loadgen)
+
+    def _run_loadgen(self, loadgen: LoadGenSpec, logs: Path, name: str) -> None:
+        """Run LoadGen once more, beside the run that counts."""
+        with shared_directory() as shared:
+            (spec,) = worker_specs(self._job, self._inputs, self._run_id, shared, logs)
+            spec = replace(spec, loadgen=loadgen, sampling=None, tells=False)
+            ControlBlock.create(shared, len(spec.instances))
+            launch = self._write_launch(spec, logs / "process-0", worker_environment(self._job, spec, NO_SAMPLER))
+            progress = Progress(name, None, "steps")
+            run_workers([launch], shared, Limits(None, self._hang_s), progress, lambda _pids: None)
 
     def _is_decided(self) -> bool:
         """Tell whether what was sampled and told while measuring decides about the precision."""

@@ -54,7 +54,7 @@ class Record(_Model):
     server whose instances the plan has; None where nothing is served. `arrivals`: whether they send at moments of their
     own, without waiting for answers. `held_requests`: how many a server's instances compute at once.
     `latency_bound_ms`: of the 99th percentile, where that is judged. `scenario`: of LoadGen; empty where it sends
-    nothing. `host`, `inputs`: facts.
+    nothing. `audit`: the name of the one that repeats it; empty for none. `host`, `inputs`: facts.
     """
 
     schema_version: Literal[1] = 1
@@ -83,6 +83,7 @@ class Record(_Model):
     held_requests: int = 0
     latency_bound_ms: float | None = None
     scenario: str = ""
+    audit: str = ""
     host: dict[str, str]
     inputs: dict[str, str]
 
@@ -98,7 +99,8 @@ class CeilingSeen(_Model):
 class ServiceCount(_Model):
     """What a server has counted so far of its model; times are sums over requests (ns).
 
-    `batches`: how often the network was handed so many images at once.
+    `batches`: how often the network was handed so many images at once. `resident_bytes`: what the server and the
+    processes of its models have in memory at that moment.
     """
 
     requests: int
@@ -110,6 +112,7 @@ class ServiceCount(_Model):
     compute_ns: int
     output_ns: int
     batches: dict[int, int]
+    resident_bytes: int = 0
 
 
 class Look(_Model):
@@ -218,6 +221,7 @@ def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str
         arrivals=planned.sends_freely,
         held_requests=planned.held_requests,
         scenario=p.scenario,
+        audit=p.audit,
         latency_bound_ms=p.latency_bound_ms if p.mode == "capacity" else None,
         host=host,
         inputs=input_facts(inputs),

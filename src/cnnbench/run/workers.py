@@ -84,8 +84,8 @@ def _loadgen(job: Job, inputs: Inputs) -> LoadGenSpec | None:
     p = job.parameters
     if not p.scenario:
         return None
-    least_ms = int(p.min_time * 1000) if p.case_type == "gated" else 0
-    return LoadGenSpec(str(inputs.loadgen), p.scenario, float(p.target_qps or 0), least_ms, p.user_conf)
+    least_ms, accuracy = int(p.min_time * 1000) if p.case_type == "gated" else 0, p.mode == "accuracy"
+    return LoadGenSpec(str(inputs.loadgen), p.scenario, float(p.target_qps or 0), least_ms, p.user_conf, accuracy)
 
 
 def _sampling(job: Job, threads: int) -> Sampling:

@@ -5,7 +5,6 @@ moments of their own, it is one thread that sends and does not wait.
 """
 
 import json
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,29 +23,22 @@ from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
 from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER
 from cnnbench.run.measurement import Measurement, MeasurementKind
-from cnnbench.run.record import CapacitySeen, ServiceCount
+from cnnbench.run.rates import search_rate, trial_s
+from cnnbench.run.record import ServiceCount
 from cnnbench.run.workers import worker_environment
 from cnnbench.serving.repository import VERSION, write_repository
 from cnnbench.serving.server import LOOPBACK, START_S, Installation, Ports, Server, find_installation, find_libpython
 from cnnbench.staging.environments import TRITON_CLIENT, locked_python
 from cnnbench.staging.sampler import stage_sampler
 from cnnbench.worker.control import ControlBlock
+from cnnbench.worker.loadgen import LoadGenSpec
 from cnnbench.worker.served import spec_name
 from cnnbench.worker.spec import Arrivals, InstanceSpec, WorkerSpec
 
 SEED = 1
 """Of the moments at which requests are sent: the same in every run."""
-TRIAL_S = 3.0
-"""How long a rate is tried at the least; longer where that is needed for a 99th percentile."""
-LEAST_REQUESTS = stats.PERCENTILE_FLOORS[99]
-MARGIN = 1.1
-"""More requests are waited for than the percentile needs, as those at the ends do not count."""
-TRIALS = 7
-"""How many rates are tried: each halves what is open between the lowest too high and the highest that is not."""
 ATTEMPTS = 3
 """How often a rate is tried at the most, where requests were sent late."""
-LEAST_SHARE = 0.05
-"""Of what a closed loop gets through: where that rate is over the bound, there is no capacity to tell."""
 
 
 class ServedMeasurement(Measurement):
@@ -58,6 +50,7 @@ class ServedMeasurement(Measurement):
         super().__init__(job, inputs, logs, hang_s)
         self._client, self._installation = client, installation
         self._server: Server | None = None
+        self._served: WorkerSpec | None = None
         self._model = ""
 
     def _launch(self, shared: Path) -> None:
@@ -74,17 +67,26 @@ class ServedMeasurement(Measurement):
         start_s = min(START_S, self._hang_s)
         names = [self._model]
         with Server(self._installation, repository, names, ports, python, environment, log, start_s) as server:
-            self._server = server
+            self._server, self._served = server, spec
             (directory / METADATA).write_text(json.dumps(server.metadata), encoding="utf-8")
             rate = float(job.parameters.request_rate or 0)
             if job.parameters.mode == "capacity":
                 rate = self._find_rate(spec)
             asked = self._client_spec(spec, shared, self._logs / CLIENT, rate)
+            asked = replace(asked, loadgen=self._settle_loadgen(asked.loadgen))
             ControlBlock.create(shared, len(asked.instances))
             timed = job.parameters.steps == "auto" and not job.parameters.scenario
             limits = Limits(self._enough if timed else None, self._hang_s)
             self._run_client(asked, shared, limits, self._progress(), self._look_at_all)
+            self._audit(asked.loadgen)
             server.check()
+
+    def _run_loadgen(self, loadgen: LoadGenSpec, logs: Path, name: str) -> None:
+        assert self._served is not None
+        with shared_directory() as shared:
+            asked = replace(self._client_spec(self._served, shared, logs, 0), loadgen=loadgen)
+            ControlBlock.create(shared, len(asked.instances))
+            self._run_client(asked, shared, Limits(None, self._hang_s), Progress(name, None, "steps"))
 
     def _run_client(
         self,
@@ -147,25 +149,23 @@ class ServedMeasurement(Measurement):
 
     def _find_rate(self, spec: WorkerSpec) -> float:
         """Return the highest rate of those tried whose 99th percentile is within the bound; raise where none is."""
-        p = self._job.parameters
-        (most, _, _), trials = self._try(spec, 0, "as fast as it answers"), []
-        low, high = 0.0, most
-        for number in range(TRIALS):
-            tried = (low + high) / 2
-            p99 = self._try_undisturbed(spec, tried, f"{tried:.4g} requests/s, {number + 1} of {TRIALS} rates")
-            good = p99 is not None and p99 <= p.latency_bound_ms
-            trials.append((tried, p99, good))
-            low, high = (tried, high) if good else (low, tried)
-            if high < LEAST_SHARE * most:
-                break
-        self._writer.add(CapacitySeen(rate_per_s=low, trials=tuple(trials)))
-        if not low:
-            found = "could not be told" if p99 is None else f"is {p99:.4g} ms"
+        bound_ms = self._job.parameters.latency_bound_ms
+        most, _, _ = self._try(spec, 0, "as fast as it answers")
+
+        def attempt(rate: float, name: str) -> tuple[float | None, bool]:
+            p99 = self._try_undisturbed(spec, rate, name)
+            return p99, p99 is not None and p99 <= bound_ms
+
+        found = search_rate(most, attempt)
+        self._writer.add(found)
+        if not found.rate_per_s:
+            tried, p99, _ = found.trials[-1]
+            told = "could not be told" if p99 is None else f"is {p99:.4g} ms"
             raise InvalidMeasurementError(
-                f"LATENCY_BOUND_MS={p.latency_bound_ms:g}: at {tried:.3g} requests/s already, the 99th percentile of "
-                f"latency {found}: raise the bound, or give smaller requests or a faster network"
+                f"LATENCY_BOUND_MS={bound_ms:g}: at {tried:.3g} requests/s already, the 99th percentile of latency "
+                f"{told}: raise the bound, or give smaller requests or a faster network"
             )
-        return low
+        return found.rate_per_s
 
     def _try_undisturbed(self, spec: WorkerSpec, rate: float, name: str) -> float | None:
         """Return the 99th percentile of latency (ms) at a rate, of a trial whose requests were sent when they were due.
@@ -187,7 +187,7 @@ class ServedMeasurement(Measurement):
 
         With the rate 0, as fast as it answers, so many requests at a time as fill it.
         """
-        needed_s = max(TRIAL_S, math.ceil(MARGIN * LEAST_REQUESTS / rate) if rate else 0)
+        needed_s = trial_s(rate)
         with shared_directory() as shared, tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
             asked = self._client_spec(spec, shared, Path(logs), rate)
             if not rate:

@@ -24,6 +24,7 @@ from cnnbench.base.start import START
 from cnnbench.launch.local import WorkerLaunch, WorkerProcess
 from cnnbench.run.record import ServiceCount
 from cnnbench.staging.environments import TRITON_SERVER, locked_python
+from cnnbench.worker.process import read_resident_bytes
 
 LOOPBACK = "127.0.0.1"
 START_S = 120.0
@@ -250,9 +251,13 @@ class Server:
                 raise InvalidMeasurementError(f"process {pid} of the served model has ended; its log: {self._log}")
 
     def count(self, model: str) -> ServiceCount:
-        """Return what it has counted of a model."""
+        """Return what it has counted of a model, and what it and its models have in memory."""
         found = self._read(f"/v2/models/{model}/stats")
-        return read_count(found["model_stats"][0])
+        try:
+            resident = sum(map(read_resident_bytes, self.pids()))
+        except OSError as error:
+            raise InvalidMeasurementError(f"a process of Triton Server's has ended: {error}") from error
+        return read_count(found["model_stats"][0]).model_copy(update={"resident_bytes": resident})
 
     def _read(self, path: str) -> dict[str, Any]:
         try:

@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ STEP_IMAGES = "step_images.npy"
 """The file of an instance's logs that says how many images each of its steps had."""
 MULTI_STREAM = 8
 """How many samples a query of MultiStream has, by the rules."""
-SUMMARY = "mlperf_log_summary.txt"
+SUMMARY, ANSWERS = "mlperf_log_summary.txt", "mlperf_log_accuracy.json"
 SAMPLES = 1024
 """How many samples LoadGen knows of, the rules' number for image classification; images repeat for them."""
+LOADED = 256
+"""How many of the images whose answers count are decoded at a time, before LoadGen asks for them."""
 SHARE = 0.5
 """What of the time of a sample that was measured is to be expected, so that enough queries are made beforehand."""
 MARGIN = 1.2
@@ -44,7 +46,8 @@ class LoadGenSpec:
 
     `library`: the directory that it is imported from. `scenario`: as it names them. `target_rate`: of queries a second
     (Server) or samples a second (Offline); 0 for none. `min_duration_ms`: 0 for the rules' own. `config`: a user.conf,
-    or empty.
+    or empty. `accuracy`: whether each sample is asked for once, and its answer logged, and nothing is timed. `audit`:
+    the text of an audit.config, whose settings are above all others; empty without.
     """
 
     library: str
@@ -52,18 +55,71 @@ class LoadGenSpec:
     target_rate: float
     min_duration_ms: int
     config: str
+    accuracy: bool = False
+    audit: str = ""
+
+    @property
+    def has_target(self) -> bool:
+        """Whether it is said, by itself or a user.conf, what rate or latency is to be expected."""
+        return bool(self.target_rate) or _has_target(read_config(self.config), self.scenario)
 
 
-def has_target(config: str, scenario: str) -> bool:
-    """Tell whether a user.conf says what rate or latency a scenario is to expect."""
+def read_config(path: str) -> str:
+    """Return the text of a user.conf; empty without one."""
+    return Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
+
+
+class Samples:
+    """The samples that LoadGen knows of: images that are in memory, repeated, or files, decoded when it wants them.
+
+    `decode`: returns the images of files, in their order.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        files: Sequence[str] = (),
+        decode: Callable[[list[str]], Iterator[np.ndarray]] | None = None,
+    ) -> None:
+        self._images, self._files, self._decode = images, files, decode
+        self._loaded: dict[int, np.ndarray] = {}
+        self.count, self.at_once = (len(files), min(len(files), LOADED)) if files else (SAMPLES, SAMPLES)
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Decode what is about to be asked for, where there are files."""
+        if self._decode is not None:
+            wanted = list(indices)
+            images = self._decode([self._files[index] for index in wanted])
+            self._loaded = {index: np.array(image) for index, image in zip(wanted, images, strict=True)}
+
+    def batch(self, indices: list[int]) -> np.ndarray:
+        """Return the images of some samples that are loaded."""
+        if self._decode is not None:
+            return np.stack([self._loaded[index] for index in indices])
+        found: np.ndarray = self._images[[index % len(self._images) for index in indices]]
+        return found
+
+
+def _has_target(config: str, scenario: str) -> bool:
     return bool(re.search(rf"^\s*(\*|{MODEL})\.(\*|{scenario})\.target_(qps|latency)\s*=", config, re.MULTILINE))
 
 
 class Queries:
-    """LoadGen's queries, for some instances to answer. `answered`: the images of each instance's steps."""
+    """LoadGen's queries, for some instances to answer.
 
-    def __init__(self, spec: LoadGenSpec, images: np.ndarray, batch_size: int) -> None:
-        self._spec, self._images, self._batch_size = spec, images, batch_size
+    `samples`: what is asked for. `answered`: the images of each instance's steps. `outputs`: where accuracy is what
+    counts, what `keep` made of each sample's output.
+    """
+
+    def __init__(
+        self,
+        spec: LoadGenSpec,
+        samples: Samples,
+        batch_size: int,
+        keep: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self._spec, self.samples, self._batch_size, self._keep = spec, samples, batch_size, keep
+        self.outputs: dict[int, np.ndarray] = {}
         self._waiting: deque[list[Any]] = deque()
         self._ready, self._ended = threading.Condition(), False
         self._under_way: dict[int, list[Any]] = {}
@@ -79,7 +135,7 @@ class Queries:
         """Yield what an instance is to infer, until LoadGen has what it wants."""
         while (samples := self._take()) is not None:
             self._under_way[index] = samples
-            yield self._images[[sample.index % len(self._images) for sample in samples]]
+            yield self.samples.batch([sample.index for sample in samples])
 
     def _take(self) -> list[Any] | None:
         with self._ready:
@@ -98,9 +154,11 @@ class Queries:
         """Tell LoadGen the answers of the batch that an instance has inferred: the class of each image."""
         best = array.array("q", outputs.argmax(axis=1).tolist())
         address, size = best.buffer_info()[0], best.itemsize
+        samples = self._under_way.pop(index)
+        if self._keep is not None:
+            self.outputs |= {sample.index: row for sample, row in zip(samples, self._keep(outputs), strict=True)}
         answers = [
-            self._api.QuerySampleResponse(sample.id, address + at * size, size)
-            for at, sample in enumerate(self._under_way.pop(index))
+            self._api.QuerySampleResponse(sample.id, address + at * size, size) for at, sample in enumerate(samples)
         ]
         self._api.QuerySamplesComplete(answers)
         self.answered[index].append(len(answers))
@@ -126,12 +184,12 @@ class Queries:
     def _settings(self, logs: Path) -> Any:
         """Return the rules' settings for image classification, with the user's own above them, which are kept."""
         spec, api, config = self._spec, self._api, logs / "user.conf"
-        text = Path(spec.config).read_text(encoding="utf-8") if spec.config else ""
+        text = read_config(spec.config)
         config.write_text(text, encoding="utf-8")
-        given = has_target(text, spec.scenario)
+        given = _has_target(text, spec.scenario)
         settings = api.TestSettings()
         settings.scenario = getattr(api.TestScenario, spec.scenario)
-        settings.mode = api.TestMode.PerformanceOnly
+        settings.mode = api.TestMode.AccuracyOnly if spec.accuracy else api.TestMode.PerformanceOnly
         if settings.FromConfig(str(config), MODEL, spec.scenario):
             raise CnnbenchError(
                 f"{spec.config}: LoadGen cannot read it; needed lines `{MODEL}.{spec.scenario}.key = n`"
@@ -139,8 +197,8 @@ class Queries:
         if spec.min_duration_ms:
             settings.min_duration_ms = spec.min_duration_ms
             settings.min_query_count = 1
-        if spec.scenario == "Server" and spec.target_rate:
-            settings.server_target_qps = spec.target_rate
+        if spec.scenario == "Server" and (spec.target_rate or (spec.accuracy and not given)):
+            settings.server_target_qps = spec.target_rate or SHARE * sum(self._rates)
         if spec.scenario in TOGETHER and not given:  # so that enough queries are made for the time
             prefix = "single" if spec.scenario == "SingleStream" else "multi"
             setattr(settings, f"{prefix}_stream_expected_latency_ns", int(SHARE * 1e9 / max(self._rates)))
@@ -158,10 +216,13 @@ class Queries:
         api, output, log = self._api, self._api.LogOutputSettings(), self._api.LogSettings()
         output.outdir, output.copy_summary_to_stdout = str(logs), False
         log.log_output, log.enable_trace = output, False
-        library = api.ConstructQSL(SAMPLES, SAMPLES, lambda _indices: None, lambda _indices: None)
+        samples, audit = self.samples, logs / "audit.config"
+        if self._spec.audit:
+            audit.write_text(self._spec.audit, encoding="utf-8")
+        library = api.ConstructQSL(samples.count, samples.at_once, samples.load, lambda _indices: None)
         system = api.ConstructSUT(self._issue, lambda: None)
         try:
-            api.StartTestWithLogSettings(system, library, self._settings(logs), log)
+            api.StartTestWithLogSettings(system, library, self._settings(logs), log, str(audit))
         finally:
             with self._ready:
                 self._ended = True

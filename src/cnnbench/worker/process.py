@@ -32,7 +32,7 @@ from cnnbench.engines.registry import import_part
 from cnnbench.results.samples import SAMPLES
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock
-from cnnbench.worker.loadgen import LOADGEN, STEP_IMAGES, Queries
+from cnnbench.worker.loadgen import LOADGEN, STEP_IMAGES, Queries, Samples
 from cnnbench.worker.loop import measure_arrivals, measure_steps, warm_up_until_start
 from cnnbench.worker.sampler import Sampler
 from cnnbench.worker.spec import FAILURE, Arrivals, InstanceSpec, WorkerSpec
@@ -48,6 +48,9 @@ GENERATED = 4
 
 LAST_STEPS = 16
 """Of how many steps before the start the rate counts that LoadGen is to expect."""
+
+DECODED = 32
+"""How many images are decoded at a time where LoadGen says which."""
 
 TOP = 5
 """How many of an image's best classes are kept."""
@@ -81,17 +84,22 @@ def read_affinities() -> dict[int, list[int]]:
     return affinities
 
 
-def read_resident_bytes() -> int:
-    """Return the resident memory of this process (VmRSS)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def read_resident_bytes(pid: int | str = "self") -> int:
+    """Return the resident memory of a process (VmRSS)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmRSS")
+    raise OSError(f"/proc/{pid}/status has no VmRSS")
 
 
 def _involuntary_switches() -> int:
     """Return how often the kernel has taken a core from a thread of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def best_classes(outputs: np.ndarray) -> np.ndarray:
+    """Return the best classes of outputs (N x classes): the best first and, of equals, the lower first (N x TOP)."""
+    return np.argsort(-outputs, axis=1, kind="stable")[:, :TOP]
 
 
 class Predictions:
@@ -101,8 +109,12 @@ class Predictions:
         self._kept: list[np.ndarray] = []
 
     def keep(self, outputs: np.ndarray) -> None:
-        """Keep a step's outputs (N x classes) as its best classes, the best first and, of equals, the lower first."""
-        self._kept.append(np.argsort(-outputs, axis=1, kind="stable")[:, :TOP])
+        """Keep a step's outputs (N x classes) as its best classes."""
+        self.add(best_classes(outputs))
+
+    def add(self, best: np.ndarray) -> None:
+        """Add the best classes of some images (N x TOP)."""
+        self._kept.append(best)
 
     def save(self, path: Path) -> None:
         """Write them (int64, images x TOP)."""
@@ -249,6 +261,9 @@ class Instance:
         if self._queries:
             np.save(self._logs / STEP_IMAGES, np.array(self._queries.answered[index], dtype=np.int64))
         if predictions:
+            if self._queries:  # by whichever instance a sample was answered, it is of the share it was dealt into
+                share = range(index, self._queries.samples.count, len(spec.instances))
+                predictions.add(np.array([self._queries.outputs[one] for one in share]).reshape(-1, TOP))
             predictions.save(self._logs / "predictions.npy")
         if keep:
             while not control.stopped:  # to end while others are still at their shares would look like a crash
@@ -319,6 +334,19 @@ def load_backend(spec: WorkerSpec) -> Backend:
     return backend
 
 
+def _samples(spec: WorkerSpec, images: np.ndarray) -> Samples:
+    """Return what LoadGen's samples are: the fixed batch, or, where the instances have files, these."""
+    shares = [one.files for one in spec.instances]
+    files = [one for dealt in itertools.zip_longest(*shares) for one in dealt if one is not None]
+    read = partial(import_part(spec.reader), form=spec.form, repeat=False) if files else None
+
+    def decode(names: list[str]) -> Iterator[np.ndarray]:
+        assert read is not None
+        return itertools.chain.from_iterable(read(names, min(len(names), DECODED), spec.io_threads))
+
+    return Samples(images, files, decode if files else None)
+
+
 def _run_loadgen(queries: Queries, spec: WorkerSpec) -> None:
     """Have LoadGen send its queries from this thread, once all instances stand at the barrier."""
     control, logs = ControlBlock(Path(spec.shared)), Path(spec.logs) / LOADGEN
@@ -357,7 +385,10 @@ def main(arguments: list[str]) -> None:
     load_s = time.monotonic() - began_s
 
     images = np.load(spec.check_images) if spec.check_images else None
-    queries = Queries(spec.loadgen, images, spec.batch_size) if spec.loadgen and images is not None else None
+    queries = None
+    if spec.loadgen and images is not None:
+        keep = best_classes if spec.mode == "accuracy" else None
+        queries = Queries(spec.loadgen, _samples(spec, images), spec.batch_size, keep)
     instances = [Instance(spec, plan, backend, sampler, images, queries) for plan in spec.instances]
     runners = [threading.Thread(target=instance.run) for instance in instances]
     for runner in runners:
