@@ -10,13 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from checkout import NETWORKS_SLUG as SLUG
 from cnnbench.base.checkout import SOURCES
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cli.main import main
 from cnnbench.engines.pytorch import OWN_PYTHON, PyTorchOptions
 from cnnbench.engines.registry import find_engine
-from cnnbench.harness.line import DIRECTORY
 from cnnbench.machine.host import find_gpu_obstacle, read_cpuinfo
 from cnnbench.results.record import load_run
 from cnnbench.staging.environments import engine_python
@@ -24,35 +22,10 @@ from cnnbench.staging.inputs import find_check_set
 from cnnbench.staging.networks import predict_network, prepare_network
 from damaged_images import damage_image
 from model_files import write_checkpoint
+from network_cases import ACCURACY, CASE, kpis
 from null_workload import CORES, clean_environment, run_kpi
 
 pytestmark = pytest.mark.engine
-
-CASE = f"test_{SLUG}_inference_throughput_avx_fp32_"
-ACCURACY = CASE.replace("throughput", "accuracy")
-QUICK = ("--warmup_steps=1", "--min_time=2", "--max_time=4")  # a time, not steps: enough samples on a busy machine
-
-
-@pytest.fixture(scope="module")
-def run_case(engine_cache, pytorch_python, tmp_path_factory):
-    """Run a network's case to its end; return what it printed and its logs."""
-
-    def run(network, *arguments, case=CASE, **environment):
-        root = tmp_path_factory.mktemp("networks")
-        command = ["--workload", str(DIRECTORY), "--case", case + network, "--logs-root", str(root)]
-        done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "case", *command, *QUICK, *arguments],
-            env=clean_environment(**{"CNNBENCH_CACHE": str(engine_cache)} | environment),
-            capture_output=True,
-            text=True,
-        )
-        return done, root / f"logs-{case}{network}" / "itr-1" / "worker-0"
-
-    return run
-
-
-def kpis(run):
-    return {kpi.key: kpi.value for kpi in run.kpis}
 
 
 def measured(done, logs):
@@ -373,74 +346,3 @@ def test_what_an_engine_or_an_instance_cannot_do_is_refused(run_case, options, r
     done, _ = run_case("resnet18", *options)
     assert done.returncode == 2
     assert re.search(reason, done.stderr)
-
-
-USER_CONF = """
-*.*.min_duration = 2000
-*.*.min_query_count = 100
-*.MultiStream.min_query_count = 1
-*.Offline.min_query_count = 1
-"""
-
-
-@pytest.mark.parametrize(
-    ("scenario", "mode", "options"),
-    [
-        ("Offline", "throughput", ("--batch_size=8", "--cores_per_instance=1")),
-        ("Server", "throughput", ("--batch_size=4", "--target_qps=20", "--cores_per_instance=1")),
-        ("SingleStream", "latency", ()),
-        ("MultiStream", "latency", ()),
-    ],
-)
-def test_loadgen_sends_what_is_inferred_and_says_of_its_run_what_we_say(run_case, tmp_path, scenario, mode, options):
-    (config := tmp_path / "user.conf").write_text(USER_CONF)
-    words = ("--engine=openvino", f"--scenario={scenario}", f"--user_conf={config}", *options)
-    done, logs = run_case("mobilenet_v3_small", *words, case=CASE.replace("throughput", mode))
-    assert done.returncode in (0, 3), done.stdout + done.stderr  # so short a run is not always VALID
-    run, summary = load_run(logs), (logs / "loadgen" / "mlperf_log_summary.txt").read_text()
-    assert f"Scenario : {scenario}" in summary
-    assert "No errors encountered during test." in summary
-    assert run.facts["LoadGen"].startswith(f"{scenario}, ")
-    (judged,) = (one for one in run.criteria if one.name == "LoadGen")
-    assert judged.passed == ("Result is : VALID" in summary)
-    assert {one.name: one.passed for one in run.criteria}["outputs"]
-    assert len({one["pid"] for one in run.instances}) == 1
-    assert (logs / "loadgen" / "user.conf").read_text() == USER_CONF
-    images = sum(np.load(path).sum() for path in logs.glob("instance-*/step_images.npy"))
-    assert images == int(re.search(r"samples_per_query : (\d+)", summary)[1]) or scenario != "Offline"
-    if done.returncode == 0:
-        assert ("Latency mean" in kpis(run)) == (mode == "latency")
-    if done.returncode == 0 and scenario == "Offline":
-        assert kpis(run)["LoadGen samples"] == pytest.approx(kpis(run)["Throughput"], rel=0.5)  # 2 s, maybe disturbed
-    if done.returncode == 0 and scenario == "SingleStream":
-        assert kpis(run)["LoadGen p90"] == pytest.approx(kpis(run)["Latency p90"], rel=0.5)
-    if scenario == "MultiStream":
-        assert {size for path in logs.glob("instance-*/step_images.npy") for size in np.load(path)} == {8}
-
-
-@pytest.mark.parametrize(
-    ("mode", "options", "reason"),
-    [
-        (
-            "throughput",
-            ("--scenario=SingleStream",),
-            "SCENARIO=SingleStream: is none of a case of throughput; there are",
-        ),
-        ("latency", ("--scenario=Offline",), "SCENARIO=Offline: is none of a case of latency"),
-        ("throughput", ("--scenario=Server",), "SCENARIO=Server: needs TARGET_QPS"),
-        ("throughput", ("--scenario=Offline", "--data_type=real"), "SCENARIO=Offline: LoadGen chooses the images"),
-        ("throughput", ("--scenario=Offline", "--user_conf=/no.conf"), "USER_CONF=/no.conf: no such file"),
-        ("throughput", ("--scenario=Offline", "--device_iterations=2"), "SCENARIO=Offline: not with DEVICE_ITERATIONS"),
-    ],
-)
-def test_a_scenario_that_cannot_be_is_refused(run_case, mode, options, reason):
-    done, _ = run_case("mobilenet_v3_small", *options, case=CASE.replace("throughput", mode))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert reason in done.stderr
-
-
-def test_settings_that_loadgen_cannot_read_are_told(run_case, tmp_path):
-    (config := tmp_path / "user.conf").write_text("this is no setting\n")
-    done, _ = run_case("mobilenet_v3_small", "--engine=openvino", "--scenario=Offline", f"--user_conf={config}")
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "user.conf: LoadGen cannot read it" in done.stdout

@@ -2,7 +2,9 @@
 
 import pytest
 
-from cnnbench.results.loadgen import read_summary
+from cnnbench.cases.parameters import Parameters
+from cnnbench.proof.verdict import judge_audit
+from cnnbench.results.loadgen import AUDITS, LoadGenAudit, LoadGenSummary, read_summary
 
 HEAD = """================================================
 MLPerf Results Summary
@@ -75,3 +77,52 @@ def test_an_invalid_one_says_why_and_what_to_change():
 def test_what_is_no_summary_is_refused(text):
     with pytest.raises(ValueError, match="no summary of LoadGen's"):
         read_summary(text)
+
+
+@pytest.mark.parametrize(("errors", "valid"), [("No errors", True), ("2 ERRORS", False)])
+def test_a_run_for_answers_is_good_where_nothing_went_wrong(errors, valid):
+    found = read_summary(f"\nNo warnings encountered during test.\n\n{errors} encountered during test.\n")
+    assert (found.scenario, found.valid, found.figures) == ("accuracy", valid, {})
+
+
+def summary(scenario, figure, valid=True):
+    key = {"SingleStream": "p90_ms", "MultiStream": "p99_ms"}.get(scenario, "samples_per_s")
+    return LoadGenSummary(scenario, valid, (), {key: figure})
+
+
+@pytest.mark.parametrize(
+    ("name", "scenario", "figures", "answers", "passed"),
+    [
+        ("TEST01", "Offline", (100, 91), ({3: "0A"}, {3: "0A", 4: "0B"}), True),
+        ("TEST01", "Offline", (100, 89), ({3: "0A"}, {3: "0A"}), False),
+        ("TEST01", "Offline", (100, 111), ({3: "0A"}, {3: "0A"}), False),
+        ("TEST01", "Offline", (100, 100), ({3: "0A"}, {3: "0B"}), False),
+        ("TEST01", "Offline", (100, 100), ({3: "0A"}, {}), False),
+        ("TEST01", "Offline", (100, 100), ({}, {3: "0A"}), False),  # which says nothing
+        ("TEST04", "Offline", (100, 109), None, True),
+        ("TEST04", "Offline", (100, 20), None, True),
+        ("TEST04", "Server", (100, 111), None, False),
+        ("TEST04", "SingleStream", (10, 9), None, False),  # a shorter latency is a higher speed
+        ("TEST04", "SingleStream", (10, 30), None, True),
+        ("TEST04", "SingleStream", (0.2, 0.17), None, True),  # as short as that, more noise is allowed
+        ("TEST05", "MultiStream", (10, 10.4), None, True),
+        ("TEST05", "MultiStream", (10, 9.4), None, False),
+    ],
+)
+def test_an_audit_compares_speed_and_answers(name, scenario, figures, answers, passed):
+    run, audited = (summary(scenario, figure) for figure in figures)
+    audit = LoadGenAudit.compare(name, run, audited, answers)
+    criterion = judge_audit(audit)
+    assert criterion.passed == audit.passed == passed
+    assert f"{audit.ratio:.3f} of the run's speed" in criterion.found
+
+
+def test_an_audit_that_is_invalid_itself_finds_nothing_good():
+    audit = LoadGenAudit.compare("TEST05", summary("Offline", 100), summary("Offline", 100, valid=False), None)
+    assert not judge_audit(audit).passed
+    assert "INVALID by itself" in judge_audit(audit).found
+
+
+def test_the_audits_are_those_that_can_be_asked_for():
+    for name in AUDITS:
+        assert Parameters(audit=name).audit == name

@@ -13,7 +13,7 @@ from cnnbench.run.measured import in_sequence
 from cnnbench.serving.measurement import ServedMeasurement
 from cnnbench.serving.repository import configure
 from cnnbench.serving.server import LOOPBACK, Ports, read_count
-from cnnbench.worker.loadgen import has_target
+from cnnbench.worker.loadgen import LoadGenSpec
 from cnnbench.worker.process import draw_gaps
 from cnnbench.worker.spec import Arrivals
 
@@ -116,8 +116,10 @@ def test_ports_are_free_and_differ_unless_asked_for():
         ("*.Server.min_duration = 10\n", "Server", False),
     ],
 )
-def test_a_users_settings_that_have_a_target_are_known(config, scenario, found):
-    assert has_target(config, scenario) == found
+def test_a_users_settings_that_have_a_target_are_known(tmp_path, config, scenario, found):
+    (path := tmp_path / "user.conf").write_text(config)
+    assert LoadGenSpec("", scenario, 0, 0, str(path)).has_target == found
+    assert LoadGenSpec("", scenario, 1.5, 0, "").has_target
 
 
 class Trials(ServedMeasurement):
