@@ -132,6 +132,15 @@ def test_the_servers_own_count_agrees_with_the_clients(closed):
     assert sum(size * count for size, count in sizes.items()) == last["served"]["images"]
 
 
+def test_accuracy_through_a_server_is_what_loadgen_counts_too(run_case, tmp_path):
+    run_case("accuracy", "--engine=onnxruntime", "--instances=1", "--scenario=Offline")
+    run, found = load_run(logs_of(tmp_path)), figures(logs_of(tmp_path))
+    assert found["LoadGen top-1"] == pytest.approx(found["Accuracy top-1"])
+    assert found["Accuracy top-1"] > 10
+    assert {"coverage", "measured outputs", "LoadGen", "requests"} <= {one.name for one in run.criteria if one.passed}
+    assert "Requests" not in found  # its times are no figures
+
+
 def test_the_repository_is_kept_where_that_is_asked_for(closed):
     name = NETWORK.replace("_", "-")
     config = (closed.parents[2] / "models" / name / "config.pbtxt").read_text()

@@ -78,13 +78,13 @@ def _served(default: Any, description: str, *, path: bool = False) -> Any:
 SERVING: Function = "serving"
 MODES: dict[str, tuple[Mode, ...]] = {
     "inference": ("throughput", "latency", "accuracy"),
-    SERVING: ("throughput", "latency", "capacity"),
+    SERVING: ("throughput", "latency", "capacity", "accuracy"),
 }
 """What cases of each function measure."""
 
 NOT_SERVED = (
     *("WEIGHT_SHARING", "WRAP_KEY", "MICRO_BATCH_SIZE", "DEVICE_ITERATIONS", "REPLICAS", "NUM_IO_THREADS", "MPI"),
-    *("NUM_MPI", "HOSTFILE", "ACCURACY_TIME", "DATASET", "PIPELINE_SPLITS", "PROFILE", "ONEDNN_VERBOSE"),
+    *("NUM_MPI", "HOSTFILE", "PIPELINE_SPLITS", "PROFILE", "ONEDNN_VERBOSE"),
 )
 """The parameters of inference that make no sense for a server."""
 

@@ -86,10 +86,9 @@ def _judge_measured(run: Measured) -> RunResult:
             figures = stats.instance_figures(run.steps, run.images, run.window)
             results = [result | figure for result, figure in zip(results, figures, strict=True)]
             facts |= instance_facts(plan, figures)
-        else:
-            facts |= _service_facts(run)
         if run.contention is None:
             facts = {"contention": f"not judged: {run.window.seconds:.2f} s are too short to tell it"} | facts
+    facts |= _service_facts(run) if record.clients else {}
     facts |= run.loadgen.facts if run.loadgen else {}
     proven = (run.sampled.facts if run.sampled else {}) | (run.proof.facts if run.proof else {})
     if not any(kpi.primary for kpi in kpis):
@@ -148,7 +147,8 @@ def _judge_clients(run: Measured) -> list[Criterion]:
     one = Plan(record.clients.instances[:1], 0)  # all of them are threads of one process, on the same cores
     pinning = validity.judge_pinning(one, {0: run.results[0]["affinities"]})
     criteria = [pinning.model_copy(update={"name": "client's pinning"})]
-    criteria.append(validity.judge_client(run.client_share, run.late_share))
+    if not run.is_accuracy:  # where what it takes for decoding spoils no figure
+        criteria.append(validity.judge_client(run.client_share, run.late_share))
     if record.arrivals:
         criteria.append(validity.judge_keeping_up(*run.kept_up, record.held_requests))
     if service is not None:

@@ -186,7 +186,7 @@ def _capacity(run: Measured) -> float | None:
 
 
 def _requests(run: Measured) -> float | None:
-    if run.record.clients is None:
+    if run.record.clients is None or run.is_accuracy:
         return None
     return run.throughput.mean * sum(map(len, run.steps)) / float(sum(images.sum() for images in run.images))
 

@@ -152,13 +152,9 @@ class Measurement:
     def _launch(self, shared: Path) -> None:
         """Run the instances; what they cannot tell or be sampled of themselves, a tracing process runs for."""
         assert self._job.clients is None, "a job of serving needs its server"
-        parameters = self._job.parameters
         specs = worker_specs(self._job, self._inputs, self._run_id, shared, self._logs)
         specs[0] = replace(specs[0], loadgen=self._settle_loadgen(specs[0].loadgen))
         ControlBlock.create(shared, len(self._job.measuring.instances))
-        timed = parameters.steps == "auto" and not parameters.scenario
-        if parameters.mode == "accuracy":
-            timed = parameters.accuracy_time != "all"
         launches = [
             self._write_launch(
                 spec, self._logs / f"process-{number}", worker_environment(self._job, spec, self._inputs.sampler)
@@ -172,13 +168,19 @@ class Measurement:
         run_workers(
             launches,
             shared,
-            Limits(self._enough if timed else None, self._hang_s),
+            Limits(self._enough if self._is_timed else None, self._hang_s),
             self._progress(),
             self._look,
         )
         if specs[0].tells and not self._is_decided():
             self._trace(specs[0])
         self._audit(specs[0].loadgen)
+
+    @property
+    def _is_timed(self) -> bool:
+        """Whether it is told here when enough is measured: not by a number of steps or images, or by LoadGen."""
+        p = self._job.parameters
+        return p.accuracy_time != "all" if p.mode == "accuracy" else p.steps == "auto" and not p.scenario
 
     def _settle_loadgen(self, spec: LoadGenSpec | None) -> LoadGenSpec | None:
         """Return how LoadGen is to run, with the rate of Server found where nobody has said one."""

@@ -64,7 +64,9 @@ def plan_requests(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         raise UsageError(f"SCENARIO=MultiStream: needs MAX_BATCH_SIZE={MULTI_STREAM} or more, the images of a query")
     if p.protocol == "http" and (p.request_rate != "" or p.mode == "capacity"):
         raise UsageError("PROTOCOL=http: has one request under way on a connection, and waits for it; give grpc")
-    if p.data_type == "real":
+    if p.mode == "accuracy" and p.request_rate != "":
+        raise UsageError(f"REQUEST_RATE={p.request_rate:g}: accuracy has every image answered; leave it out")
+    if p.data_type == "real" and p.mode != "accuracy":
         raise UsageError("DATA_TYPE=real: a client sends images that are decoded already; give dummy or generated")
     if p.shared_memory and p.request_rate != "":
         raise UsageError("SHARED_MEMORY=True: a region is read until its request is answered; leave out REQUEST_RATE")

@@ -25,7 +25,7 @@ from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER
 from cnnbench.run.measurement import Measurement, MeasurementKind
 from cnnbench.run.rates import search_rate, trial_s
 from cnnbench.run.record import ServiceCount
-from cnnbench.run.workers import worker_environment
+from cnnbench.run.workers import share_images, worker_environment
 from cnnbench.serving.repository import VERSION, write_repository
 from cnnbench.serving.server import LOOPBACK, START_S, Installation, Ports, Server, find_installation, find_libpython
 from cnnbench.staging.environments import TRITON_CLIENT, locked_python
@@ -75,8 +75,7 @@ class ServedMeasurement(Measurement):
             asked = self._client_spec(spec, shared, self._logs / CLIENT, rate)
             asked = replace(asked, loadgen=self._settle_loadgen(asked.loadgen))
             ControlBlock.create(shared, len(asked.instances))
-            timed = job.parameters.steps == "auto" and not job.parameters.scenario
-            limits = Limits(self._enough if timed else None, self._hang_s)
+            limits = Limits(self._enough if self._is_timed else None, self._hang_s)
             self._run_client(asked, shared, limits, self._progress(), self._look_at_all)
             self._audit(asked.loadgen)
             server.check()
@@ -120,6 +119,7 @@ class ServedMeasurement(Measurement):
         assert clients is not None
         assert self._server is not None
         p = job.parameters
+        dealt = zip(clients.instances, share_images(self._inputs.images, len(clients.instances)), strict=True)
         options = {
             "address": f"{LOOPBACK}:{getattr(self._server.ports, p.protocol)}",
             "model": self._model,
@@ -137,7 +137,8 @@ class ServedMeasurement(Measurement):
             batch_size=p.batch_size,
             micro_batch_size=p.batch_size,
             mode="latency" if p.mode == "capacity" else p.mode,
-            instances=[InstanceSpec(one.index, list(one.cpus), []) for one in clients.instances],
+            instances=[InstanceSpec(one.index, list(one.cpus), share) for one, share in dealt],
+            io_threads=len(clients.instances[0].cpus),
             memory_node=clients.instances[0].memory_node,
             shared=str(shared),
             logs=str(logs),
