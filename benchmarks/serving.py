@@ -15,11 +15,10 @@ import sys
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
-from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.workload import load_workload
 from cnnbench.report.text import align
 from cnnbench.results.stats import median_interval
-from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.tuning.turns import MIN_ROUNDS, Contender, interval_text, take_turns
 
 DIRECT, SERVED = REPOSITORY / "workload" / "CNN-PyTorch-Public", REPOSITORY / "workload" / "CNN-Triton-Public"
@@ -34,7 +33,7 @@ STAGES = ("Queue time", "Input time", "Compute time", "Output time")
 
 def make_contender(way: str, batch: int, arguments: argparse.Namespace) -> Contender:
     """Return a case: of the engine itself, or of a way to the server."""
-    one, served = Contender(f"{way}, batches of {batch}"), way != "direct"
+    served = way != "direct"
     settings = {
         "ENGINE": arguments.engine,
         "BATCH_SIZE": str(batch),
@@ -45,14 +44,8 @@ def make_contender(way: str, batch: int, arguments: argparse.Namespace) -> Conte
     }
     if served:
         settings |= {"CONCURRENCY": "2", "DYNAMIC_BATCHING": "False"} | WAYS[way]
-    workload = SERVED if served else DIRECT
-    function = load_workload(workload).function
-    case = f"test_{load_workload(workload).slug}_{function}_throughput_fp32_{arguments.network}"
-    try:
-        one.job = prepare_job(plan_case(workload, case, os.environ, settings), os.environ)
-    except SkippedError as error:
-        one.refuse(error)
-    return one
+    workload, case = SERVED if served else DIRECT, f"throughput_fp32_{arguments.network}"
+    return Contender.of_case(f"{way}, batches of {batch}", workload, case, settings)
 
 
 def table_row(one: Contender, base: Contender) -> list[str]:

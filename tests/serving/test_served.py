@@ -297,7 +297,8 @@ def test_nothing_outlives_the_controller(tmp_path, number):
         ("throughput", ("--scenario=Offline", "--request_rate=5"), "SCENARIO=Offline: LoadGen decides when requests"),
         ("throughput", ("--triton_server=/no/such",), "TRITON_SERVER=/no/such: no program"),
         ("throughput", ("--mpi",), "MPI: no such parameter of this workload"),
-        ("accuracy", (), "not a test case of this workload, which are named test_cnn_triton_public_[sgx_]FUNCTION_"),
+        ("training", (), "not a test case of this workload, which are named test_cnn_triton_public_[sgx_]FUNCTION_"),
+        ("accuracy", ("--request_rate=5",), "REQUEST_RATE=5: accuracy has every image answered"),
     ],
 )
 def test_what_contradicts_itself_is_refused(run_case, mode, options, reason):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
-from cnnbench.base.errors import SkippedError, UsageError
+from cnnbench.base.errors import UsageError
 from cnnbench.base.signals import end_by_exceptions
 from cnnbench.cases.precisions import PRECISIONS
 from cnnbench.cases.workload import load_workload
@@ -17,7 +17,6 @@ from cnnbench.machine.host import read_cpuinfo
 from cnnbench.machine.topology import read_topology
 from cnnbench.report.text import align
 from cnnbench.results.stats import median_interval
-from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.tuning.turns import MIN_ROUNDS, Contender, take_turns
 
 WORKLOAD = REPOSITORY / "workload" / "ResNet50-Compiled-Public"
@@ -96,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _contender(engine: str, precision: str, batch: int, arguments: argparse.Namespace) -> Contender:
     """Return a case of an engine made ready; refused where this machine cannot run it."""
-    one = Contender(f"{engine} {precision}")
+    shown = f"{engine} {precision}"
     engine, _, setting = engine.partition(":")
     name, separator, value = setting.partition("=")
     if setting and not separator:
@@ -112,12 +111,7 @@ def _contender(engine: str, precision: str, batch: int, arguments: argparse.Name
         "MAX_TIME": str(arguments.seconds),
         "WARMUP_STEPS": "2",
     }
-    case = f"test_{load_workload(WORKLOAD).slug}_inference_throughput_{precision}"
-    try:
-        one.job = prepare_job(plan_case(WORKLOAD, case, os.environ, settings), os.environ)
-    except SkippedError as error:
-        one.refuse(error)
-    return one
+    return Contender.of_case(shown, WORKLOAD, f"throughput_{precision}", settings)
 
 
 def _figures(one: Contender, eager: Contender) -> list[str]:

@@ -104,7 +104,7 @@ def judge_keeping_up(answered: int, due: int, held: int) -> Criterion:
 
 def judge_loadgen(valid: bool, reasons: Sequence[str]) -> Criterion:
     """Judge what LoadGen says of its own run; it has the reasons, and what to change."""
-    found = "LoadGen: VALID" if valid else f"LoadGen: INVALID: {'; '.join(reasons)}"
+    found = "VALID" if valid else f"INVALID: {'; '.join(reasons)}"
     return Criterion(name="LoadGen", passed=valid, found=found, needed="VALID")
 
 

@@ -1,5 +1,6 @@
 """Measure several cases in turns, so that a machine that drifts hits all alike: ratios are taken within rounds."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -7,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError
+from cnnbench.cases.workload import load_workload
 from cnnbench.results.record import RunResult
 from cnnbench.results.stats import median_interval
 from cnnbench.run.inputs import stage_inputs
-from cnnbench.run.job import Job
+from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S
 from cnnbench.serving.measurement import measurement_of
 
@@ -27,6 +29,17 @@ class Contender:
     runs: list[RunResult] = field(default_factory=list)
     reason: str = ""
     failed: bool = False
+
+    @classmethod
+    def of_case(cls, name: str, workload: Path, case: str, settings: dict[str, str]) -> "Contender":
+        """Return a case of a workload's function by the rest of its name; left out where this machine cannot run it."""
+        one, found = cls(name), load_workload(workload)
+        try:
+            case = f"test_{found.slug}_{found.function}_{case}"
+            one.job = prepare_job(plan_case(workload, case, os.environ, settings), os.environ)
+        except SkippedError as error:
+            one.refuse(error)
+        return one
 
     def refuse(self, error: CnnbenchError) -> None:
         """Leave it out from now on."""
