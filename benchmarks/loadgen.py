@@ -59,10 +59,9 @@ def main() -> int:
                 told += [f"{one.name}: {one.reason}" for one in (ours, loadgen) if one.reason]
                 if ours.reason or loadgen.reason:
                     continue
-                ratios = [one / other for one, other in zip(loadgen.figures(theirs), ours.figures(key), strict=True)]
-                figures = [
-                    f"{median_interval(values)[0]:.3f}" for values in (ours.figures(key), loadgen.figures(theirs))
-                ]
+                found = ours.figures(key), loadgen.figures(theirs)
+                ratios = [other / one for one, other in zip(*found, strict=True)]
+                figures = [f"{median_interval(values)[0]:.3f}" for values in found]
                 rows.append([engine, scenario, key, *figures, interval_text(ratios, 3), loadgen.verdict()])
     header = ["engine", "scenario", "figure", "ours", "LoadGen's", "LoadGen's over ours", "rounds"]
     print("\n".join([align(header, rows), *told]))
