@@ -21,7 +21,7 @@ from cnnbench.base.errors import SkippedError
 from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
 from cnnbench.run.judging import judge_run
-from cnnbench.serving.server import LOOPBACK, PREFIX, REGIONS, START_S, Ports, find_libpython
+from cnnbench.serving.server import LOOPBACK, PREFIX, REGIONS, START_S, Ports, find_installation, find_libpython
 from cnnbench.staging.environments import locked_python
 from null_workload import CORES, PATIENCE_S, clean_environment, process_files, run_kpi, wait_until
 
@@ -146,6 +146,31 @@ def test_the_repository_is_kept_where_that_is_asked_for(closed):
     config = (closed.parents[2] / "models" / name / "config.pbtxt").read_text()
     assert "max_batch_size: 8" in config
     assert "count: 1 }" in config
+
+
+def lay_out_installation(root, cache):
+    """Make what a user's own installation looks like, of the wheel's files; return its program."""
+    wheel = find_installation("", cache)
+    program, backend = root / "bin" / "tritonserver", root / "backends" / "python"
+    for path, target in (
+        (program, wheel.program),
+        (backend / "libtriton_python.so", wheel.backends / "libtriton_python.so"),
+        (backend / "triton_python_backend_utils.py", wheel.backends / "triton_python_backend_utils.py"),
+        (backend / "triton_python_backend_stub", wheel.stub),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+    return program
+
+
+def test_a_users_own_installation_serves(run_case, engine_cache, tmp_path):
+    program = lay_out_installation(tmp_path / "tritonserver", engine_cache)
+    run_case("throughput", *QUICK, f"--triton_server={program}")
+    run = load_run(logs_of(tmp_path))
+    assert run.effective["TRITON_SERVER"] == str(program)
+    assert {"instances", "client", "requests", "precision", "outputs"} <= {
+        one.name for one in run.criteria if one.passed
+    }
 
 
 @pytest.mark.parametrize(
@@ -287,7 +312,7 @@ def test_nothing_outlives_the_controller(tmp_path, number):
         ("capacity", ("--concurrency=5",), "CONCURRENCY=5: a case of capacity finds what it takes"),
         ("capacity", ("--engine=auto",), "ENGINE=auto: trials of 5 s cannot tell"),
         ("latency", ("--scenario=MultiStream", "--max_batch_size=4"), "SCENARIO=MultiStream: needs MAX_BATCH_SIZE=8"),
-        ("latency", ("--target_qps=4",), "USER_CONF, TARGET_QPS: are LoadGen's"),
+        ("latency", ("--target_qps=4",), "USER_CONF, TARGET_QPS, AUDIT: are LoadGen's"),
         ("throughput", ("--data_type=real",), "DATA_TYPE=real: a client sends images that are decoded already"),
         ("latency", ("--request_rate=5", "--shared_memory"), "SHARED_MEMORY=True: a region is read until"),
         ("latency", ("--request_rate=5", "--protocol=http"), "PROTOCOL=http: has one request under way"),

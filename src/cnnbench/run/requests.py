@@ -57,7 +57,8 @@ def plan_requests(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         decided = {"REQUEST_RATE": "", "CONCURRENCY": "auto", "STEPS": "auto"}
         for name, open_value in decided.items():
             if (value := getattr(p, name.lower())) != open_value:
-                raise UsageError(f"{name}={value}: a case of capacity finds what it takes; leave it out")
+                shown = f"{value:g}" if isinstance(value, float) else value
+                raise UsageError(f"{name}={shown}: a case of capacity finds what it takes; leave it out")
     if p.engine == AUTO and p.mode == "capacity":
         raise UsageError("ENGINE=auto: trials of 5 s cannot tell, as whole runs would be needed; name the engine")
     if p.scenario == "MultiStream" and p.images_per_execution < MULTI_STREAM:
