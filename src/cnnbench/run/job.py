@@ -271,6 +271,10 @@ def _plan_clients(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         raise UsageError("SHARED_MEMORY=True: a region is read until its request is answered; leave out REQUEST_RATE")
     if p.shared_memory and p.mode == "capacity":
         raise UsageError("SHARED_MEMORY=True: not with a case of capacity, whose requests do not wait for each other")
+    if p.perf_analyzer and p.scenario:
+        raise UsageError("PERF_ANALYZER=True: sends as our clients do, and LoadGen does not; leave out SCENARIO")
+    if p.perf_analyzer and p.mode == "capacity":
+        raise UsageError("PERF_ANALYZER=True: not with a case of capacity; give a case of latency the REQUEST_RATE")
     sizes = [
         size
         for size in p.preferred_batch_size.split()
@@ -444,7 +448,8 @@ def describe_job(job: Job, cache: Path) -> list[str]:
     lines.append("environment, beyond the caller's:")
     lines += [f"  {name}={value}" for name, value in engine_environment_of(job, job.variant, cache).items()]
     if job.clients:
-        return [*lines, "would start: Triton Server, whose model's processes are these instances, and a client"]
+        again = ", then perf_analyzer" if job.parameters.perf_analyzer else ""
+        return [*lines, f"would start: Triton Server, whose model's processes are these instances, and a client{again}"]
     lines.append("command lines:")
     if job.ranks:
         python = environment_path(RANKS, cache) / "bin" / "python"

@@ -185,9 +185,7 @@ def _capacity(run: Measured) -> float | None:
 
 
 def _requests(run: Measured) -> float | None:
-    if run.record.clients is None:
-        return None
-    return run.throughput.mean * sum(map(len, run.steps)) / float(sum(images.sum() for images in run.images))
+    return None if run.record.clients is None else run.requests_per_s
 
 
 def _per_request(name: str, run: Measured) -> float | None:
@@ -206,6 +204,17 @@ def _client_load(run: Measured) -> float | None:
 
 def _loadgen(name: str, run: Measured) -> float | None:
     return run.loadgen.figures.get(name) if run.loadgen else None
+
+
+def _second_requests(run: Measured) -> float | None:
+    second = run.seen.second_client
+    return second.requests_per_s if second and not second.failure else None
+
+
+def _second_percentile(percentile: float, run: Measured) -> float | None:
+    second = run.seen.second_client
+    enough = second is not None and second.requests >= stats.PERCENTILE_FLOORS[percentile]
+    return getattr(second, f"p{percentile:g}_ms") if enough else None
 
 
 def _late_requests(run: Measured) -> float | None:
@@ -231,6 +240,8 @@ TABLE: tuple[KpiKind, ...] = (
     KpiKind("LoadGen samples", "samples/s", "higher", partial(_loadgen, "samples_per_s")),
     KpiKind("LoadGen p90", "ms", "lower", partial(_loadgen, "p90_ms")),
     KpiKind("LoadGen p99", "ms", "lower", partial(_loadgen, "p99_ms")),
+    KpiKind("perf_analyzer requests", "requests/s", "higher", _second_requests),
+    *(KpiKind(f"perf_analyzer p{one}", "ms", "lower", partial(_second_percentile, one)) for one in (50, 99)),
     KpiKind("Throughput drift", "%", "neither", _drift),
     KpiKind("Throughput spread", "%", "lower", _spread),
     KpiKind("Input wait", "%", "lower", _input_wait),
