@@ -24,6 +24,7 @@ lock onnxruntime-cpu "$@"
 lock mpi-ranks "$@"
 lock triton-server --no-deps "$@"
 lock triton-client "$@"
+lock perf-analyzer --no-deps "$@"
 lock loadgen "$@"
 lock pytorch-cuda --override pytorch-cpu.override "$@"
 lock pytorch-zentorch --override pytorch-cpu.override "$@" # it and the next need

@@ -83,7 +83,7 @@ def test_an_image_has_the_build_that_cases_choose_and_those_that_are_asked_for(m
         (NETWORKS, "", ["pytorch-cpu", "onnxruntime-cpu", "openvino-cpu", "loadgen"]),
         (NETWORKS, "onnxruntime", ["onnxruntime-cpu", "loadgen"]),
         (NETWORKS, "openvino onnxruntime", ["onnxruntime-cpu", "openvino-cpu", "loadgen"]),
-        (SERVED, "openvino", ["openvino-cpu", "loadgen", "triton-server", "triton-client"]),
+        (SERVED, "openvino", ["openvino-cpu", "loadgen", "triton-server", "triton-client", "perf-analyzer"]),
         (WORKLOAD, "onnxruntime", ["tensorflow-itex"]),
     ],
 )

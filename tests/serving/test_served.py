@@ -320,6 +320,8 @@ def test_nothing_outlives_the_controller(tmp_path, number):
         ("throughput", ("--preferred_batch_size=4 9",), "PREFERRED_BATCH_SIZE=4 9: 9 must be 1 to 8 images"),
         ("throughput", ("--preferred_batch_size=x",), "PREFERRED_BATCH_SIZE=x: x must be 1 to 8 images"),
         ("throughput", ("--scenario=Offline", "--request_rate=5"), "SCENARIO=Offline: LoadGen decides when requests"),
+        ("throughput", ("--scenario=Offline", "--perf_analyzer"), "PERF_ANALYZER=True: sends as our clients do"),
+        ("capacity", ("--perf_analyzer",), "PERF_ANALYZER=True: not with a case of capacity"),
         ("throughput", ("--triton_server=/no/such",), "TRITON_SERVER=/no/such: no program"),
         ("throughput", ("--mpi",), "MPI: no such parameter of this workload"),
         ("training", (), "not a test case of this workload, which are named test_cnn_triton_public_[sgx_]FUNCTION_"),
@@ -333,9 +335,16 @@ def test_what_contradicts_itself_is_refused(run_case, mode, options, reason):
 
 
 def test_a_dry_run_tells_the_clients_and_what_has_no_effect(run_case):
-    done = run_case("throughput", "--engine=onnxruntime", "--dynamic_batching=False", "--max_batch_size=4", "--dry-run")
+    done = run_case(
+        "throughput",
+        "--engine=onnxruntime",
+        "--dynamic_batching=False",
+        "--max_batch_size=4",
+        "--dry-run",
+        "--perf_analyzer",
+    )
     assert re.search(r"^clients: \d+, CPUs \d", done.stdout, re.MULTILINE)
-    assert "would start: Triton Server" in done.stdout
+    assert re.search("^would start: Triton Server, .* and a client, then perf_analyzer$", done.stdout, re.MULTILINE)
     assert "note: MAX_BATCH_SIZE=4 has no effect with DYNAMIC_BATCHING=False" in done.stdout
 
 

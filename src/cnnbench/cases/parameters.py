@@ -267,6 +267,9 @@ class Parameters(BaseModel):
     )
     protocol: Literal["grpc", "http"] = _served("grpc", "how requests are sent")
     shared_memory: bool = _served(False, "hand images over in memory that client and server share")
+    perf_analyzer: bool = _served(
+        False, "have NVIDIA's perf_analyzer ask the same server after that, and hold its requests a second against ours"
+    )
     dynamic_batching: bool = _served(True, "have the server put requests together that wait at the same time")
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = _served(
         "auto", "images that the server hands the network at once; auto: 8, or BATCH_SIZE where that is more"

@@ -84,6 +84,11 @@ class ImageForm:
     as_bytes: bool
     normalized: bool
 
+    @property
+    def image_bytes(self) -> int:
+        """How large an image is."""
+        return self.size * self.size * 3 * (1 if self.as_bytes else 4)
+
 
 @dataclass(frozen=True)
 class Network:

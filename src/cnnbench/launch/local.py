@@ -284,19 +284,32 @@ def start_process(stack: ExitStack, launch: WorkerLaunch) -> WorkerProcess:
         return stack.enter_context(launch.process())
 
 
+def run_program(launch: WorkerLaunch, name: str, check: Callable[[WorkerProcess], object]) -> None:
+    """Run a program to its end; raise KilledError when it does not end well.
+
+    `check` is called with it meanwhile, to raise for what it is not to go on after: it is killed then.
+    """
+    with ExitStack() as stack:
+        program = start_process(stack, launch)
+        while program.exit_code is None:
+            check(program)
+            time.sleep(POLL_S)
+        if program.exit_code != 0:
+            raise KilledError(f"{name} {program.pid} was {program.describe_end()}")
+
+
 def run_tracer(launch: WorkerLaunch, hang_s: float) -> None:
     """Run the tracing process to its end; its trace must not stand still for longer than an instance's steps may."""
-    with ExitStack() as stack:
-        tracer = start_process(stack, launch)
-        seen, deadline = 0, time.monotonic() + hang_s
-        while tracer.exit_code is None:
-            if (size := launch.log.stat().st_size) != seen:
-                seen, deadline = size, time.monotonic() + hang_s
-            if time.monotonic() > deadline:
-                raise KilledError(f"the tracing process {tracer.pid} hung: nothing traced for {hang_s:g} s")
-            time.sleep(POLL_S)
-        if tracer.exit_code != 0:
-            raise KilledError(f"the tracing process {tracer.pid} was {tracer.describe_end()}")
+    seen, deadline = 0, time.monotonic() + hang_s
+
+    def check(tracer: WorkerProcess) -> None:
+        nonlocal seen, deadline
+        if (size := launch.log.stat().st_size) != seen:
+            seen, deadline = size, time.monotonic() + hang_s
+        if time.monotonic() > deadline:
+            raise KilledError(f"the tracing process {tracer.pid} hung: nothing traced for {hang_s:g} s")
+
+    run_program(launch, "the tracing process", check)
 
 
 def run_workers(

@@ -1,6 +1,7 @@
 """Become another program that ends, by SIGTERM, when the process does that started it.
 
-`python start.py cnnbench.launch.tied PARENT PROGRAM ARGUMENT...`
+`python start.py cnnbench.launch.tied PARENT CPUS PROGRAM ARGUMENT...`, on some CPUs (`2,3`), or on all where that is
+empty.
 """
 
 import os
@@ -11,4 +12,6 @@ from cnnbench.base.signals import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]), signal.SIGTERM)
-    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - no shell
+    if sys.argv[2]:
+        os.sched_setaffinity(0, map(int, sys.argv[2].split(",")))
+    os.execv(sys.argv[3], sys.argv[3:])  # noqa: S606 - no shell

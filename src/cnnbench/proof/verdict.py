@@ -27,6 +27,8 @@ CLIENT_BOUND, LATE_BOUND = 0.80, 0.01
 """What a client may take of a core's time, and how many requests may be sent late, so that it is no bottleneck."""
 BACKLOG_BOUND = 0.02
 """What part of the requests may wait at the end, where that is more than what is computed and what waits for that."""
+SECOND_CLIENT_BOUND = 0.05
+"""How far the requests a second of two clients of one server may lie apart."""
 TOP1_LOSS_BOUND = 0.005
 DISTURBING_SHARE, DISTURBING_SWITCHES = 0.005, 5.0
 """From what share of the cores' time, and how many involuntary switches a second of each, a cause is named."""
@@ -123,6 +125,34 @@ def judge_requests(answered: int, failed: int) -> Criterion:
     return Criterion(
         name="requests", passed=not failed, found=f"{answered} answered, {failed} failed", needed="no failures"
     )
+
+
+def judge_second_client(
+    ours_per_s: float, theirs_per_s: float, windows_per_s: Sequence[float], delayed: float, failure: str
+) -> Criterion:
+    """Judge whether perf_analyzer had as many requests a second answered as our clients had before.
+
+    `windows_per_s`: in each of its windows. `delayed`: the share of the requests that it says it sent late. `failure`:
+    why it has no figures. A run where they differ is unstable, not invalid: what our clients counted was answered, and
+    as one asks after the other, what disturbed either cannot be told from what a client is the cause of.
+    """
+    needed = f"within {SECOND_CLIENT_BOUND:.0%} of our clients' figure"
+    if failure:
+        found = f"perf_analyzer has no figures beside our clients' {ours_per_s:.4g} requests/s: {failure}"
+        return Criterion(name="second client", passed=False, found=found, needed=needed, severity="unstable")
+    difference = theirs_per_s / ours_per_s - 1
+    found = f"perf_analyzer had {theirs_per_s:.4g} requests/s, our clients {ours_per_s:.4g}: {difference:+.1%}"
+    passed = abs(difference) <= SECOND_CLIENT_BOUND
+    if not passed:
+        if windows_per_s:
+            found += f" (its windows {min(windows_per_s):.4g} to {max(windows_per_s):.4g})"
+        if delayed:
+            found += f", and it sent {delayed:.1%} of the requests late"
+        needed += (
+            ": stop other work on this machine, measure for longer (MIN_TIME), and run it again; where they always "
+            "differ so, a client's own time counts: have more requests under way (CONCURRENCY), or larger ones"
+        )
+    return Criterion(name="second client", passed=passed, found=found, needed=needed, severity="unstable")
 
 
 def judge_latency_bound(p99_ms: float | None, bound_ms: float) -> Criterion:

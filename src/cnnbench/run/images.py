@@ -29,7 +29,7 @@ from cnnbench.engines.registry import Steps, engines, find_engine
 from cnnbench.inputs import procedural
 from cnnbench.inputs.networks import EMBEDDED
 from cnnbench.launch.container import run_engine
-from cnnbench.staging.environments import LOADGEN, TRITON_CLIENT, TRITON_SERVER, lock_path
+from cnnbench.staging.environments import LOADGEN, PERF_ANALYZER, TRITON_CLIENT, TRITON_SERVER, lock_path
 from cnnbench.staging.inputs import IMAGENET_ARTEFACTS, digest_sources
 
 DATASET_SOURCES = ("embedded", "local", "url")
@@ -87,7 +87,7 @@ class ImageOptions:
         if "SCENARIO" in workload.parameters:
             found[LOADGEN] = ""
         if workload.function == SERVING:
-            found |= dict.fromkeys((TRITON_SERVER, TRITON_CLIENT), "")
+            found |= dict.fromkeys((TRITON_SERVER, TRITON_CLIENT, PERF_ANALYZER), "")
         return found
 
     def check(self) -> None:

@@ -356,7 +356,8 @@ def describe_job(job: Job, cache: Path) -> list[str]:
     lines.append("environment, beyond the caller's:")
     lines += [f"  {name}={value}" for name, value in engine_environment_of(job, job.variant, cache).items()]
     if job.clients:
-        return [*lines, "would start: Triton Server, whose model's processes are these instances, and a client"]
+        again = ", then perf_analyzer" if job.parameters.perf_analyzer else ""
+        return [*lines, f"would start: Triton Server, whose model's processes are these instances, and a client{again}"]
     lines.append("command lines:")
     if job.ranks:
         python = environment_path(RANKS, cache) / "bin" / "python"

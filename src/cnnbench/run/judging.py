@@ -155,6 +155,9 @@ def _judge_clients(run: Measured) -> list[Criterion]:
         criteria.append(validity.judge_requests(service.requests, service.failures))
     if record.latency_bound_ms is not None:
         criteria.append(validity.judge_latency_bound(run.percentiles.get(99), record.latency_bound_ms))
+    if (second := run.seen.second_client) is not None:
+        theirs = (second.requests_per_s, second.windows_per_s, second.delayed_share, second.failure)
+        criteria.append(validity.judge_second_client(run.requests_per_s, *theirs))
     return criteria
 
 
@@ -164,6 +167,8 @@ def _service_facts(run: Measured) -> dict[str, str]:
     if service and service.executions:
         shares = ", ".join(f"{size}: {count / service.executions:.0%}" for size, count in service.batches.items())
         facts["batches of images, by size"] = shares
+    if second := run.seen.second_client:
+        facts["perf_analyzer"] = f"{second.version}, {second.requests} requests"
     if run.seen.capacity:
         tried = (
             f"{rate:.4g}/s {'not told' if p99 is None else f'{p99:.4g} ms'}"

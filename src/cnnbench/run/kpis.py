@@ -186,9 +186,7 @@ def _capacity(run: Measured) -> float | None:
 
 
 def _requests(run: Measured) -> float | None:
-    if run.record.clients is None or run.is_accuracy:
-        return None
-    return run.throughput.mean * sum(map(len, run.steps)) / float(sum(images.sum() for images in run.images))
+    return None if run.record.clients is None or run.is_accuracy else run.requests_per_s
 
 
 def _per_request(name: str, run: Measured) -> float | None:
@@ -225,6 +223,17 @@ def _loadgen_top1(run: Measured) -> float | None:
     return None if run.loadgen_top1 is None else 100 * run.loadgen_top1
 
 
+def _second_requests(run: Measured) -> float | None:
+    second = run.seen.second_client
+    return second.requests_per_s if second and not second.failure else None
+
+
+def _second_percentile(percentile: float, run: Measured) -> float | None:
+    second = run.seen.second_client
+    enough = second is not None and second.requests >= stats.PERCENTILE_FLOORS[percentile]
+    return getattr(second, f"p{percentile:g}_ms") if enough else None
+
+
 def _late_requests(run: Measured) -> float | None:
     return None if run.late_share is None else 100 * run.late_share
 
@@ -252,6 +261,8 @@ TABLE: tuple[KpiKind, ...] = (
     KpiKind("LoadGen p90", "ms", "lower", partial(_loadgen, "p90_ms")),
     KpiKind("LoadGen p99", "ms", "lower", partial(_loadgen, "p99_ms")),
     KpiKind("LoadGen top-1", "%", "higher", _loadgen_top1),
+    KpiKind("perf_analyzer requests", "requests/s", "higher", _second_requests),
+    *(KpiKind(f"perf_analyzer p{one}", "ms", "lower", partial(_second_percentile, one)) for one in (50, 99)),
     KpiKind("Throughput drift", "%", "neither", _drift),
     KpiKind("Throughput spread", "%", "lower", _spread),
     KpiKind("Input wait", "%", "lower", _input_wait),

@@ -185,6 +185,11 @@ class Measured:
         """The images a second of all instances together."""
         return stats.estimate_throughput(self.steps, self.images, self.window)
 
+    @property
+    def requests_per_s(self) -> float:
+        """The steps a second of all instances together; of a server's clients, the requests."""
+        return self.throughput.mean * sum(map(len, self.steps)) / float(sum(images.sum() for images in self.images))
+
     @cached_property
     def percentiles(self) -> dict[float, float]:
         """The percentiles of the inference times (ms) for which there are samples enough."""

@@ -109,7 +109,7 @@ def choose_engine(
 
 def _try_engine(rival: Job, inputs: Inputs, hang_s: float, kind: MeasurementKind) -> RunResult:
     """Measure an engine for a moment; only its figure is kept."""
-    short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S}
+    short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S, "perf_analyzer": False}
     job = replace(rival, parameters=rival.parameters.model_copy(update=short), peak_program=None)
     with tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
         return kind(job, inputs, Path(logs), hang_s).run()

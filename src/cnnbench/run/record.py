@@ -137,6 +137,24 @@ class CapacitySeen(_Model):
     trials: tuple[tuple[float, float | None, bool], ...]
 
 
+class SecondClientSeen(_Model):
+    """What another client than ours has measured of the same server, after ours; or why it has not.
+
+    `windows_per_s`: the requests a second of each of its windows. `delayed_share`: of the requests, where it says so
+    itself.
+    """
+
+    event: Literal["second client"] = "second client"
+    version: str
+    requests: int = 0
+    requests_per_s: float = 0.0
+    windows_per_s: tuple[float, ...] = ()
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    delayed_share: float = 0.0
+    failure: str = ""
+
+
 class End(_Model):
     """How the run ended: with all that it was to measure, or by a failure; `seen`: what was seen of that."""
 
@@ -145,8 +163,8 @@ class End(_Model):
     seen: str = ""
 
 
-Event = Annotated[CeilingSeen | Look | CapacitySeen | End, Field(discriminator="event")]
-_EVENT: TypeAdapter[CeilingSeen | Look | CapacitySeen | End] = TypeAdapter(Event)
+AnyEvent = CeilingSeen | Look | CapacitySeen | SecondClientSeen | End
+_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="event")])
 
 
 class Outside(_Model):
@@ -173,6 +191,7 @@ class Seen:
     looks: tuple[Look, ...]
     end: End | None
     capacity: CapacitySeen | None = None
+    second_client: SecondClientSeen | None = None
 
 
 def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str, host: dict[str, str]) -> Record:
@@ -251,7 +270,7 @@ class RunWriter:
                 shutil.copyfile(model.predictions, self._directory / EXPECTED)
         _write_whole(self._directory / RECORD, record)
 
-    def add(self, event: CeilingSeen | Look | CapacitySeen | End) -> None:
+    def add(self, event: AnyEvent) -> None:
         """Append what was just seen."""
         with (self._directory / SEEN_FILE).open("a", encoding="utf-8") as file:
             file.write(event.model_dump_json() + "\n")
@@ -306,6 +325,7 @@ def read_seen(directory: Path) -> Seen:
         ceilings=tuple(event for event in events if isinstance(event, CeilingSeen)),
         looks=tuple(event for event in events if isinstance(event, Look)),
         capacity=next((event for event in events if isinstance(event, CapacitySeen)), None),
+        second_client=next((event for event in events if isinstance(event, SecondClientSeen)), None),
         end=next((event for event in reversed(events) if isinstance(event, End)), None),
     )
 

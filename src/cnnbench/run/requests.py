@@ -73,6 +73,12 @@ def plan_requests(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         raise UsageError("SHARED_MEMORY=True: a region is read until its request is answered; leave out REQUEST_RATE")
     if p.shared_memory and p.mode == "capacity":
         raise UsageError("SHARED_MEMORY=True: not with a case of capacity, whose requests do not wait for each other")
+    if p.perf_analyzer and p.scenario:
+        raise UsageError("PERF_ANALYZER=True: sends as our clients do, and LoadGen does not; leave out SCENARIO")
+    if p.perf_analyzer and p.mode == "capacity":
+        raise UsageError("PERF_ANALYZER=True: not with a case of capacity; give a case of latency the REQUEST_RATE")
+    if p.perf_analyzer and p.mode == "accuracy":
+        raise UsageError("PERF_ANALYZER=True: not with a case of accuracy, which measures no speed; leave it out")
     sizes = [
         size
         for size in p.preferred_batch_size.split()

@@ -21,11 +21,13 @@ from cnnbench.results import stats
 from cnnbench.results.steps import StepTimes
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
-from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER
+from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER, Measured
 from cnnbench.run.measurement import Measurement, MeasurementKind
 from cnnbench.run.rates import search_rate, trial_s
-from cnnbench.run.record import ServiceCount
+from cnnbench.run.record import SecondClientSeen, ServiceCount, read_record, read_seen
 from cnnbench.run.workers import share_images, worker_environment
+from cnnbench.serving.perf_analyzer import NAME as PERF_ANALYZER
+from cnnbench.serving.perf_analyzer import Asked, PerfAnalyzer, ask, find_perf_analyzer
 from cnnbench.serving.repository import VERSION, write_repository
 from cnnbench.serving.server import LOOPBACK, START_S, Installation, Ports, Server, find_installation, find_libpython
 from cnnbench.staging.environments import TRITON_CLIENT, locked_python
@@ -42,13 +44,24 @@ ATTEMPTS = 3
 
 
 class ServedMeasurement(Measurement):
-    """One run of a job of serving. `client`: the Python of what asks; `installation`: the server that answers."""
+    """One run of a job of serving.
+
+    `client`: the Python of what asks; `installation`: the server that answers; `analyzer`: what asks again; None for
+    nothing.
+    """
 
     def __init__(
-        self, job: Job, inputs: Inputs, logs: Path, hang_s: float, client: Path, installation: Installation
+        self,
+        job: Job,
+        inputs: Inputs,
+        logs: Path,
+        hang_s: float,
+        client: Path,
+        installation: Installation,
+        analyzer: PerfAnalyzer | None = None,
     ) -> None:
         super().__init__(job, inputs, logs, hang_s)
-        self._client, self._installation = client, installation
+        self._client, self._installation, self._analyzer = client, installation, analyzer
         self._server: Server | None = None
         self._served: WorkerSpec | None = None
         self._model = ""
@@ -78,6 +91,8 @@ class ServedMeasurement(Measurement):
             limits = Limits(self._enough if self._is_timed else None, self._hang_s)
             self._run_client(asked, shared, limits, self._progress(), self._look_at_all)
             self._audit(asked.loadgen)
+            if self._analyzer is not None and job.parameters.perf_analyzer:
+                self._writer.add(self._ask_again(self._analyzer, asked))
             server.check()
 
     def _run_loadgen(self, loadgen: LoadGenSpec, logs: Path, name: str) -> None:
@@ -99,12 +114,36 @@ class ServedMeasurement(Measurement):
         directory = Path(spec.logs) / "process-0"
         directory.mkdir(parents=True)
         spec.write(directory / "spec.json")
-        environment = split_environment(self._job.environment)[0] | {"OMP_NUM_THREADS": "1"}
-        environment |= dict.fromkeys(("no_proxy", "NO_PROXY"), LOOPBACK)
         command = worker_command(self._client, directory / "spec.json")
         numbers = tuple(one.index for one in spec.instances)
-        launch = WorkerLaunch(command, environment, directory / "output.log", numbers)
+        launch = WorkerLaunch(command, self._client_environment, directory / "output.log", numbers)
         run_workers([launch], shared, limits, progress, look, self._server.check)
+
+    @property
+    def _client_environment(self) -> dict[str, str]:
+        inherited, _ = split_environment(self._job.environment)
+        return inherited | {"OMP_NUM_THREADS": "1"} | dict.fromkeys(("no_proxy", "NO_PROXY"), LOOPBACK)
+
+    def _ask_again(self, analyzer: PerfAnalyzer, spec: WorkerSpec) -> SecondClientSeen:
+        """Have perf_analyzer ask as our clients have, from their cores."""
+        assert self._server is not None
+        assert self._inputs.model is not None
+        assert self._inputs.model.form is not None
+        p, run = self._job.parameters, Measured(self._logs, read_record(self._logs), read_seen(self._logs))
+        asked = Asked(
+            address=f"{LOOPBACK}:{getattr(self._server.ports, p.protocol)}",
+            model=self._model,
+            protocol=p.protocol,
+            batch_size=p.batch_size,
+            request_bytes=p.batch_size * self._inputs.model.form.image_bytes,
+            shared_memory=p.shared_memory,
+            concurrency=len(spec.instances),
+            due_ns=run.raw_steps[0][:, 0] if spec.arrivals else None,
+            seconds=run.window.seconds,
+            rate_per_s=sum(map(len, run.steps)) / run.window.seconds,
+        )
+        directory, cpus = self._logs / PERF_ANALYZER, spec.instances[0].cpus
+        return ask(analyzer, asked, directory, self._client_environment, cpus, self._hang_s, self._server.check)
 
     def _look_at_all(self, pids: list[int]) -> None:
         assert self._server is not None
@@ -226,4 +265,9 @@ def measurement_of(job: Job, cache: Path) -> MeasurementKind:
         )
     installation = find_installation(job.parameters.triton_server, cache)
     find_libpython()
-    return partial(ServedMeasurement, client=locked_python(TRITON_CLIENT, cache), installation=installation)
+    return partial(
+        ServedMeasurement,
+        client=locked_python(TRITON_CLIENT, cache),
+        installation=installation,
+        analyzer=find_perf_analyzer(cache) if job.parameters.perf_analyzer else None,
+    )

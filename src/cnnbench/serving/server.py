@@ -172,7 +172,7 @@ class Server:
             self._link_backend(backends)
             self._stack.callback(self._remove_regions)
             # It is not started by itself: what it becomes ends with this process, however that ends.
-            tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), *self.command(backends)]
+            tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), "", *self.command(backends)]
             launch = WorkerLaunch(tied, self._environment, self._log, ())
             with uninterrupted():
                 self._process: WorkerProcess = self._stack.enter_context(launch.process())

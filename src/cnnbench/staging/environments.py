@@ -17,6 +17,9 @@ LOADGEN = "loadgen"
 TRITON_SERVER, TRITON_CLIENT = "triton-server", "triton-client"
 """The lock files of what serves, and of what asks it."""
 
+PERF_ANALYZER = "perf-analyzer"
+"""The lock file of NVIDIA's perf_analyzer, which asks once more."""
+
 
 def lock_path(lock: str) -> Path:
     """Return the file of a lock's name."""
