@@ -26,8 +26,9 @@ from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER
 from cnnbench.run.measurement import Measurement, MeasurementKind
 from cnnbench.run.record import CapacitySeen, ServiceCount
 from cnnbench.run.workers import worker_environment
+from cnnbench.serving.programs import EngineServer, Installation, find_installation, find_libpython
 from cnnbench.serving.repository import VERSION, write_repository
-from cnnbench.serving.server import LOOPBACK, START_S, Installation, Ports, Server, find_installation, find_libpython
+from cnnbench.serving.server import LOOPBACK, START_S, Ports, Server
 from cnnbench.staging.environments import TRITON_CLIENT, locked_python
 from cnnbench.staging.sampler import stage_sampler
 from cnnbench.worker.control import ControlBlock
@@ -69,11 +70,11 @@ class ServedMeasurement(Measurement):
         self._model = write_repository(job, self._inputs, self._run_id, shared, self._logs, repository)
         spec = WorkerSpec.read(repository / self._model / VERSION / spec_name(0))
         environment = worker_environment(job, spec, self._inputs.sampler)
-        log, python = directory / "output.log", self._inputs.python
+        log, origin = directory / "output.log", EngineServer(self._installation, self._inputs.python, environment)
         ports = Ports.choose(grpc=job.parameters.grpc_port or None)
         start_s = min(START_S, self._hang_s)
         names = [self._model]
-        with Server(self._installation, repository, names, ports, python, environment, log, start_s) as server:
+        with Server(origin, repository, names, ports, log, start_s) as server:
             self._server = server
             (directory / METADATA).write_text(json.dumps(server.metadata), encoding="utf-8")
             rate = float(job.parameters.request_rate or 0)
