@@ -7,6 +7,7 @@ import pytest
 
 from cnnbench.base.errors import InvalidMeasurementError, UsageError
 from cnnbench.cases.parameters import Parameters
+from cnnbench.engines.registry import TritonBackend
 from cnnbench.inputs.networks import ImageForm
 from cnnbench.proof.verdict import judge_client, judge_keeping_up, judge_latency_bound, judge_requests
 from cnnbench.run.measured import in_sequence
@@ -45,6 +46,21 @@ def test_a_models_configuration_is_as_asked_for(asked, lines, absent):
 def test_bytes_are_told_as_such():
     form = ImageForm(size=380, crop_share=1.0, interpolation="bicubic", as_bytes=True, normalized=False)
     assert "data_type: TYPE_UINT8 dims: [ 380, 380, 3 ]" in configure(Parameters(), form, 1)
+
+
+def test_a_configuration_for_a_backend_that_puts_nothing_together_has_the_batch_among_its_dimensions():
+    numbers, none = frozenset({"fp32"}), lambda _share: {}
+    backend = TritonBackend("own", "network.onnx", "model.own", numbers, puts_together=False, parameters=none)
+    text = configure(Parameters(topology="resnet18"), FORM, 2, backend, {"THREADS": "3"})
+    for line in (
+        'backend: "own"\ndefault_model_filename: "model.own"\nmax_batch_size: 0\n',
+        'name: "images" data_type: TYPE_FP32 dims: [ -1, 224, 224, 3 ]',
+        'name: "probabilities" data_type: TYPE_FP32 dims: [ -1, 1000 ]',
+        "kind: KIND_CPU count: 2",
+        'parameters { key: "THREADS" value: { string_value: "3" } }',
+    ):
+        assert line in text
+    assert "dynamic_batching" not in text
 
 
 def test_what_a_server_counts_is_read():

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,21 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkout import ROOT
-from cnnbench.base.checkout import SOURCES
-from cnnbench.base.errors import SkippedError
 from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
 from cnnbench.run.judging import judge_run
-from cnnbench.serving.server import LOOPBACK, PREFIX, REGIONS, START_S, Ports, find_installation, find_libpython
-from cnnbench.staging.environments import locked_python
+from cnnbench.serving.programs import find_installation
+from cnnbench.serving.server import LOOPBACK, PREFIX, START_S, Ports
 from null_workload import CORES, PATIENCE_S, clean_environment, process_files, run_kpi, wait_until
-
-try:
-    find_libpython()
-    OBSTACLE = "" if CORES > 1 else "a server and its client need a core each"
-except SkippedError as error:
-    OBSTACLE = str(error)
+from triton_server import NETWORK, OBSTACLE, WORKLOAD, assert_nothing_left
 
 pytestmark = [
     pytest.mark.engine,
@@ -37,8 +28,6 @@ pytestmark = [
     pytest.mark.usefixtures("pytorch_python"),
 ]
 
-WORKLOAD = ROOT / "workload" / "CNN-Triton-Public"
-NETWORK = "mobilenet_v3_small"
 QUICK = ("--engine=onnxruntime", "--instances=1", "--warmup_steps=1", "--min_time=4", "--max_time=6")
 ENDLESS = ("--engine=onnxruntime", "--instances=1", "--warmup_steps=1", "--min_time=600", "--max_time=600")
 
@@ -71,17 +60,6 @@ def run_case(engine_cache, tmp_path):
         return done
 
     return run
-
-
-def assert_nothing_left(pid):
-    """Wait until there is no process and no shared memory of a run, whose controller this was."""
-    marked = f"{PREFIX}-{pid}-".encode()
-
-    def gone():
-        left = [one for one in process_files("cmdline").values() if marked in one]
-        return not left and not list(REGIONS.glob(f"{PREFIX}-{pid}-*"))
-
-    wait_until(gone, "server, models and their memory gone")
 
 
 @pytest.fixture(scope="module")
@@ -374,113 +352,3 @@ def test_a_server_that_hangs_at_its_start_is_given_up(tmp_path, run_case):
     found = re.search(r"Triton Server was not ready within 2 s: error: it hangs; its log: (\S+)", done.stderr)
     assert found, done.stderr
     assert Path(found[1]).read_text() == "error: it hangs\n"
-
-
-@pytest.fixture(scope="module")
-def exported(engine_cache, tmp_path_factory):
-    """A repository that `triton export` has written."""
-    directory = tmp_path_factory.mktemp("exported") / "models"
-    command = [sys.executable, "-m", "cnnbench", "triton", "export", "--output", str(directory), "--network", NETWORK]
-    done = subprocess.run(
-        [*command, "--engine=openvino", "--instances=1"], env=clean_environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return directory
-
-
-ASK = """
-import json, sys
-import numpy as np
-from pathlib import Path
-from cnnbench.engines.interface import LoadSpec
-from cnnbench.worker.client import RequestError, ServiceOptions, TritonClient
-address, model, images, protocol = sys.argv[1:]
-client = TritonClient()
-options = ServiceOptions(address=address, model=model, protocol=protocol)
-client.load(LoadSpec(Path(), "fp32", 1, 1, False, options=options))
-told = []
-for batch in (np.zeros((9, 224, 224, 3), np.float32), np.zeros((1, 8, 8, 3), np.float32)):
-    try:
-        client.infer(batch)
-    except RequestError as error:
-        told.append(str(error))
-outputs = client.infer(np.load(images)[:4])
-print(json.dumps([told, outputs.argmax(1).tolist()]))
-client.close()
-"""
-
-
-@contextmanager
-def serving(directory, *options, **environment):
-    command = [sys.executable, "-m", "cnnbench", "triton", "serve", str(directory), *options]
-    with subprocess.Popen(
-        command, env=clean_environment(**environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as one:
-        try:
-            yield one
-        finally:
-            one.kill()
-
-
-def test_what_is_exported_is_served_until_a_signal_and_refuses_what_is_no_request_of_it(exported, engine_cache):
-    name, network = NETWORK.replace("_", "-"), exported / NETWORK.replace("_", "-") / "1" / "network"
-    images = str(network / "check_images.npy")
-    with serving(exported) as server:
-        ready = server.stdout.readline()
-        found = re.fullmatch(rf"ready: {name}: gRPC (\S+), HTTP (\S+), metrics (\S+)\n", ready)
-        assert found, ready + server.stderr.read()
-        for protocol, address in (("grpc", found[1]), ("http", found[2])):
-            asked = subprocess.run(
-                [locked_python("triton-client", engine_cache), "-c", ASK, address, name, images, protocol],
-                env=clean_environment(PYTHONPATH=str(SOURCES)),
-                capture_output=True,
-                text=True,
-            )
-            assert asked.returncode == 0, asked.stderr
-            told, best = json.loads(asked.stdout)
-            assert "batch-size must be <= 8" in told[0]
-            assert "unexpected shape for input 'images'" in told[1]
-            assert best == np.load(network / "reference.npy")[:4].argmax(1).tolist()
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(PATIENCE_S) == 0
-    assert_nothing_left(server.pid)
-
-
-def _break_config(models):
-    (models / NETWORK.replace("_", "-") / "config.pbtxt").write_text("max_batch_size: many")
-
-
-def _break_model(models):
-    (models / NETWORK.replace("_", "-") / "1" / "network" / "network.onnx").write_bytes(b"no network")
-
-
-def _forget_models(models):
-    (models / "cnnbench.json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "code", "reason"),
-    [
-        (_break_config, 1, "Triton Server did not start: .*(max_batch_size|config)"),
-        (_break_model, 1, "Triton Server did not start: "),
-        (_forget_models, 2, "cnnbench.json: No such file or directory; `cnnbench triton export` writes it"),
-    ],
-)
-def test_a_repository_that_is_broken_is_not_served(exported, tmp_path, damage, code, reason):
-    models = shutil.copytree(exported, tmp_path / "models")
-    damage(models)
-    with serving(models) as server:
-        _, errors = server.communicate(timeout=PATIENCE_S)
-    assert server.returncode == code, errors
-    assert re.search(reason, errors), errors
-    if code == 1:
-        assert Path(re.search(r"; its log: (\S+)", errors)[1]).is_file()
-    assert_nothing_left(server.pid)
-
-
-def test_an_export_does_not_overwrite_what_is_another(tmp_path):
-    (tmp_path / "mine").write_text("")
-    command = [sys.executable, "-m", "cnnbench", "triton", "export", "--output", str(tmp_path), "--network", NETWORK]
-    done = subprocess.run([*command, "--engine=openvino"], env=clean_environment(), capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "has other files in it" in done.stderr

@@ -19,9 +19,14 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", required=True, help="the test case's name")
 
 
+def add_container_cli(parser: argparse.ArgumentParser) -> None:
+    """Add what tells the engine that runs containers."""
+    parser.add_argument("--container-cli", default="docker", help='the engine\'s command line, such as "podman"')
+
+
 def add_container_options(parser: argparse.ArgumentParser) -> None:
     """Add what tells images and the engine that runs them."""
-    parser.add_argument("--container-cli", default="docker", help='the engine\'s command line, such as "podman"')
+    add_container_cli(parser)
     parser.add_argument("--registry", default="", help="what comes before the images' names, such as host:5000")
     parser.add_argument("--release", default="latest", help="the images' tag")
 

@@ -92,6 +92,34 @@ class Setting:
     cache: Path
 
 
+@dataclass(frozen=True)
+class Share:
+    """What instances of a served model have: how many they are, the threads of each, the number computed in."""
+
+    instances: int
+    threads: int
+    number_type: str
+
+
+@dataclass(frozen=True)
+class TritonBackend:
+    """A backend of Triton Server's own that takes an engine's prepared network as it is, without the engine.
+
+    `name`: what a model's configuration calls it. `file`: which file of a prepared network it takes; `called`: by what
+    name it looks for it. `numbers`: the types of number that a network may be held in, or else computed in, for it.
+    `puts_together`: whether it computes at once what the server has put together of several requests.
+    `parameters`: those of a model's configuration. `notes`: by the type of number, what it does otherwise there.
+    """
+
+    name: str
+    file: str
+    called: str
+    numbers: frozenset[str]
+    puts_together: bool
+    parameters: Callable[[Share], dict[str, str]]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
 def _needs_nothing(_environ: Mapping[str, str], _on_gpu: bool) -> str:
     return ""
 
@@ -115,7 +143,8 @@ class Engine:
     engine as ONNX; `handles_files` takes in a user's ONNX file and gives one. `exports_networks` writes what the engine
     loads without converting or compiling it again; `ahead_of_time`: whether it loads nothing else; `parts_weights`,
     `tries_kernels`: whether that can have its weights apart, and kernels chosen by trying. `tells_layers`: whether it
-    tells itself what its layers run on; no trace of a library is taken then.
+    tells itself what its layers run on; no trace of a library is taken then. `triton`: the backend of Triton Server's
+    own that takes what this one is handed.
     """
 
     name: str
@@ -146,6 +175,7 @@ class Engine:
     parts_weights: bool = False
     tries_kernels: bool = False
     tells_layers: bool = False
+    triton: TritonBackend | None = None
 
     @property
     def has_model(self) -> bool:
@@ -228,6 +258,11 @@ def find_part(part: str) -> Engine:
         if getattr(engine, part):
             return engine
     raise CnnbenchError(f"no engine {part.replace('_', ' ')}; there are {', '.join(engines())}")
+
+
+def triton_backends() -> Mapping[str, Engine]:
+    """Return the engines whose networks a backend of Triton Server's own takes, by that backend's name."""
+    return {engine.triton.name: engine for engine in engines().values() if engine.triton}
 
 
 def engines_that_take(takes: Takes) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
         *("--pids-limit", str(spec.pids), "--memory", memory, "--memory-swap", memory),
         *("--cpuset-cpus", format_cpu_list(spec.cpus)),
         *(("--cpuset-mems", format_cpu_list(spec.nodes)) if spec.nodes else ()),
-        *each("--mount", (_mount_value(path, at) for at, path in spec.mounts.items())),
+        *each("--mount", (mount_value(path, at) for at, path in spec.mounts.items())),
         *each("--device", spec.devices),
         *each("--group-add", map(str, spec.groups)),
         *each("--env", (f"{name}={value}" for name, value in spec.environment.items())),
@@ -96,8 +96,8 @@ def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
     ]
 
 
-def _mount_value(source: Path, destination: str) -> str:
-    """Return the value of --mount, which is a line of CSV: a path may hold a comma."""
+def mount_value(source: Path, destination: str) -> str:
+    """Return the value of --mount that is read-only, a line of CSV: a path may hold a comma."""
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(
         ["type=bind", f"source={source}", f"destination={destination}", "readonly"]
@@ -113,7 +113,9 @@ def run_engine(command: Sequence[str], timeout_s: float | None = ANSWER_S) -> st
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout_s
         )
     except FileNotFoundError as error:
-        raise CnnbenchError(f"{command[0]}: not found; install it, or choose another with -DCONTAINER_CLI") from error
+        raise CnnbenchError(
+            f"{command[0]}: not found; install it, or choose another with -DCONTAINER_CLI or --container-cli"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise CnnbenchError(f"`{words}` was not done within {timeout_s:g} s") from error
     if done.returncode != 0:

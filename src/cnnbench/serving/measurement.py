@@ -28,8 +28,9 @@ from cnnbench.run.record import SecondClientSeen, ServiceCount, read_record, rea
 from cnnbench.run.workers import share_images, worker_environment
 from cnnbench.serving.perf_analyzer import NAME as PERF_ANALYZER
 from cnnbench.serving.perf_analyzer import Asked, PerfAnalyzer, ask, find_perf_analyzer
+from cnnbench.serving.programs import EngineServer, Installation, find_installation, find_libpython
 from cnnbench.serving.repository import VERSION, write_repository
-from cnnbench.serving.server import LOOPBACK, START_S, Installation, Ports, Server, find_installation, find_libpython
+from cnnbench.serving.server import LOOPBACK, START_S, Ports, Server
 from cnnbench.staging.environments import TRITON_CLIENT, locked_python
 from cnnbench.staging.sampler import stage_sampler
 from cnnbench.worker.control import ControlBlock
@@ -75,11 +76,11 @@ class ServedMeasurement(Measurement):
         self._model = write_repository(job, self._inputs, self._run_id, shared, self._logs, repository)
         spec = WorkerSpec.read(repository / self._model / VERSION / spec_name(0))
         environment = worker_environment(job, spec, self._inputs.sampler)
-        log, python = directory / "output.log", self._inputs.python
+        log, origin = directory / "output.log", EngineServer(self._installation, self._inputs.python, environment)
         ports = Ports.choose(grpc=job.parameters.grpc_port or None)
         start_s = min(START_S, self._hang_s)
         names = [self._model]
-        with Server(self._installation, repository, names, ports, python, environment, log, start_s) as server:
+        with Server(origin, repository, names, ports, log, start_s) as server:
             self._server, self._served = server, spec
             (directory / METADATA).write_text(json.dumps(server.metadata), encoding="utf-8")
             rate = float(job.parameters.request_rate or 0)

@@ -25,7 +25,7 @@ from cnnbench.base.progress import SECONDS, Progress
 from cnnbench.base.start import START
 from cnnbench.launch.local import KilledError, WorkerLaunch, WorkerProcess, run_program
 from cnnbench.run.record import SecondClientSeen
-from cnnbench.serving.server import REGIONS
+from cnnbench.serving.programs import REGIONS
 from cnnbench.staging.environments import PERF_ANALYZER, TRITON_SERVER, locked_python
 from cnnbench.worker.client import INPUT, OUTPUT
 

@@ -6,11 +6,10 @@ import re
 import signal
 import socket
 import sys
-import sysconfig
-import tempfile
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, SkippedError, UsageError
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.base.signals import uninterrupted
 from cnnbench.base.start import START
 from cnnbench.launch.local import WorkerLaunch, WorkerProcess
 from cnnbench.run.record import ServiceCount
-from cnnbench.staging.environments import TRITON_SERVER, locked_python
 from cnnbench.worker.process import read_resident_bytes
 
 LOOPBACK = "127.0.0.1"
@@ -34,12 +32,7 @@ STOP_S = 30.0
 ANSWER_S = 10.0
 """How long it may take to tell how it is, or what it has counted."""
 LOOK_S = 0.05
-REGIONS = Path("/dev/shm")  # noqa: S108 - where POSIX has shared memory
 PREFIX = "cnnbench-triton"
-BACKEND = "python"
-PRELOAD = "LD_PRELOAD"
-PROGRAMS = 3
-"""From the controller to the model: what ties the server to this process, the server, and the model's own process."""
 
 
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -72,112 +65,79 @@ class Ports:
 
 
 @dataclass(frozen=True)
-class Installation:
-    """Where a server is: its program, and the directory of its backends, whose Python one the models need."""
+class Wanted:
+    """What a server is to have: some models of a repository, ports, and what the names of what it makes begin with."""
 
-    program: Path
-    backends: Path
-    stub: Path
+    repository: Path
+    models: Sequence[str]
+    ports: Ports
+    prefix: str
 
-
-def find_installation(program: str, cache: Path) -> Installation:
-    """Return a user's installation by its program, or that of the wheel, made ready on first use."""
-    number = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    if program:
-        path = Path(program)
-        if not os.access(path, os.X_OK):
-            raise UsageError(
-                f"TRITON_SERVER={program}: no program; needed is `tritonserver`, as /opt/tritonserver/bin has"
-            )
-        backend = path.parents[1] / "backends" / BACKEND
-        if not backend.is_dir():
-            raise UsageError(f"TRITON_SERVER={program}: has no Python backend in {backend}; install it with it")
-        return Installation(path, backend, backend / "triton_python_backend_stub")
-    environment = locked_python(TRITON_SERVER, cache).parents[1]
-    found = list(environment.glob("lib/python*/site-packages/pytriton/tritonserver/bin/tritonserver"))
-    if not found:
-        raise CnnbenchError(f"{environment}: has no tritonserver; remove it, and it is made anew")
-    root = found[0].parents[1]
-    stub = root / "python_backend_stubs" / number / "triton_python_backend_stub"
-    if not stub.is_file():
-        known = ", ".join(sorted(path.name for path in stub.parents[1].iterdir()))
-        raise SkippedError(f"Triton Server's wheel has no stub for Python {number}, which has this: it has {known}")
-    return Installation(found[0], root / "backends" / BACKEND, stub)
+    def options(self, repository: str, address: str, ports: Ports) -> list[str]:
+        """Return the options of any server; the repository, the address and the ports are as it sees them."""
+        return [
+            *("--model-repository", repository, "--model-control-mode=explicit"),
+            *(f"--load-model={name}" for name in self.models),
+            *("--disable-auto-complete-config", "--allow-gpu-metrics=false", f"--exit-timeout-secs={STOP_S:g}"),
+            *(f"--http-address={address}", f"--http-port={ports.http}"),
+            *(f"--grpc-address={address}", f"--grpc-port={ports.grpc}"),
+            *(f"--metrics-address={address}", f"--metrics-port={ports.metrics}"),
+        ]
 
 
-def find_libpython() -> Path:
-    """Return the directory of this Python's shared library, in which the server's stub runs; raise SkippedError."""
-    name = f"libpython{sys.version_info[0]}.{sys.version_info[1]}.so.1.0"
-    places = [sysconfig.get_config_var(one) for one in ("LIBDIR", "LIBPL")]
-    places.append(f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}")
-    for place in filter(None, places):
-        if (Path(place) / name).exists():
-            return Path(place)
-    raise SkippedError(
-        f"Triton Server needs {name}, in which its models run, and this Python has none: install "
-        f"{name.partition('.so')[0]} (Debian, Ubuntu), or a Python built with --enable-shared"
-    )
+@dataclass(frozen=True)
+class Start:
+    """What is started: a command that lasts as long as the server, its environment, and the CPUs it is pinned to."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    cpus: str = ""
+
+
+class Origin(ABC):
+    """Where a server comes from. `removable`: whether one that is not up yet can be removed as it is."""
+
+    removable = False
+
+    @abstractmethod
+    def prepare(self, wanted: Wanted, stack: ExitStack) -> Start:
+        """Make ready what the server needs, and have the stack remove it when the server has ended."""
 
 
 class Server:
     """A server with some models of a repository, and no others that are there.
 
     It is up inside of the block, and gone with all that it made after it.
-    `python`: the models' own, of the engine's environment. `environment`: what the models' processes get. `prefix`: how
-    the names of its shared memory begin, and of its clients'.
+    `prefix`: how the names of its shared memory begin, and of its clients'.
     """
 
     def __init__(
         self,
-        installation: Installation,
+        origin: Origin,
         repository: Path,
         models: Sequence[str],
         ports: Ports,
-        python: Path,
-        environment: Mapping[str, str],
         log: Path,
         start_s: float = START_S,
     ) -> None:
         self._models: list[int] = []
         self.ports, self._log, self._start_s = ports, log, start_s
-        self._installation, self._repository, self._names = installation, repository, models
         self.prefix = f"{PREFIX}-{os.getpid()}-{ports.grpc}"
-        self._environment = dict(environment)
-        if preloaded := environment.get(PRELOAD):  # what samples takes itself out, once in each program on the way
-            first = preloaded.partition(":")[0]
-            self._environment[PRELOAD] = ":".join([first] * (PROGRAMS - 1) + [preloaded])
-        self._environment["PATH"] = f"{python.parent}:{environment.get('PATH', os.defpath)}"
-        libraries = [str(find_libpython()), environment.get("LD_LIBRARY_PATH", "")]
-        self._environment["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
-
-    def command(self, backends: Path) -> list[str]:
-        """Return the command that starts it."""
-        return [
-            *(str(self._installation.program), "--model-repository", str(self._repository)),
-            *("--model-control-mode=explicit", *(f"--load-model={name}" for name in self._names)),
-            *("--backend-directory", str(backends), "--disable-auto-complete-config", "--allow-gpu-metrics=false"),
-            f"--exit-timeout-secs={STOP_S:g}",
-            f"--backend-config=python,shm-region-prefix-name={self.prefix}",
-            *(f"--http-address={LOOPBACK}", f"--http-port={self.ports.http}"),
-            *(f"--grpc-address={LOOPBACK}", f"--grpc-port={self.ports.grpc}"),
-            *(f"--metrics-address={LOOPBACK}", f"--metrics-port={self.ports.metrics}"),
-        ]
+        self._origin, self._wanted, self._ready = origin, Wanted(repository, models, ports, self.prefix), False
 
     def __enter__(self) -> "Server":
         """Start it and wait until it is ready; raise CnnbenchError with its own words when it does not get there."""
-        remove_orphans()
         self._stack = ExitStack()
         try:
-            backends = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="cnnbench-triton-")))
-            self._link_backend(backends)
-            self._stack.callback(self._remove_regions)
+            start = self._origin.prepare(self._wanted, self._stack)
             # It is not started by itself: what it becomes ends with this process, however that ends.
-            tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), "", *self.command(backends)]
-            launch = WorkerLaunch(tied, self._environment, self._log, ())
+            tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), start.cpus, *start.command]
+            launch = WorkerLaunch(tied, dict(start.environment), self._log, ())
             with uninterrupted():
                 self._process: WorkerProcess = self._stack.enter_context(launch.process())
                 self._stack.callback(self._stop)
             self._wait_until_ready()
+            self._ready = True
             self._models = self._find_models()
             self.metadata = self._read("/v2")
         except BaseException:
@@ -190,14 +150,6 @@ class Server:
     ) -> None:
         """End it, and remove what it leaves."""
         self._stack.close()
-
-    def _link_backend(self, backends: Path) -> None:
-        """Make the directory of backends that the server looks into: of links, by which its files find theirs."""
-        target = backends / BACKEND
-        target.mkdir()
-        for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-            (target / name).symlink_to(self._installation.backends / name)
-        (target / "triton_python_backend_stub").symlink_to(self._installation.stub)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._start_s
@@ -216,7 +168,7 @@ class Server:
     def _explain(self) -> str:
         """Return what it says itself of why it is not up: first of a model, as the rest follows from that."""
         lines = self._log.read_text(errors="replace").splitlines()
-        told = [line for line in lines if re.match(r"E\d{4} |error: |.*Error: ", line)]
+        told = [line for line in lines if re.match(r"E\d{4} |error: |.*Error(:| response )", line)]
         if not told:
             return "it says nothing"
         of_models = [line for line in told if re.match(r"E\d{4} \S+ +\d+ model_", line)]
@@ -272,7 +224,7 @@ class Server:
 
         Where one of them has died it would wait for that in vain.
         """
-        whole = all(map(_is_alive, self._models))
+        whole = all(map(_is_alive, self._models)) and (self._ready or not self._origin.removable)
         if self._process.exit_code is None and whole:
             os.kill(self._process.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
@@ -280,10 +232,6 @@ class Server:
             time.sleep(LOOK_S)
         with suppress(ProcessLookupError):  # its models, where it was killed
             os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _remove_regions(self) -> None:
-        for path in REGIONS.glob(f"{self.prefix}*"):
-            path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -293,15 +241,6 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return False
     return state not in ("Z", "X")
-
-
-def remove_orphans() -> None:
-    """Remove the shared memory of servers whose controllers have been killed with them."""
-    for path in REGIONS.glob(f"{PREFIX}-*"):
-        found = re.match(rf"{PREFIX}-(\d+)-", path.name)
-        with suppress(FileNotFoundError):  # another run may be removing it at this moment
-            if found and path.stat().st_uid == os.getuid() and not Path(f"/proc/{found[1]}").exists():
-                path.unlink()
 
 
 def read_count(found: Mapping[str, Any]) -> ServiceCount:

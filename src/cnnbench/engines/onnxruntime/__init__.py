@@ -1,6 +1,7 @@
 """ONNX Runtime: networks as ONNX; quantises them for all engines that read that."""
 
-from cnnbench.engines.registry import Build, Engine, Steps
+from cnnbench.engines.conversion import NETWORK
+from cnnbench.engines.registry import Build, Engine, Share, Steps, TritonBackend
 
 _CONVERTING = (
     "engines/conversion.py",
@@ -11,6 +12,12 @@ _CONVERTING = (
     "engines/onnxruntime/rounding.py",
     "inputs/jpeg.py",
 )
+
+
+def _served(share: Share) -> dict[str, str]:
+    """Return what a session of Triton's backend has: the threads that one of our own has."""
+    return {"intra_op_thread_count": str(share.threads)}
+
 
 ENGINES = (
     Engine(
@@ -42,5 +49,13 @@ ENGINES = (
         parts_weights=True,
         reads_onnx=True,
         tells_layers=True,
+        triton=TritonBackend(
+            name="onnxruntime",
+            file=NETWORK,
+            called="model.onnx",
+            numbers=frozenset({"fp32", "fp16", "int8"}),
+            puts_together=True,
+            parameters=_served,
+        ),
     ),
 )
