@@ -27,7 +27,7 @@ from cnnbench.serving.perf_analyzer import (
     ask,
     find_perf_analyzer,
 )
-from cnnbench.serving.server import REGIONS
+from cnnbench.serving.programs import REGIONS
 from cnnbench.staging.environments import PERF_ANALYZER, TRITON_SERVER, environment_path
 from null_workload import PATIENCE_S, clean_environment, process_files, run_kpi, wait_until
 

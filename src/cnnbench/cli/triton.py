@@ -29,7 +29,8 @@ from cnnbench.staging.environments import engine_python
 WORKLOAD = REPOSITORY / "workload" / "CNN-Triton-Public"
 OF_CLIENTS = (
     *("CONCURRENCY", "REQUEST_RATE", "PROTOCOL", "SHARED_MEMORY", "LATENCY_BOUND_MS", "SCENARIO", "TARGET_QPS"),
-    *("USER_CONF", "DATA_TYPE", "STEPS", "WARMUP_STEPS", "MIN_TIME", "MAX_TIME"),
+    *("USER_CONF", "AUDIT", "PERF_ANALYZER", "DATA_TYPE", "DATASET", "NUM_IO_THREADS", "ACCURACY_TIME", "STEPS"),
+    *("WARMUP_STEPS", "MIN_TIME", "MAX_TIME"),
 )
 """The parameters of what asks a server, and how long: none is exported."""
 INSTEAD = {"MODEL_REPOSITORY": "--output", "GRPC_PORT": "`serve --grpc-port`", "TRITON_SERVER": "`serve --server`"}
