@@ -212,7 +212,9 @@ def _server_growth(run: Measured) -> float | None:
 
 
 def _p99_drift(run: Measured) -> float | None:
-    return None if run.record.clients is None or run.p99_drift is None else 100 * run.p99_drift
+    if run.record.clients is None or not run.tells_latency or run.p99_drift is None:
+        return None
+    return 100 * run.p99_drift
 
 
 def _loadgen(name: str, run: Measured) -> float | None:
