@@ -92,12 +92,13 @@ class Samples:
             images = self._decode([self._files[index] for index in wanted])
             self._loaded = {index: np.array(image) for index, image in zip(wanted, images, strict=True)}
 
-    def batch(self, indices: list[int]) -> np.ndarray:
-        """Return the images of some samples that are loaded."""
+    def gather(self, indices: list[int], buffer: np.ndarray) -> np.ndarray:
+        """Copy the images of some samples that are loaded into a buffer for more of them; return that part of it."""
+        batch = buffer[: len(indices)]
         if self._decode is not None:
-            return np.stack([self._loaded[index] for index in indices])
-        found: np.ndarray = self._images[[index % len(self._images) for index in indices]]
-        return found
+            return np.stack([self._loaded[index] for index in indices], out=batch)
+        wanted = [index % len(self._images) for index in indices]
+        return np.take(self._images, wanted, axis=0, out=batch, mode="clip")  # other modes copy twice
 
 
 def _has_target(config: str, scenario: str) -> bool:
@@ -131,11 +132,11 @@ class Queries:
 
         self._api: Any = mlperf_loadgen
 
-    def batches(self, index: int) -> Iterator[np.ndarray]:
-        """Yield what an instance is to infer, until LoadGen has what it wants."""
+    def batches(self, index: int, buffer: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield what an instance is to infer, in a buffer of its own, until LoadGen has what it wants."""
         while (samples := self._take()) is not None:
             self._under_way[index] = samples
-            yield self.samples.batch([sample.index for sample in samples])
+            yield self.samples.gather([sample.index for sample in samples], buffer)
 
     def _take(self) -> list[Any] | None:
         with self._ready:

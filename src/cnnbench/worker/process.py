@@ -226,7 +226,10 @@ class Instance:
         if self._sampler:
             self._sampler.arm()
         self._check_outputs()  # under the sampler's signals, as all that is measured
-        batches = self._queries.batches(index) if self._queries else self._batches()
+        if self._queries:
+            batches = self._queries.batches(index, fill_batch(self._images, max(self._queries.sizes())))
+        else:
+            batches = self._batches()
         taken_s: deque[float] = deque(maxlen=LAST_STEPS)
         endless = itertools.repeat(self._batch) if spec.mode == "accuracy" else batches
         if self._queries:
