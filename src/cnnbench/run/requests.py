@@ -69,10 +69,11 @@ def plan_requests(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         raise UsageError(f"REQUEST_RATE={p.request_rate:g}: accuracy has every image answered; leave it out")
     if p.data_type == "real" and p.mode != "accuracy":
         raise UsageError("DATA_TYPE=real: a client sends images that are decoded already; give dummy or generated")
-    if p.shared_memory and p.request_rate != "":
-        raise UsageError("SHARED_MEMORY=True: a region is read until its request is answered; leave out REQUEST_RATE")
-    if p.shared_memory and p.mode == "capacity":
-        raise UsageError("SHARED_MEMORY=True: not with a case of capacity, whose requests do not wait for each other")
+    if p.shared_memory and p.data_type != "dummy" and (p.request_rate != "" or p.mode == "capacity"):
+        raise UsageError(
+            "SHARED_MEMORY=True: images that are read until a request is answered cannot be changed for the next, which "
+            "does not wait for that; give DATA_TYPE=dummy, or leave out REQUEST_RATE"
+        )
     if p.perf_analyzer and p.scenario:
         raise UsageError("PERF_ANALYZER=True: sends as our clients do, and LoadGen does not; leave out SCENARIO")
     if p.perf_analyzer and p.mode == "capacity":

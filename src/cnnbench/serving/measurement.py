@@ -165,6 +165,7 @@ class ServedMeasurement(Measurement):
             "model": self._model,
             "protocol": p.protocol,
             "shared_memory": f"{self._server.prefix}-client" if p.shared_memory else "",
+            "repeats": p.data_type == "dummy" and not p.scenario,
         }
         return replace(
             served,
