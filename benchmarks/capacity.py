@@ -5,10 +5,9 @@
         [--engines onnxruntime openvino] [--shares 0.25 0.5 0.75 0.9 1 1.2] [--rounds 3] [--picture capacity.svg]
 
 Of each network on each engine the capacity is found by a case of capacity, and then, in turns, requests come at shares
-of it (cases of latency with REQUEST_RATE), each for as long as a 99th percentile needs. A core is the network's, and one
-the client's, who hands images over in shared memory. A rate whose run is invalid,
-as it is when the server does not keep up, has no percentile, and the reason stands below the table. What lies between
-the rounds is their range.
+of it (cases of latency with REQUEST_RATE), each for as long as a 99th percentile needs. A core is the network's, and
+one the client's, which hands images over in shared memory. A rate whose run is invalid, as it is when the server does
+not keep up, has no percentile, and the reason stands below the table. What lies between the rounds is their range.
 """
 
 import argparse
