@@ -31,6 +31,7 @@ GROUPS = {
         "run": Command("cnnbench.cli.run", "measure a network, with the reference harness's options", "all"),
         "launch": Command("cnnbench.cli.launch", "start several instances of `run`, which comes after --", "all"),
         "benchmark": Command("cnnbench.cli.benchmark", "run the benchmarks of a spec, and tabulate them"),
+        "ab": Command("cnnbench.cli.ab", "measure a case with two settings in turns, until it is clear", "unknown"),
         "sweep": Command("cnnbench.cli.sweep", "find the fastest settings of cases on this machine", "unknown"),
     },
     "look": {

@@ -8,13 +8,13 @@ from itertools import pairwise
 from typing import Literal
 
 from cnnbench.base.errors import UsageError
-from cnnbench.report.matching import Condition, Match, match_sets
+from cnnbench.report.matching import Condition, Match, list_conditions, match_sets
 from cnnbench.report.sets import RunSet, SetRun
 from cnnbench.report.table import DEFINING_FACTS
 from cnnbench.report.text import printable
 from cnnbench.results.finding import ALPHA, Finding, interval, judge, mean_ratio, p_value, runs_to_tell, share_out
 from cnnbench.results.record import Kpi, RunResult
-from cnnbench.results.shift import MIN_RUNS, Shift, centre, estimate_cleared, estimate_shift
+from cnnbench.results.shift import MIN_RUNS, Shift, centre, estimate_shifts
 
 Direction = Callable[[str], Literal["higher", "lower", "neither"]]
 """Says by a KPI's name which way is better."""
@@ -94,13 +94,14 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class Compared:
-    """All that a call of compare has found; `alone`: what only one of the sets has."""
+    """All that was found; `alone`: what only one of the sets has; `looks`: how many there are at these runs."""
 
     sets: tuple[RunSet, ...]
     threshold: float
     comparisons: tuple[Comparison, ...]
     means: tuple[GroupMean, ...]
     alone: tuple[str, ...]
+    looks: int = 1
 
     @property
     def regressed(self) -> bool:
@@ -133,6 +134,23 @@ def compare_sets(
     return Compared(tuple(sets), threshold, tuple(judged), tuple(_means(judged)), tuple(dict.fromkeys(alone)))
 
 
+def compare_rounds(
+    sets: Sequence[RunSet], better: Direction, *, metric: str, threshold: float, looks: int = 1
+) -> Compared:
+    """Compare two sets of one case whose runs with the same number were measured side by side.
+
+    `looks`: how many there are at the same runs, before and after this one: each may go wrong so much less often.
+    """
+    first, second = sets
+    conditions = tuple(list_conditions(first.runs, second.runs))
+    run = first.runs[0].run
+    match = Match(run.case, run.workload, {}, first.runs, second.runs, conditions)
+    one = replace(_prepare(match, first.label, second.label, metric), places=tuple(range(2 * len(first.runs))))
+    one = _estimate(one, threshold, better, paired=True)
+    judged = _judge(one, ALPHA / looks, threshold, better) if one.shifts else one
+    return Compared(tuple(sets), threshold, (judged,), (), (), looks)
+
+
 def _known(found: Sequence[Comparison], better: Direction) -> list[str]:
     runs = [member.run for one in found for member in (*one.match.first, *one.match.second)]
     names = dict.fromkeys(kpi.key for run in runs for kpi in run.kpis if " 95 % " not in kpi.key)
@@ -160,7 +178,7 @@ def _prepare(match: Match, first: str, second: str, metric: str) -> Comparison:
     )
 
 
-def _estimate(one: Comparison, threshold: float, better: Direction) -> Comparison:
+def _estimate(one: Comparison, threshold: float, better: Direction, *, paired: bool = False) -> Comparison:
     """Return a comparison with its shifts, as far as there can be any."""
     sides = (one.first, one.second)
     if any(value <= 0 for side in sides for value in side.figures):
@@ -173,18 +191,17 @@ def _estimate(one: Comparison, threshold: float, better: Direction) -> Compariso
             replace(side, value=centre(own) if own else None) for side, own in zip(sides, logs, strict=True)
         )
         return replace(one, first=first, second=second, needed=MIN_RUNS)
-    shifts, remarks = [estimate_shift(logs[0], logs[1], one.places)], list(one.remarks)
-    if all(side.left for side in sides):
-        sign = 1 if better(one.metric) == "higher" else -1
-        shifts.append(estimate_cleared(logs, [side.left for side in sides], one.places, sign))
-        accounted = math.exp(shifts[0].log_ratio - shifts[1].log_ratio)
-        if abs(math.log(accounted)) > math.log1p(threshold) / 4:
-            taken = [f"{1 - statistics.fmean(side.left):.1%} in {side.label}" for side in sides]
-            remarks.append(
-                f"others took {' and '.join(taken)} of the cores' time: that alone would make it {accounted:.3f}"
-            )
+    known = all(side.left for side in sides)
+    sign = 1 if better(one.metric) == "higher" else -1
+    shifts = estimate_shifts(logs, [side.left for side in sides] if known else (), one.places, sign, paired=paired)
+    remarks = list(one.remarks)
+    if known and abs(told := shifts[0].log_ratio - shifts[1].log_ratio) > math.log1p(threshold) / 4:
+        taken = [f"{1 - statistics.fmean(side.left):.1%} in {side.label}" for side in sides]
+        remarks.append(
+            f"others took {' and '.join(taken)} of the cores' time: that alone would make it {math.exp(told):.3f}"
+        )
     first, second = (replace(side, value=centre(own, shifts[0].trim)) for side, own in zip(sides, logs, strict=True))
-    return replace(one, first=first, second=second, shifts=tuple(shifts), remarks=tuple(remarks))
+    return replace(one, first=first, second=second, shifts=shifts, remarks=tuple(remarks))
 
 
 def _choose_kpi(match: Match, metric: str) -> Kpi:

@@ -1,7 +1,6 @@
 """Show a comparison: as tables for a terminal, or as records for other programs."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from cnnbench.report.comparison import Compared, Comparison
 from cnnbench.report.matching import Condition
 from cnnbench.report.table import Format, common_prefix, format_csv
 from cnnbench.report.text import Footnotes, align, printable, wrap
-from cnnbench.results.finding import ALPHA, MOST_RUNS, POWER
+from cnnbench.results.finding import ALPHA, MOST_RUNS, POWER, contradict
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.shift import MIN_RUNS
 
@@ -82,6 +81,7 @@ def _case_table(compared: Compared) -> str:
     rule = (
         f"ratio: over A, with the interval that misses the true one {ALPHA:.0%} of the time"
         + (f", in all {count} comparisons together (Holm)" if count > 1 else "")
+        + (f", in all {compared.looks} looks together" if compared.looks > 1 else "")
         + f"; faster and slower: it leaves out 1, and the ratio is more than {compared.threshold:.3g} away from 1; "
         "same: it is within that"
     )
@@ -114,7 +114,7 @@ def explain(one: Comparison, threshold: float) -> str:
 
 
 def _obstacle(one: Comparison, threshold: float) -> str:
-    if len({math.floor(abs(shift.log_ratio) / math.log1p(threshold)) > 0 for shift in one.shifts}) > 1:
+    if contradict(one.shifts, threshold):
         return "what disturbed the runs accounts for the difference; measure on a quiet machine, or in turns"
     return f"the ratio is too near to {threshold:.3g} away from 1"
 

@@ -68,15 +68,29 @@ def _judge_one(shift: Shift, threshold: float, level: float, higher_is_better: b
     return "same" if abs(shift.log_ratio) + reach < bound else "cannot tell"
 
 
+def contradict(shifts: Sequence[Shift], threshold: float) -> bool:
+    """Say whether it depends on what disturbed the runs whether a ratio is beyond the threshold, and on which side."""
+    bound = math.log1p(threshold)
+    return len({(shift.log_ratio > bound, shift.log_ratio < -bound) for shift in shifts}) > 1
+
+
+def could_tell(shifts: Sequence[Shift], threshold: float, level: float, runs: int) -> bool:
+    """Say whether so many runs of each set could tell, of any ratio that these leave possible, with their spread."""
+    bound = math.log1p(threshold)
+    reach = max(shift.with_runs(runs).half_width(level) for shift in shifts)
+    low, high = map(math.log, interval(shifts, ALPHA))
+    nearest = 0.0 if low < 0 < high else min(abs(low), abs(high))
+    return max(abs(low), abs(high)) > max(bound, reach) or nearest + reach < bound
+
+
 def runs_to_tell(shifts: Sequence[Shift], threshold: float, level: float) -> int | None:
     """Return how many runs of each set would tell with probability POWER, if these show the true shifts and spread.
 
     None where MOST_RUNS would not, as when a shift is about as large as the threshold, or shifts contradict each other.
     """
-    bound = math.log1p(threshold)
-    if len({(shift.log_ratio > bound, shift.log_ratio < -bound) for shift in shifts}) > 1:
+    if contradict(shifts, threshold):
         return None
-    needed = [_runs_for(shift, bound, level) for shift in shifts]
+    needed = [_runs_for(shift, math.log1p(threshold), level) for shift in shifts]
     return None if None in needed else max(runs for runs in needed if runs)
 
 

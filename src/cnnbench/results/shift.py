@@ -10,16 +10,17 @@ Everything is in logarithms of the runs' figures, so that a shift is a ratio, an
   autoregression makes of it with the runs' places in time (Box, Jenkins, Time Series Analysis, 3.2). Its correlation is
   CORRELATION, or what SHOWN_FROM runs or more show, if that is higher. Sets that were measured in turns need none of
   that, and get nothing off either.
-- Disturbance: where it is known what share of the cores' time each run was left, there is a second shift, of figures
-  divided by it. What cost one set more than the other is in the first shift, and not in the second; a verdict needs
-  both (see finding.py).
+- Disturbance: where it is known what share of the cores' time each run was left, there are shifts beside the first, of
+  figures divided by that share to each power of CLEARINGS. A verdict needs all of them (see finding.py), so that no
+  neighbour that ran beside one set and not the other makes one. Where most of the spread goes with the share, the first
+  shift has the smaller error of the others.
 
 What this holds under, and what it sees, is simulated by `benchmarks/compare.py`; doc/comparing.md has the table.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -31,8 +32,12 @@ TRIM_FROM = 8
 CORRELATION = 0.5
 """Of a run with the one before it, at the least: few runs tell little of it, and shared machines have that much."""
 MOST_CORRELATION = 0.9
+CLEARINGS = (1.0, 1.25)
+"""Half of a core's time for others costs half of the throughput, and a little more for what they do to caches."""
 SHOWN_FROM = 16
 """The fewest runs of both sets together that are asked for their correlation."""
+
+Floats = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Shift:
         return Shift(self.log_ratio, error, len(self.variances) * (kept - 1), self.variances, self.trim)
 
 
-def estimate_shift(first: Sequence[float], second: Sequence[float], places: Sequence[float] | None = None) -> Shift:
+def estimate_shift(first: Floats, second: Floats, places: Sequence[float] | None = None) -> Shift:
     """Return the shift from one set of log figures to another, of MIN_RUNS each at the least.
 
     `places`: where each run of the first and then of the second set has its place in time, counted in runs; None where
@@ -95,28 +100,44 @@ def estimate_shift(first: Sequence[float], second: Sequence[float], places: Sequ
     return Shift(means[1] - means[0], math.sqrt(widening * variance), degrees, variances, trim)
 
 
-def estimate_cleared(
-    samples: Sequence[Sequence[float]], left: Sequence[Sequence[float]], places: Sequence[float] | None, sign: int
-) -> Shift:
-    """Return the shift of two sets' log figures as it would be had each run had its cores to itself.
+def estimate_shifts(
+    samples: Sequence[Floats],
+    left: Sequence[Sequence[float]] = (),
+    places: Sequence[float] | None = None,
+    sign: int = 1,
+    *,
+    paired: bool = False,
+) -> tuple[Shift, ...]:
+    """Return the shift of two sets' log figures, and those that would be had each run had its cores to itself.
 
-    `left`: the share of the cores' time that each run was left. `sign`: 1 of rates, which go with that, -1 of times.
+    `left`: the share of the cores' time that each run was left; nothing where it is not known. `sign`: 1 of rates,
+    which go with that share, -1 of times. `paired`: whether runs with the same number were measured side by side.
     """
-    first, second = (
-        [value - sign * math.log(share) for value, share in zip(values, shares, strict=True)]
-        for values, shares in zip(samples, left, strict=True)
-    )
-    return estimate_shift(first, second, places)
+
+    def estimate(power: float) -> Shift:
+        first, second = (
+            np.asarray(values, dtype=np.float64) - power * share for values, share in zip(samples, shares, strict=True)
+        )
+        return estimate_paired(second - first) if paired else estimate_shift(first, second, places)
+
+    shares = [sign * np.log(np.asarray(one, dtype=np.float64)) for one in left] or [np.zeros(1)] * 2
+    seen = estimate(0)
+    if not left:
+        return (seen,)
+    cleared = [estimate(power) for power in CLEARINGS]
+    if 2 * cleared[0].error ** 2 < seen.error**2:
+        seen = replace(cleared[0], log_ratio=seen.log_ratio)
+    return (seen, *cleared)
 
 
-def centre(logs: Sequence[float], trim: float = 0.0) -> float:
+def centre(logs: Floats, trim: float = 0.0) -> float:
     """Return the figure whose logarithm lies in the middle of some, in a shift with this trim."""
     ordered = np.sort(np.asarray(logs, dtype=np.float64))
     cut = int(trim * len(ordered))
     return math.exp(float(ordered[cut : len(ordered) - cut].mean()))
 
 
-def estimate_paired(differences: Sequence[float]) -> Shift:
+def estimate_paired(differences: Floats) -> Shift:
     """Return the shift from log ratios of pairs, each of runs that were measured side by side.
 
     What drifts slowly is in both runs of a pair, and not in their ratio: so nothing is widened.
