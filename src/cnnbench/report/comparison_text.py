@@ -35,7 +35,12 @@ def _tables(compared: Compared) -> str:
     if compared.means:
         header = ["geometric mean of", "over A", "ratio", "from", "to", "cases"]
         rows = [
-            [mean.name, mean.label, *map(_ratio, (mean.ratio, mean.low, mean.high)), str(mean.cases)]
+            [
+                mean.name,
+                mean.label,
+                *(_ratio(one, compared) for one in (mean.ratio, mean.low, mean.high)),
+                str(mean.cases),
+            ]
             for mean in compared.means
         ]
         parts.append(align(header, rows))
@@ -58,28 +63,34 @@ def _case_table(compared: Compared) -> str:
     found, notes = compared.comparisons, Footnotes()
     prefix = common_prefix([one.match.case for one in found])
     names = list(dict.fromkeys(name for one in found for name in one.match.parameters))
-    several = len(compared.sets) > 2
-    others = ["set", "its"] if several else ["B"]
-    header = ["case", *names, "KPI", "A", *others, "ratio", "from", "to", "runs", "verdict"]
+    kpis = list(dict.fromkeys(_kpi(one) for one in found))
+    which = ["KPI"] if len(kpis) > 1 else []
+    others = ["set", "its"] if len(compared.sets) > 2 else ["B"]
+    header = ["case", *map(printable, names), *which, "A", *others, "ratio", "from", "to", "runs", "verdict"]
     rows = []
     for one in found:
-        interval = [_ratio(one.shifts[0].ratio), *map(_ratio, one.interval)] if one.shifts else [""] * 3
+        interval = one.interval if one.shifts else ()
         rows.append(
             [
                 printable(one.match.case.removeprefix(prefix)),
                 *(printable(one.match.parameters.get(name, "")) for name in names),
-                printable(f"{one.metric} ({one.unit})" if one.unit else one.metric),
+                *([_kpi(one)] if which else []),
                 _value(one.first.value),
-                *([one.second.label] if several else []),
+                *([one.second.label] if len(others) > 1 else []),
                 _value(one.second.value),
-                *interval,
+                *(
+                    [_ratio(one.shifts[0].ratio, compared), *(_ratio(end, compared) for end in interval)]
+                    if interval
+                    else [""] * 3
+                ),
                 f"{len(one.first.figures)}, {len(one.second.figures)}",
                 notes.cite(one.finding, explain(one, compared.threshold)),
             ]
         )
     count = sum(bool(one.shifts) for one in found)
     rule = (
-        f"ratio: over A, with the interval that misses the true one {ALPHA:.0%} of the time"
+        f"{'' if which else f'{kpis[0]}; '}ratio: over A, with the interval that misses the true one {ALPHA:.0%} of the "
+        "time"
         + (f", in all {count} comparisons together (Holm)" if count > 1 else "")
         + (f", in all {compared.looks} looks together" if compared.looks > 1 else "")
         + f"; faster and slower: it leaves out 1, and the ratio is more than {compared.threshold:.3g} away from 1; "
@@ -88,12 +99,17 @@ def _case_table(compared: Compared) -> str:
     return "\n\n".join([notes.below(align(header, rows)), wrap(rule, more="")])
 
 
+def _kpi(one: Comparison) -> str:
+    return printable(f"{one.metric} ({one.unit})" if one.unit else one.metric)
+
+
 def _value(value: float | None) -> str:
     return "" if value is None else format_number(value)
 
 
-def _ratio(value: float) -> str:
-    return f"{value:.4f}" if value < 10 else format_number(value)
+def _ratio(value: float, compared: Compared) -> str:
+    """Return a ratio with digits enough for the threshold."""
+    return f"{value:.{3 if compared.threshold >= 0.01 else 5}f}"
 
 
 def _count(number: int, what: str) -> str:

@@ -95,10 +95,11 @@ def runs_to_tell(shifts: Sequence[Shift], threshold: float, level: float) -> int
 
 
 def _runs_for(shift: Shift, bound: float, level: float) -> int | None:
-    room = abs(shift.log_ratio) if abs(shift.log_ratio) > bound else bound - abs(shift.log_ratio)
+    size, likely = abs(shift.log_ratio), float(special.ndtri(POWER))
     for runs in range(MIN_RUNS, MOST_RUNS + 1):
         then = shift.with_runs(runs)
-        if then.half_width(level) + float(special.ndtri(POWER)) * then.error <= room:
+        reach, slack = then.half_width(level) + likely * then.error, likely * then.error
+        if (reach <= size and slack <= size - bound) if size > bound else reach <= bound - size:
             return runs
     return None
 
