@@ -24,7 +24,12 @@ def show_comparison(compared: Compared, output_format: Format) -> str:
     if output_format == "table":
         return _tables(compared)
     records = _records(compared)
-    return format_csv(records, CSV_COLUMNS) if output_format == "csv" else json.dumps(records, indent=2)
+    if output_format == "json":
+        return json.dumps(records, indent=2)
+    for record in records:  # JSON escapes what a terminal would obey by itself
+        record["case"] = printable(record["case"])
+        record["parameters"] = {name: printable(value) for name, value in record["parameters"].items()}
+    return format_csv(records, CSV_COLUMNS)
 
 
 def _tables(compared: Compared) -> str:
@@ -33,17 +38,11 @@ def _tables(compared: Compared) -> str:
     parts = ["\n".join(wrap(f"{one.label}: {one.path} ({_count(len(one.runs), 'run')})") for one in compared.sets)]
     parts.append(_case_table(compared))
     if compared.means:
-        header = ["geometric mean of", "over A", "ratio", "from", "to", "cases"]
-        rows = [
-            [
-                mean.name,
-                mean.label,
-                *(_ratio(one, compared) for one in (mean.ratio, mean.low, mean.high)),
-                str(mean.cases),
-            ]
-            for mean in compared.means
-        ]
-        parts.append(align(header, rows))
+        rows = []
+        for mean in compared.means:
+            ratios = [_ratio(value, compared) for value in (mean.ratio, mean.low, mean.high)]
+            rows.append([mean.name, mean.label, *ratios, str(mean.cases)])
+        parts.append(align(["geometric mean of", "over A", "ratio", "from", "to", "cases"], rows))
     parts.append(_condition_tables(compared))
     told = [*compared.alone, *(problem for one in compared.sets for problem in _problems(one.label, one.problems))]
     if any(one.shifts and one.places is None for one in found):
@@ -69,7 +68,7 @@ def _case_table(compared: Compared) -> str:
     header = ["case", *map(printable, names), *which, "A", *others, "ratio", "from", "to", "runs", "verdict"]
     rows = []
     for one in found:
-        interval = one.interval if one.shifts else ()
+        ratios = [one.shifts[0].ratio, *one.interval] if one.shifts else []
         rows.append(
             [
                 printable(one.match.case.removeprefix(prefix)),
@@ -78,19 +77,15 @@ def _case_table(compared: Compared) -> str:
                 _value(one.first.value),
                 *([one.second.label] if len(others) > 1 else []),
                 _value(one.second.value),
-                *(
-                    [_ratio(one.shifts[0].ratio, compared), *(_ratio(end, compared) for end in interval)]
-                    if interval
-                    else [""] * 3
-                ),
+                *([_ratio(value, compared) for value in ratios] or [""] * 3),
                 f"{len(one.first.figures)}, {len(one.second.figures)}",
                 notes.cite(one.finding, explain(one, compared.threshold)),
             ]
         )
     count = sum(bool(one.shifts) for one in found)
     rule = (
-        f"{'' if which else f'{kpis[0]}; '}ratio: over A, with the interval that misses the true one {ALPHA:.0%} of the "
-        "time"
+        ("" if which else f"{kpis[0]}; ")
+        + f"ratio: over A, with the interval that misses the true one {ALPHA:.0%} of the time"
         + (f", in all {count} comparisons together (Holm)" if count > 1 else "")
         + (f", in all {compared.looks} looks together" if compared.looks > 1 else "")
         + f"; faster and slower: it leaves out 1, and the ratio is more than {compared.threshold:.3g} away from 1; "

@@ -6,6 +6,8 @@ Everything is in logarithms of the runs' figures, so that a shift is a ratio, an
   highest, as a run that something disturbed would else spoil many good ones.
 - Error: that of trimmed means, by winsorised variances (Yuen, Biometrika 61:165-170, 1974; without trimming it is
   Welch, Biometrika 34:28-35, 1947), degrees of freedom by Satterthwaite. So spreads and numbers of runs may differ.
+  Where they differ much, there are no more degrees of freedom than the smaller set has by itself: in few runs that no
+  outlier is among, the spread seems less than it is.
 - Order: runs that follow each other are alike. The variance of the difference is widened by what a first-order
   autoregression makes of it with the runs' places in time (Box, Jenkins, Time Series Analysis, 3.2). Its correlation is
   CORRELATION, or what SHOWN_FROM runs or more show, if that is higher. Sets that were measured in turns need none of
@@ -29,6 +31,8 @@ MIN_RUNS = 3
 """The fewest runs of each set from which anything is told."""
 TRIM = 0.2
 TRIM_FROM = 8
+UNEQUAL = 2 / 3
+"""A set has much fewer runs than another that has less than this share of them."""
 CORRELATION = 0.5
 """Of a run with the one before it, at the least: few runs tell little of it, and shared machines have that much."""
 MOST_CORRELATION = 0.9
@@ -96,6 +100,8 @@ def estimate_shift(first: Floats, second: Floats, places: Sequence[float] | None
     if variance == 0:
         return Shift(means[1] - means[0], 0.0, float(sum(kept) - 2), (0.0, 0.0), trim)
     degrees = variance**2 / sum(square**2 / (count - 1) for square, count in zip(squares, kept, strict=True))
+    if min(kept) < UNEQUAL * max(kept):
+        degrees = min(degrees, min(kept) - 1)
     variances = tuple(widening * square * len(values) for square, values in zip(squares, samples, strict=True))
     return Shift(means[1] - means[0], math.sqrt(widening * variance), degrees, variances, trim)
 
