@@ -215,7 +215,7 @@ def table(title: str, ratio: float, findings: Sequence[str], repeats: int, seed:
         ]
         for condition in CONDITIONS
     ]
-    return f"{title}\n\n" + align(["condition", *(f"{n}, {m}" for n, m in SIZES)], rows)
+    return f"{title}\n\n" + align(["condition", *(f"{n},{m}" for n, m in SIZES)], rows)
 
 
 def main() -> None:
@@ -241,7 +241,7 @@ def main() -> None:
         for one in CONDITIONS
     ]
     print(f"calls with a false alarm (%): {CASES} cases, no difference, B after A\n")
-    print(align(["condition", "5, 5", "10, 10"], rows), end="\n\n")
+    print(align(["condition", "5,5", "10,10"], rows), end="\n\n")
     rows = []
     for one in CONDITIONS:
         row = [one.name]

@@ -32,7 +32,7 @@ def test_false_alarms_are_rare_whatever_runs_scatter_by(simulation, sizes, in_tu
 def test_what_there_is_is_found(simulation):
     quiet, outliers = simulation.CONDITIONS[0], simulation.CONDITIONS[4]
     assert simulation.share_found(quiet, (5, 5), 0.95, ("slower",), 100, seed=1) > 0.9
-    assert simulation.share_found(quiet, (10, 10), 1, ("same",), 100, seed=1) > 0.6
+    assert simulation.share_found(quiet, (20, 20), 1, ("same",), 100, seed=1) > 0.8
     assert simulation.share_found(outliers, (20, 20), 0.95, ("slower",), 100, seed=1) > 0.8
     assert simulation.share_found(quiet, (5, 5), 0.95, ("same", "faster"), 100, seed=1) == 0
 
