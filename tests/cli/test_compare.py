@@ -210,6 +210,7 @@ def test_other_programs_get_records(compare, tmp_path):
     assert record["finding"] == "slower"
     assert record["low"] < record["ratio"] < record["high"] < 1
     assert record["ratio"] == pytest.approx(0.9)
-    assert record["condition"] == "kernel: 6.1, now 6.2"
+    assert record["conditions"] == [{"name": "kernel", "first": "6.1", "second": "6.2"}]
     (row,) = csv.DictReader(io.StringIO(compare(a, b, "--format", "csv")[1]))
     assert (row["finding"], row["runs"], row["case"]) == ("slower", "5", CASE)
+    assert row["conditions"] == "kernel: 6.1, now 6.2"

@@ -14,7 +14,7 @@ from cnnbench.results.shift import MIN_RUNS
 
 CSV_COLUMNS = (
     "record", "baseline", "set", "case", "kpi", "unit", "value_baseline", "value", "ratio", "low", "high", "level",
-    "runs_baseline", "runs", "finding", "runs_needed", "remarks", "condition",
+    "runs_baseline", "runs", "finding", "runs_needed", "remarks", "conditions",
 )  # fmt: skip
 """The columns that a CSV has always; one for each parameter that tells cases apart follows."""
 
@@ -28,6 +28,10 @@ def show_comparison(compared: Compared, output_format: Format) -> str:
         return json.dumps(records, indent=2)
     for record in records:  # JSON escapes what a terminal would obey by itself
         record["case"] = printable(record["case"])
+        record["conditions"] = "; ".join(
+            f"{one['name']}: {one['first'] or 'none'}, now {one['second'] or 'none'}"
+            for one in record.get("conditions", ())
+        )
         record["parameters"] = {name: printable(value) for name, value in record["parameters"].items()}
     return format_csv(records, CSV_COLUMNS)
 
@@ -176,7 +180,7 @@ def _records(compared: Compared) -> list[dict[str, Any]]:
             "finding": one.finding,
             "runs_needed": one.needed,
             "remarks": "; ".join(map(printable, one.remarks)),
-            "condition": "; ".join(f"{c.name}: {c.first or 'none'}, now {c.second or 'none'}" for c in one.conditions),
+            "conditions": [vars(condition) for condition in one.conditions],
         }
         records.append(record)
     records += [
