@@ -31,10 +31,12 @@ GROUPS = {
         "run": Command("cnnbench.cli.run", "measure a network, with the reference harness's options", "all"),
         "launch": Command("cnnbench.cli.launch", "start several instances of `run`, which comes after --", "all"),
         "benchmark": Command("cnnbench.cli.benchmark", "run the benchmarks of a spec, and tabulate them"),
+        "ab": Command("cnnbench.cli.ab", "measure a case with two settings in turns, until it is clear", "unknown"),
         "sweep": Command("cnnbench.cli.sweep", "find the fastest settings of cases on this machine", "unknown"),
     },
     "look": {
         "list-kpi": Command("cnnbench.cli.list_kpi", "tabulate the KPIs of runs, from their logs-* directories"),
+        "compare": Command("cnnbench.cli.compare", "tell whether runs are faster than others, or slower"),
         "isa": Command("cnnbench.cli.isa", "tabulate what each layer of a run ran on, and how long it took"),
         "hotspots": Command("cnnbench.cli.hotspots", "tabulate where a run's processor time went, by samples"),
         "judge": Command("cnnbench.cli.judge", "judge runs again from what they left, and tell what differs"),

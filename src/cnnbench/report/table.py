@@ -22,6 +22,8 @@ CSV_COLUMNS = (
     "mean", "standard_deviation", "median", "n", "unstable",
 )  # fmt: skip
 """The columns that a CSV has always; one for each parameter and fact shown follows."""
+COUNTS = ("n", "unstable", "runs_baseline", "runs", "runs_needed")
+"""The columns that hold whole numbers."""
 CPUS_USED = "CPUs used"
 DEFINING_FACTS = (
     "CPU", "sockets, cores, threads", "SMT", "NUMA nodes", CPUS_USED, "governor", "turbo", "microcode", "hypervisor",
@@ -107,7 +109,7 @@ def list_kpis(
             name,
             run,
             kpi,
-            {key: value for key, value in _parameters(run).items() if whole or key in differing},
+            {key: value for key, value in parameters_of(run).items() if whole or key in differing},
             {key: run.facts[key] for key in facts if key in run.facts},
         )
         for name, run in runs
@@ -118,12 +120,14 @@ def list_kpis(
         text = _format_tables(rows, summaries, differing, facts, all_kpis=all_kpis, params=params) if rows else ""
         return Listing(text, failures)
     records = [_run_record(row) for row in rows] + [_summary_record(summary) for summary in summaries]
-    return Listing(_format_csv(records) if output_format == "csv" else json.dumps(records, indent=2), failures)
+    return Listing(
+        format_csv(records, CSV_COLUMNS) if output_format == "csv" else json.dumps(records, indent=2), failures
+    )
 
 
 def kpi_table(runs: Sequence[RunResult]) -> str:
     """Tabulate the primary KPI of each run with its 95 % interval, or its percentiles where it has none."""
-    prefix = _common_prefix([run.case for run in runs])
+    prefix = common_prefix([run.case for run in runs])
     cells, notes = [], Footnotes()
     for run in runs:
         kpi = _choose_kpis(run, all_kpis=False)[0]
@@ -142,14 +146,14 @@ def _name_runs(workers: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(worker) for worker in workers]
 
 
-def _parameters(run: RunResult) -> dict[str, str]:
+def parameters_of(run: RunResult) -> dict[str, str]:
     """Return the parameters as they took effect, less those that the case's name tells."""
     return {name: value for name, value in (run.requested | run.effective).items() if name not in FIXED_BY_NAME}
 
 
 def _find_differing(runs: Sequence[RunResult]) -> list[str]:
     """Return the names of the parameters whose value is not the same in all runs."""
-    each = [_parameters(run) for run in runs]
+    each = [parameters_of(run) for run in runs]
     names = dict.fromkeys(name for parameters in each for name in parameters)
     return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
 
@@ -279,15 +283,17 @@ def _summary_record(summary: _Summary) -> dict[str, Any]:
     return {"record": "repeated", **vars(summary)}
 
 
-def _format_csv(records: Sequence[Mapping[str, Any]]) -> str:
+def format_csv(records: Sequence[Mapping[str, Any]], always: Sequence[str]) -> str:
+    """Return records as CSV: the columns there are always, and one for each of their parameters and facts."""
     import pandas
 
-    settings = [{**record["parameters"], **record["facts"]} for record in records]
-    columns = dict.fromkeys([*CSV_COLUMNS, *(name for one in settings for name in one)])
+    settings = [{**record["parameters"], **record.get("facts", {})} for record in records]
+    columns = dict.fromkeys([*always, *(name for one in settings for name in one)])
     flat = [{**record, **setting} for record, setting in zip(records, settings, strict=True)]
     stream = io.StringIO()
     # "Int64" keeps counts whole numbers although most rows have none.
-    frame = pandas.DataFrame(flat, columns=list(columns)).astype({"n": "Int64", "unstable": "Int64"})
+    counts = dict.fromkeys((name for name in always if name in COUNTS), "Int64")
+    frame = pandas.DataFrame(flat, columns=list(columns)).astype(counts)
     frame.to_csv(stream, index=False, lineterminator="\n")
     return stream.getvalue().rstrip("\n")
 
@@ -310,7 +316,7 @@ def _format_tables(
     `columns`, `facts`: the names of the parameters and facts that have columns of their own.
     Logs directories are named for their case, so the case has a column of its own only when one is named otherwise.
     """
-    prefix = _common_prefix([row.run.case for row in rows])
+    prefix = common_prefix([row.run.case for row in rows])
     told = all(row.logs.partition("/")[0] == f"logs-{row.run.case}" for row in rows)
     cut, notes = len(f"logs-{prefix}") if told and prefix else 0, Footnotes()
     names = [[row.logs[cut:]] if told else [row.logs, row.run.case.removeprefix(prefix)] for row in rows]
@@ -352,14 +358,14 @@ def _format_tables(
 def _pick(of: _Row | _Summary, columns: Sequence[str], facts: Sequence[str]) -> list[str]:
     return [
         *(of.parameters.get(column, "") for column in columns),
-        *(_shorten(name, of.facts.get(name, "")) for name in facts),
+        *(shorten(name, of.facts.get(name, "")) for name in facts),
     ]
 
 
-def _shorten(name: str, fact: str) -> str:
+def shorten(name: str, fact: str) -> str:
     """Return a fact in the form that fits a column.
 
-    >>> _shorten("CPU", "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz")
+    >>> shorten("CPU", "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz")
     'Intel Xeon Platinum 8480+'
     """
     if name.endswith("SHA-256"):
@@ -367,7 +373,7 @@ def _shorten(name: str, fact: str) -> str:
     return re.sub(r"\((R|TM)\)| CPU\b| Processor\b| @.*", "", fact) if name == "CPU" else fact
 
 
-def _common_prefix(cases: Sequence[str]) -> str:
+def common_prefix(cases: Sequence[str]) -> str:
     """Return `test_<workload>_[sgx_]<function>_` when it is the same in all cases, else nothing."""
     matches = [re.match(r"test_.+?_(sgx_)?(inference|serving)_", case) for case in cases]
     found = {match[0] if match else "" for match in matches}

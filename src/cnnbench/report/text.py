@@ -42,6 +42,15 @@ class Footnotes:
         return "\n".join([table, "", *notes]) if notes else table
 
 
+def printable(text: str) -> str:
+    """Return a text of whatever origin without what a terminal would obey or could not show: that is escaped.
+
+    >>> printable("logs-\\x1b[2J\\udcff")
+    'logs-\\\\x1b[2J\\\\udcff'
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def wrap(text: str, first: str = "", more: str = "    ") -> str:
     """Break a text into lines for a terminal, `first` before the first one and `more` before the rest.
 

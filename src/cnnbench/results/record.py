@@ -141,7 +141,20 @@ def load_run(directory: Path) -> RunResult:
     path = directory / RUN_FILE
     if not path.is_file():
         raise CnnbenchError(f"{directory}: no {RUN_FILE} there; the run did not get as far as a result")
+    return read_result(path)
+
+
+def read_result(path: Path) -> RunResult:
+    """Read a result file, whatever its name; raise CnnbenchError when it is cut off or of another schema."""
     try:
         return RunResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise CnnbenchError(f"{path}: not a complete result of schema {SCHEMA}: {error.errors()[0]['msg']}") from error
+        raise CnnbenchError(f"{path}: not a complete result of schema {SCHEMA}: {_complaint(error)}") from error
+
+
+def _complaint(error: ValidationError) -> str:
+    """Say what is wrong with a result; another schema before what that leads to."""
+    for one in error.errors():
+        if one["loc"] == ("schema_version",):
+            return f"it is of schema {one['input']!r:.40}; read it with the version of cnnbench that wrote it"
+    return error.errors()[0]["msg"]

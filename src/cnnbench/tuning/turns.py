@@ -14,6 +14,7 @@ from cnnbench.results.stats import median_interval
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S
+from cnnbench.run.native import measure_job
 from cnnbench.serving.measurement import measurement_of
 
 MIN_ROUNDS = 6
@@ -22,10 +23,14 @@ MIN_ROUNDS = 6
 
 @dataclass
 class Contender:
-    """One of the cases: made ready, with the run of each round, and why it was not measured, if so."""
+    """One of the cases: made ready, with the run of each round, and why it was not measured, if so.
+
+    `logs_root`: where logs of its runs are kept; None for nowhere.
+    """
 
     name: str
     job: Job | None = None
+    logs_root: Path | None = None
     runs: list[RunResult] = field(default_factory=list)
     reason: str = ""
     failed: bool = False
@@ -69,15 +74,8 @@ def take_turns(contenders: Sequence[Contender], rounds: int, key: str, cache: Pa
 
 
 def _measure(one: Contender, number: int, key: str, cache: Path) -> None:
-    assert one.job is not None
     try:
-        with tempfile.TemporaryDirectory() as logs:
-            kind = measurement_of(one.job, cache)
-            run = kind(one.job, stage_inputs(one.job, cache), Path(logs), DEFAULT_HANG_S).run()
-        if run.interrupted:
-            raise KeyboardInterrupt
-        if run.verdict == "invalid":
-            raise InvalidMeasurementError(run.reason)
+        run = measure_once(one, cache)
     except CnnbenchError as error:
         one.refuse(error)
         return
@@ -87,6 +85,22 @@ def _measure(one: Contender, number: int, key: str, cache: Path) -> None:
         one.refuse(InvalidMeasurementError(f"a block has too few samples for {key}: raise --seconds"))
         return
     print(f"round {number}: {one.name} {found[-1]:.2f}, {run.verdict}", file=sys.stderr, flush=True)
+
+
+def measure_once(one: Contender, cache: Path) -> RunResult:
+    """Return a run of a case; raise InvalidMeasurementError for an invalid one, KeyboardInterrupt for one ended."""
+    assert one.job is not None
+    kind = measurement_of(one.job, cache)
+    if one.logs_root:
+        run, _ = measure_job(one.job, cache, one.logs_root, None, None, kind)
+    else:
+        with tempfile.TemporaryDirectory() as logs:
+            run = kind(one.job, stage_inputs(one.job, cache), Path(logs), DEFAULT_HANG_S).run()
+    if run.interrupted:
+        raise KeyboardInterrupt
+    if run.verdict == "invalid":
+        raise InvalidMeasurementError(run.reason)
+    return run
 
 
 def interval_text(samples: Sequence[float], digits: int) -> str:
