@@ -71,8 +71,8 @@ def plan_requests(parameters: Parameters, plan: Plan, topology: Topology) -> Pla
         raise UsageError("DATA_TYPE=real: a client sends images that are decoded already; give dummy or generated")
     if p.shared_memory and p.data_type != "dummy" and (p.request_rate != "" or p.mode == "capacity"):
         raise UsageError(
-            "SHARED_MEMORY=True: images that are read until a request is answered cannot be changed for the next, which "
-            "does not wait for that; give DATA_TYPE=dummy, or leave out REQUEST_RATE"
+            "SHARED_MEMORY=True: images that are read until a request is answered cannot be changed for the next one, "
+            "which does not wait for that; give DATA_TYPE=dummy, or leave out REQUEST_RATE"
         )
     if p.perf_analyzer and p.scenario:
         raise UsageError("PERF_ANALYZER=True: sends as our clients do, and LoadGen does not; leave out SCENARIO")

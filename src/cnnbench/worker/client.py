@@ -28,8 +28,8 @@ class ServiceOptions(EngineOptions):
     """Where the server is and how it is asked.
 
     `address`: host:port. `model`: its name there. `shared_memory`: how the names of regions of memory begin that images
-    are handed over in; empty to send them. `repeats`: whether a batch that is handed in again has the same images still,
-    so that it is made ready to send, which takes a millisecond, but once.
+    are handed over in; empty to send them. `repeats`: whether a batch that is handed in again has the same images
+    still, so that it is made ready to send but once.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
