@@ -11,6 +11,7 @@ from cnnbench.engines.registry import TritonBackend
 from cnnbench.inputs.networks import ImageForm
 from cnnbench.proof.verdict import judge_client, judge_keeping_up, judge_latency_bound, judge_requests
 from cnnbench.run.measured import in_sequence
+from cnnbench.run.record import CapacitySeen
 from cnnbench.serving.measurement import ServedMeasurement
 from cnnbench.serving.repository import configure
 from cnnbench.serving.server import LOOPBACK, Ports, read_count
@@ -159,17 +160,44 @@ def test_the_highest_rate_is_found_by_halving():
     trials = Trials(holds_to=60, late=[])
     found = trials._find_rate(None)
     assert trials.tried[:4] == [0, 50, 75, 62.5]
-    assert 59 <= found <= 60
-    (event,) = trials.kept
-    assert event.rate_per_s == found == max(rate for rate, _, good in event.trials if good)
+    assert 59 <= found.rate_per_s <= 60
+    assert found.rate_per_s == max(rate for rate, _, good in found.trials if good)
 
 
 def test_a_rate_whose_requests_were_sent_late_is_tried_again_and_given_up_at_last():
-    assert 59 <= Trials(holds_to=60, late=[0.5, 0.5])._find_rate(None) <= 60
+    assert 59 <= Trials(holds_to=60, late=[0.5, 0.5])._find_rate(None).rate_per_s <= 60
     with pytest.raises(
         InvalidMeasurementError, match=r"^at 50 requests/s, 50.0% of the requests were sent late, 3 times"
     ):
         Trials(holds_to=60, late=[0.5] * 3)._find_rate(None)
+
+
+class Confirmed(Trials):
+    """Measures rates on no server: the bound holds up to a rate."""
+
+    def __init__(self, holds_to, logs):
+        super().__init__(holds_to, [])
+        self._logs = logs
+
+    def _client_spec(self, served, shared, logs, rate):
+        return rate
+
+    def _measure(self, asked, shared):
+        self.tried.append(asked)
+        (self._logs / "client").mkdir()
+
+    @property
+    def _measured(self):
+        return SimpleNamespace(percentiles={99: 10.0 if self.tried[-1] <= self.holds_to else 20.0})
+
+
+@pytest.mark.parametrize(("holds_to", "tried"), [(100, [100]), (93, [100, 95, 90.25]), (1, [100, 95, 90.25, 85.7375])])
+def test_a_rate_that_a_longer_run_does_not_hold_is_lowered(tmp_path, holds_to, tried):
+    run, found = Confirmed(holds_to, tmp_path), CapacitySeen(rate_per_s=100, trials=((100, 14.0, True),))
+    assert run._confirm(None, None, found) == pytest.approx(tried[-1])
+    assert run.tried == pytest.approx(tried)
+    assert [event.rate_per_s for event in run.kept] == pytest.approx(tried)
+    assert [good for _, _, good in run.kept[-1].trials] == [True] + [False] * (len(tried) - 1)
 
 
 def test_where_no_rate_holds_the_bound_the_search_ends_early():

@@ -127,8 +127,9 @@ class Look(_Model):
 
 
 class CapacitySeen(_Model):
-    """The requests a second that were tried, each with the 99th percentile of latency (ms), and the one to confirm.
+    """The requests a second that were tried, each with the 99th percentile of latency (ms), and the one to measure.
 
+    Where that is done again, at a lower rate, the last of these counts, with what was seen after it.
     `trials`: rate, percentile (None where it could not be told), and whether it was within the bound.
     """
 
@@ -321,10 +322,11 @@ def read_seen(directory: Path) -> Seen:
             events.append(_EVENT.validate_json(line))
         except ValidationError as error:
             raise CnnbenchError(f"{path} line {number}: {_explain(error)}; needed one event of schema 1") from error
+    last = max((at for at, event in enumerate(events) if isinstance(event, CapacitySeen)), default=0)
     return Seen(
         ceilings=tuple(event for event in events if isinstance(event, CeilingSeen)),
-        looks=tuple(event for event in events if isinstance(event, Look)),
-        capacity=next((event for event in events if isinstance(event, CapacitySeen)), None),
+        looks=tuple(event for event in events[last:] if isinstance(event, Look)),
+        capacity=next((event for event in events[last:] if isinstance(event, CapacitySeen)), None),
         second_client=next((event for event in events if isinstance(event, SecondClientSeen)), None),
         end=next((event for event in reversed(events) if isinstance(event, End)), None),
     )
