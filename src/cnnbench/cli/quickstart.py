@@ -21,10 +21,10 @@ from cnnbench.cases.platforms import detect_platform
 from cnnbench.cases.precisions import PRECISIONS, Precision, missing_for_precision
 from cnnbench.cases.workload import load_workload
 from cnnbench.cli import ctest
-from cnnbench.cli.report import PAGE, end_with_page
 from cnnbench.cli.selection import list_cases
 from cnnbench.engines.registry import Engine, find_engine
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
+from cnnbench.report.page.page import PAGE, end_with_page
 from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
 from cnnbench.report.text import align

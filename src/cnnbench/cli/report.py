@@ -2,15 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from cnnbench.base.disk import check_directory
-from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.base.errors import UsageError
 from cnnbench.report.page.charts import need_altair
-from cnnbench.report.page.page import draw_pictures, write_page
-
-PAGE = "report.html"
+from cnnbench.report.page.page import PAGE, draw_pictures, write_page
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,16 +35,3 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         print(f"wrote {len(draw_pictures(page, arguments.pictures))} pictures into {arguments.pictures}")
     return 1 if page.failures else 0
-
-
-def end_with_page(directories: Sequence[Path], output: Path) -> str:
-    """Write the page about the runs that a command has just made, and return the line that says so.
-
-    What keeps it from being written is told in that line: the runs are good without it.
-    """
-    try:
-        page = write_page(directories, output)
-    except (CnnbenchError, OSError) as error:
-        return f"no page: {error}"
-    plain = [note for note in page.told if note not in page.failures]
-    return "; ".join([f"page: {output}", *plain])

@@ -13,8 +13,8 @@ from cnnbench.cases.platforms import check_platform, detect_platform
 from cnnbench.cases.workload import declared_cases
 from cnnbench.cli.limits import add_limits, check_limits
 from cnnbench.cli.options import add_workload
-from cnnbench.cli.report import PAGE, end_with_page
 from cnnbench.machine.host import read_cpuinfo
+from cnnbench.report.page.page import PAGE, end_with_page
 from cnnbench.results.record import RunResult
 from cnnbench.run.job import PLATFORM_VARIABLE, Job
 from cnnbench.run.native import measure_job

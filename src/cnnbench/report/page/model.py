@@ -62,10 +62,3 @@ class Section:
 def number_text(value: float | None) -> str:
     """Return a number as all our tables show it; nothing for none."""
     return "" if value is None else format_number(value)
-
-
-def thin(count: int, most: int) -> list[int]:
-    """Return at most so many of the indices of a series, evenly spread, the first and the last among them."""
-    if count <= most:
-        return list(range(count))
-    return [round(number * (count - 1) / (most - 1)) for number in range(most)]

@@ -34,7 +34,8 @@
     views.set(name, null);
     const spec = JSON.parse(JSON.stringify(specs[name]));
     const width = place.clientWidth; // what does not fit is cut: the tooltip and the table have it whole
-    if (width < 900) spec.config.legend.columns = 1;
+    const longest = Math.max(0, ...all[name].map((value) => String(value.series || value.roof || "").length));
+    spec.config.legend.columns = Math.max(1, Math.min(8, Math.floor((width - 60) / (longest * 6.2 + 36))));
     spec.config.legend.labelLimit = Math.max(120, width / spec.config.legend.columns - 60);
     spec.config.axis.labelLimit = Math.max(90, 0.3 * width);
     try {
@@ -55,8 +56,9 @@
   async function show(name) {
     const view = views.get(name);
     if (!view || !all[name].some((value) => "run" in value)) return;
-    view.data("values", all[name].filter((value) => !hiddenRuns.has(value.run)).map((value) => ({ ...value })));
-    await view.runAsync();
+    const left = all[name].filter((value) => !hiddenRuns.has(value.run)).map((value) => ({ ...value }));
+    document.getElementById(`chart-${name}`).classList.toggle("none", left.length === 0);
+    if (left.length) await view.data("values", left).runAsync();
   }
 
   const places = [...document.querySelectorAll(".chart")];
@@ -91,6 +93,18 @@
   boxes.forEach((box) => box.addEventListener("change", apply));
   filter.form.addEventListener("submit", (event) => event.preventDefault());
   if (filter.value || boxes.some((box) => !box.checked)) apply(); // what a browser filled in again
+
+  // On a phone a row is a card (see the style): cells say what they are of, and are still a table's for a screen reader.
+  const heads = [...document.querySelectorAll("#runs thead th")].map((head) => head.textContent);
+  document.getElementById("runs").setAttribute("role", "table");
+  for (const [row] of rows) {
+    row.setAttribute("role", "row");
+    [...row.cells].forEach((cell, at) => {
+      cell.setAttribute("role", at ? "cell" : "rowheader");
+      cell.dataset.label = heads[at];
+      if (!cell.textContent.trim()) cell.classList.add("empty");
+    });
+  }
 
   // What a badge beside a number means stands in its run's row; here it is said where the pointer is, too.
   const reasons = new Map(rows.map(([row]) => {

@@ -21,6 +21,8 @@ from cnnbench.report.page.runs import Runs, read_runs
 from cnnbench.report.page.summary import summarise, tell_origins
 from cnnbench.report.text import WORDS
 
+PAGE = "report.html"
+"""What a page is called that a command leaves behind."""
 HERE = Path(__file__).parent
 MOST_BYTES = 3_000_000
 """How large a page may be."""
@@ -107,6 +109,19 @@ def write_page(directories: Sequence[Path], output: Path) -> Page:
     with explain_refusals(output, "make room, or name another file with -o"):
         output.write_text(text, encoding="utf-8")
     return page
+
+
+def end_with_page(directories: Sequence[Path], output: Path) -> str:
+    """Write the page about the runs that a command has just made, and return the line that says so.
+
+    What keeps it from being written is told in that line: the runs are good without it.
+    """
+    try:
+        page = write_page(directories, output)
+    except (CnnbenchError, OSError) as error:
+        return f"no page: {error}"
+    plain = [note for note in page.told if note not in page.failures]
+    return "; ".join([f"page: {output}", *plain])
 
 
 def draw_pictures(page: Page, directory: Path) -> list[Path]:

@@ -36,6 +36,11 @@ class PageRun:
     label: str = ""
 
     @property
+    def short_logs(self) -> str:
+        """The name of its logs without the case's, where they are named for that."""
+        return self.logs.removeprefix(f"logs-{self.result.case}/")
+
+    @property
     def parameters(self) -> dict[str, str]:
         """The parameters as they took effect."""
         return self.result.requested | self.result.effective
@@ -172,8 +177,8 @@ def read_runs(directories: Sequence[Path]) -> Runs:
             workers = find_runs(directory)
             if not workers:
                 failures.append(f"{directory}: no itr-N there; no run of the case has begun")
-        except OSError as error:
-            failures.append(f"{directory}: {error.strerror or error}")
+        except (OSError, RuntimeError) as error:  # the latter is how Python tells of a link that leads to itself
+            failures.append(f"{directory}: {getattr(error, 'strerror', None) or error}")
             continue
         for worker in workers:
             try:
