@@ -35,13 +35,14 @@ def show_layers(runs: Runs) -> Section | None:
     ]
     if not figures:
         return None
+    told = [f"By instructions: {note}" for note in notes] + [f"By samples: {note}" for note in more]
     tables = [_places(run, hot[run.number]) for run in reversed(by_samples) if run.number in hot][:1]
     lead = (
         "Which instructions the multiply-accumulates of the network's layers are for, by what the engine or oneDNN's "
         "trace tells; and what the cores were at while measuring, by samples. Times of layers are of one step, traced "
         "apart from the measuring, and only oneDNN tells them."
     )
-    return Section("layers", "Layers, instructions and time", lead, figures, tables, list(dict.fromkeys(notes + more)))
+    return Section("layers", "Layers, instructions and time", lead, figures, tables, told)
 
 
 def _layers(run: PageRun) -> list[Record]:

@@ -39,11 +39,13 @@
     spec.config.legend.labelLimit = Math.max(120, width / spec.config.legend.columns - 60);
     spec.config.axis.labelLimit = Math.max(90, 0.3 * width);
     try {
-      const made = await window.vegaEmbed(place, spec, {
+      const inside = place.appendChild(document.createElement("div")); // Vega labels what it is put into
+      const made = await window.vegaEmbed(inside, spec, {
         mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, hover: false,
         tooltip: { disableDefaultStyle: true },
       });
       place.querySelector("svg").setAttribute("aria-hidden", "true");
+      made.view.logLevel(1); // errors alone: Vega warns of layers that the filters leave empty
       views.set(name, made.view);
       if (hiddenRuns.size) await show(name);
     } catch (error) {

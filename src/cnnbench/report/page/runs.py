@@ -162,7 +162,7 @@ def newest(runs: Sequence[PageRun], most: int) -> tuple[list[PageRun], list[str]
     """Return at most so many runs, the newest of them, and a note if some are left out."""
     if len(runs) <= most:
         return list(runs), []
-    return list(runs[-most:]), [f"Shown are the newest {most} of {len(runs)} runs."]
+    return list(runs[-most:]), [f"shown are the newest {most} of {len(runs)} runs."]
 
 
 def read_runs(directories: Sequence[Path]) -> Runs:
