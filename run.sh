@@ -3,5 +3,6 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 "$root/script/setup.sh"
+"$root/script/setup.sh" report || echo "run.sh: the page at the end will have tables and no charts" >&2
 export CNNBENCH_SETUP_S=$SECONDS # for --timings
 exec "$root/.venv/bin/python" -I -m cnnbench quickstart "$@"

@@ -1,6 +1,6 @@
 """Draw how the 99th percentile of latency grows with the rate of requests, to a served network's capacity and beyond.
 
-    script/setup.sh pictures
+    script/setup.sh report
     .venv/bin/python benchmarks/capacity.py --networks mobilenet_v3_small resnet18 --bounds-ms 15 100 \
         [--engines onnxruntime openvino] [--shares 0.25 0.5 0.75 0.9 1 1.2] [--rounds 3] [--picture capacity.svg]
 
@@ -81,7 +81,7 @@ def draw(points: list[Point], path: Path) -> None:
     try:
         import altair
     except ImportError as error:
-        raise UsageError("--picture: needs Altair: run script/setup.sh pictures") from error
+        raise UsageError("--picture: needs Altair: run script/setup.sh report") from error
 
     values = [row for one in points if (row := one.row)["p99"] is not None]
     base = altair.Chart(altair.Data(values=values)).encode(

@@ -106,7 +106,14 @@ def test_where_the_time_went_is_told_when_asked_for(checkout):
     code, output, _ = run(checkout, "--timings", *options, CNNBENCH_SETUP_S="3")
     assert code == 0, output
     parts = re.findall(r"^(\w[\w ]*\w) +(\d+\.\d)$", output, re.MULTILINE)
-    assert [what for what, _ in parts] == ["set up", "configure", "stage", "run the cases", "together"]
+    assert [what for what, _ in parts] == [
+        "set up",
+        "configure",
+        "stage",
+        "run the cases",
+        "write the page",
+        "together",
+    ]
     seconds = [float(number) for _, number in parts]
     assert seconds[0] == 3
     assert seconds[-1] == pytest.approx(sum(seconds[:-1]), abs=0.3)
@@ -155,6 +162,8 @@ def test_every_precision_that_can_run_has_a_row_and_every_other_a_reason(every_p
     code, output = quick(every_precision, "--config", str(config))
     assert code == 0, output
     throughput = {f"test_{SLUG}_inference_throughput_{precision}_pkm" for precision in HERE}
+    assert f"\npage: {every_precision / 'build' / 'workload' / 'Harness' / 'report.html'}" in output
+    assert (every_precision / "build" / "workload" / "Harness" / "report.html").is_file()
     assert measured(every_precision) == throughput | {f"test_{SLUG}_inference_latency_{fastest}"}
     table, _, rest = output[output.rindex("\nprecision  ") :].partition("\nlogs:")
     assert [found for found in re.findall(r"^(\w+)  ", table, re.MULTILINE) if found in PRECISIONS] == HERE

@@ -173,6 +173,8 @@ def test_a_sweep_ends_in_the_summary_table(done):
     assert (best["CPI"], best["unit"], best["instances"]) == ("1", "img/s", "1")
     assert re.fullmatch(r"[0-9.]+ to [0-9.]+ \(75 %\)|one run", best["interval"])
     assert float(best["value"]) > 1000
+    assert f"page: {done.state / 'report.html'}" in done.output
+    assert (done.state / "report.html").is_file()
 
 
 def test_every_setting_has_its_line_and_what_is_out_its_reason(done):

@@ -24,6 +24,7 @@ from cnnbench.cli import ctest
 from cnnbench.cli.selection import list_cases
 from cnnbench.engines.registry import Engine, find_engine
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
+from cnnbench.report.page.page import PAGE, end_with_page
 from cnnbench.report.precisions import precision_table
 from cnnbench.report.table import kpi_table
 from cnnbench.report.text import align
@@ -147,6 +148,8 @@ def quickstart(
         print("\n" + (precision_table(results, precisions) if precisions and not repeated else kpi_table(results)))
         print("\nlogs:")
         print("\n".join(f"  {path}" for path in runs))
+        print(f"\n{end_with_page(list(runs), directory / PAGE)}")
+        timings.note("write the page")
     for reason in lacking:
         print(f"not run: {reason}")
     if told:

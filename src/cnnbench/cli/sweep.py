@@ -14,6 +14,7 @@ from cnnbench.cases.workload import declared_cases
 from cnnbench.cli.limits import add_limits, check_limits
 from cnnbench.cli.options import add_workload
 from cnnbench.machine.host import read_cpuinfo
+from cnnbench.report.page.page import PAGE, end_with_page
 from cnnbench.results.record import RunResult
 from cnnbench.run.job import PLATFORM_VARIABLE, Job
 from cnnbench.run.native import measure_job
@@ -98,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = [outcome for outcome in outcomes if outcome.best is not None]
     for outcome in outcomes:
         print(ranking(outcome), end="\n\n")
+    print(end_with_page([state / f"logs-{outcome.case.name}" for outcome in outcomes], state / PAGE), end="\n\n")
     if not found:
         raise InvalidMeasurementError("no setting of any case has a valid result; the reasons are above")
     text = settings_file(found, declared_cases(arguments.workload, platform), platform, request.command)

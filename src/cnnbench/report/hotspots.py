@@ -92,7 +92,8 @@ def load_samples(directory: Path) -> tuple[Path, list[Samples], Window]:
             "a GPU, in an enclave and where there is no C compiler nothing is, and the run's notes say so"
         )
     try:
-        steps = [np.load(path) for path in sorted(run.glob("instance-*/steps.npy"))]
+        timed = sorted(run.glob("instance-*/steps.npy")) or sorted(run.glob("client/instance-*/steps.npy"))
+        steps = [np.load(path) for path in timed]
         return run, [Samples.load(path) for path in paths], common_window(steps)
     except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
         raise CnnbenchError(f"{run}: its samples and step times cannot be read: {error}") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.report.sets import RunSet, SetRun
-from cnnbench.report.table import DEFINING_FACTS, parameters_of, shorten
+from cnnbench.report.table import DEFINING_FACTS, effective_parameters, shorten
 from cnnbench.report.text import printable
 from cnnbench.results.record import SEEN, RunResult
 
@@ -134,7 +134,7 @@ def _match_case(
 
 
 def _varying(runs: Sequence[SetRun]) -> list[str]:
-    each = [parameters_of(one.run) for one in runs]
+    each = [effective_parameters(one.run) for one in runs]
     names = dict.fromkeys(name for parameters in each for name in parameters)
     return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
 
@@ -142,7 +142,7 @@ def _varying(runs: Sequence[SetRun]) -> list[str]:
 def _group(runs: Sequence[SetRun], names: Sequence[str]) -> dict[tuple[str, ...], list[SetRun]]:
     groups: dict[tuple[str, ...], list[SetRun]] = {}
     for one in runs:
-        parameters = parameters_of(one.run)
+        parameters = effective_parameters(one.run)
         groups.setdefault(tuple(parameters.get(name, "") for name in names), []).append(one)
     return groups
 
@@ -162,7 +162,7 @@ def list_conditions(ones: Sequence[SetRun], others: Sequence[SetRun]) -> list[Co
         for runs in (ones, others)
     ]
     return [
-        *_differing(sides, parameters_of),
+        *_differing(sides, effective_parameters),
         *_differing(sides, _facts_of),
         *_differing_notes(sides),
     ]

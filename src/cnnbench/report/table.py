@@ -99,9 +99,9 @@ def list_kpis(
                 loaded.append((worker, load_run(worker)))
             except CnnbenchError as error:
                 failures.append(str(error))
-    names = _name_runs([worker for worker, _ in loaded])
+    names = name_runs([worker for worker, _ in loaded])
     runs = [(name, run) for name, (_, run) in zip(names, loaded, strict=True)]
-    differing = _find_differing([run for _, run in runs])
+    differing = find_differing([run for _, run in runs])
     facts = _find_differing_facts([run for _, run in runs])
     whole = params or output_format != "table"
     rows = [
@@ -109,7 +109,7 @@ def list_kpis(
             name,
             run,
             kpi,
-            {key: value for key, value in parameters_of(run).items() if whole or key in differing},
+            {key: value for key, value in effective_parameters(run).items() if whole or key in differing},
             {key: run.facts[key] for key in facts if key in run.facts},
         )
         for name, run in runs
@@ -137,7 +137,7 @@ def kpi_table(runs: Sequence[RunResult]) -> str:
     return notes.below(align(["case", "KPI", "value", "spread", "verdict"], cells)) if cells else ""
 
 
-def _name_runs(workers: Sequence[Path]) -> list[str]:
+def name_runs(workers: Sequence[Path]) -> list[str]:
     """Return `logs-<case>/itr-N` or a lone worker directory's name, but paths where two have the same name."""
     names = [
         "/".join(path.parts[-3:-1]) if path.name == WORKER else path.name
@@ -146,14 +146,14 @@ def _name_runs(workers: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(worker) for worker in workers]
 
 
-def parameters_of(run: RunResult) -> dict[str, str]:
+def effective_parameters(run: RunResult) -> dict[str, str]:
     """Return the parameters as they took effect, less those that the case's name tells."""
     return {name: value for name, value in (run.requested | run.effective).items() if name not in FIXED_BY_NAME}
 
 
-def _find_differing(runs: Sequence[RunResult]) -> list[str]:
+def find_differing(runs: Sequence[RunResult]) -> list[str]:
     """Return the names of the parameters whose value is not the same in all runs."""
-    each = [parameters_of(run) for run in runs]
+    each = [effective_parameters(run) for run in runs]
     names = dict.fromkeys(name for parameters in each for name in parameters)
     return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
 

@@ -100,12 +100,12 @@ class PlannedCase:
         if self.clients:
             values["MAX_BATCH_SIZE"] = self.parameters.images_per_execution
             values["CONCURRENCY"] = None if self.sends_freely else len(self.clients.instances)
-        return {name: _text(value) for name, value in values.items() if value not in ("", {}, None)}
+        return {name: setting_text(value) for name, value in values.items() if value not in ("", {}, None)}
 
     @property
     def requested(self) -> dict[str, str]:
         """The parameters as they were asked for, defaults included, by name."""
-        return {name: _text(getattr(self.asked, name.lower())) for name in self.workload.parameters}
+        return {name: setting_text(getattr(self.asked, name.lower())) for name in self.workload.parameters}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ class Job(PlannedCase):
         return {name: values[name] for name in self.workload.parameters if values.get(name)}
 
 
-def _text(value: object) -> str:
+def setting_text(value: object) -> str:
+    """Return a parameter's value as it is written down."""
     if isinstance(value, dict):
         return " ".join(f"{name}={shlex.quote(text)}" for name, text in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
