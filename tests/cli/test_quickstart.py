@@ -106,14 +106,8 @@ def test_where_the_time_went_is_told_when_asked_for(checkout):
     code, output, _ = run(checkout, "--timings", *options, CNNBENCH_SETUP_S="3")
     assert code == 0, output
     parts = re.findall(r"^(\w[\w ]*\w) +(\d+\.\d)$", output, re.MULTILINE)
-    assert [what for what, _ in parts] == [
-        "set up",
-        "configure",
-        "stage",
-        "run the cases",
-        "write the page",
-        "together",
-    ]
+    noted = ["set up", "configure", "stage", "run the cases", "write the page", "together"]
+    assert [what for what, _ in parts] == noted
     seconds = [float(number) for _, number in parts]
     assert seconds[0] == 3
     assert seconds[-1] == pytest.approx(sum(seconds[:-1]), abs=0.3)

@@ -44,7 +44,8 @@ CONFIG: dict[str, Any] = {
     },
     "legend": {
         "labelColor": "var(--ink)", "titleColor": "var(--quiet)", "orient": "bottom", "labelLimit": 420,
-        "titleFontWeight": "normal", "columns": 2, "symbolStrokeWidth": 2,
+        "titleFontWeight": "normal", "columns": 2, "symbolStrokeWidth": 2, "symbolBaseFillColor": "var(--quiet)",
+        "symbolBaseStrokeColor": "var(--quiet)",
     },
     "range": {"category": SERIES},
     "text": {"color": "var(--ink)", "fontSize": 11},

@@ -7,6 +7,7 @@ from cnnbench.report.page.model import Cell, Figure, Section, Table, Value, numb
 from cnnbench.report.page.runs import PageRun, Runs, newest
 
 MOST_SERVED = 8
+TRIED = "tried to find the capacity"
 STAGES = ("Queue time", "Input time", "Compute time", "Output time")
 
 
@@ -36,7 +37,7 @@ def _rates(runs: Runs, chosen: list[PageRun], able: list[PageRun]) -> Figure | N
         seen = runs.read(run, lambda run: run.measured.seen.capacity)
         bound = runs.read(run, lambda run: float(run.parameter("LATENCY_BOUND_MS")))
         for rate, p99, held in sorted(seen.trials) if seen else ():
-            _add(values, rows, run, "tried to find the capacity", rate, p99, held, bound)
+            _add(values, rows, run, TRIED, rate, p99, held, bound)
         if run.value("Capacity") is not None:
             p99 = run.value("Latency p99")
             held = bound is None or p99 is None or p99 <= bound
@@ -88,7 +89,10 @@ def _draw_rates(alt: Any, values: list[Value]) -> Any:
         tooltip=tip(alt, series="run", what="what", rate__q="requests/s", p99__q="p99 (ms)", bound__q="bound (ms)"),
     )
     bound = rows.transform_filter("isValid(datum.bound)").mark_rule(strokeDash=[5, 3]).encode(y="bound:Q")
-    return (bound + base.mark_line(opacity=0.6) + points).properties(height=HEIGHT)
+    layers = [bound, points]
+    if any(value["what"] == TRIED for value in values):
+        layers.insert(0, base.transform_filter({"field": "what", "equal": TRIED}).mark_line(opacity=0.6))
+    return alt.layer(*layers).properties(height=HEIGHT)
 
 
 def _batches(runs: Runs, chosen: list[PageRun]) -> Figure | None:

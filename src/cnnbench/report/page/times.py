@@ -10,7 +10,7 @@ from cnnbench.report.page.model import Cell, Figure, Section, Table, Value, numb
 from cnnbench.report.page.runs import PageRun, Runs, newest
 from cnnbench.results.stats import PERCENTILE_FLOORS, percentiles, slice_rates, steadiness
 
-MOST_CURVES, CURVE_POINTS = 8, 160
+MOST_CURVES, CURVE_POINTS = 8, 100
 MOST_SERIES, SERIES_POINTS, SERIES_INSTANCES = 6, 300, 8
 MOST_RATES = 8
 
