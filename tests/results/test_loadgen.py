@@ -79,9 +79,10 @@ def test_what_is_no_summary_is_refused(text):
         read_summary(text)
 
 
+@pytest.mark.parametrize("warnings", ["No warnings encountered during test.", "1 warning encountered."])
 @pytest.mark.parametrize(("errors", "valid"), [("No errors", True), ("2 ERRORS", False)])
-def test_a_run_for_answers_is_good_where_nothing_went_wrong(errors, valid):
-    found = read_summary(f"\nNo warnings encountered during test.\n\n{errors} encountered during test.\n")
+def test_a_run_for_answers_is_good_where_nothing_went_wrong(warnings, errors, valid):
+    found = read_summary(f"\n{warnings}\n\n{errors} encountered during test.\n")
     assert (found.scenario, found.valid, found.figures) == ("accuracy", valid, {})
 
 
@@ -115,6 +116,11 @@ def test_an_audit_compares_speed_and_answers(name, scenario, figures, answers, p
     criterion = judge_audit(audit)
     assert criterion.passed == audit.passed == passed
     assert f"{audit.ratio:.3f} of the run's speed" in criterion.found
+
+
+def test_an_audit_without_answers_says_so():
+    audit = LoadGenAudit.compare("TEST01", summary("Offline", 100), summary("Offline", 100), ({}, {3: "0A"}))
+    assert "no answer logged" in judge_audit(audit).found
 
 
 def test_an_audit_that_is_invalid_itself_finds_nothing_good():

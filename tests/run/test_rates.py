@@ -29,26 +29,30 @@ class System:
 
 def test_the_search_begins_with_half_of_what_is_got_through_and_ends_with_what_is_valid():
     system = System(holds_to=70)
-    found = find_target(SPEC, system)
+    told = []
+    rate = find_target(SPEC, system, told.append)
     assert [(scenario, rate) for scenario, rate, _ in system.asked[:4]] == [
         ("Offline", 0),
         ("Server", 50),
         ("Server", 75),
         ("Server", 62.5),
     ]
-    assert 69 <= found.rate_per_s / KEPT <= 70
-    assert found.trials[0] == (50, 12.0, True)
+    assert 69 <= rate / KEPT <= 70
+    assert told[0].rate_per_s == rate
+    assert told[0].trials[0] == (50, 12.0, True)
 
 
 def test_a_rate_is_tried_for_as_long_as_its_percentile_needs():
     system = System(holds_to=8)
-    find_target(SPEC, system)
+    find_target(SPEC, system, lambda _found: None)
     for _, rate, least_ms in system.asked[1:]:
         assert least_ms == max(3000, 1000 * math.ceil(1.1 * 662 / rate))
 
 
 def test_where_no_rate_is_valid_that_is_told():
+    told = []
     with pytest.raises(
         InvalidMeasurementError, match=r"^SCENARIO=Server: INVALID at 3.12 queries/s already, with 99 %"
     ):
-        find_target(SPEC, System(holds_to=1))
+        find_target(SPEC, System(holds_to=1), told.append)
+    assert len(told[0].trials) > 3

@@ -129,6 +129,7 @@ def test_ports_are_free_and_differ_unless_asked_for():
         ("*.Server.target_qps = 10\n", "Server", True),
         ("resnet50.*.target_latency = 5\n", "SingleStream", True),
         ("*.Server.target_qps = 10\n", "Offline", False),
+        ("*.Server.target_latency = 50\n", "Server", False),
         ("# *.Server.target_qps = 10\n", "Server", False),
         ("*.Server.min_duration = 10\n", "Server", False),
     ],
@@ -175,8 +176,8 @@ def test_a_rate_whose_requests_were_sent_late_is_tried_again_and_given_up_at_las
 class Confirmed(Trials):
     """Measures rates on no server: the bound holds up to a rate."""
 
-    def __init__(self, holds_to, logs):
-        super().__init__(holds_to, [])
+    def __init__(self, holds_to, logs, late=()):
+        super().__init__(holds_to, late)
         self._logs = logs
 
     def _client_spec(self, served, shared, logs, rate):
@@ -188,7 +189,9 @@ class Confirmed(Trials):
 
     @property
     def _measured(self):
-        return SimpleNamespace(percentiles={99: 10.0 if self.tried[-1] <= self.holds_to else 20.0})
+        late = self.late.pop(0) if self.late else 0.0
+        good = self.tried[-1] <= self.holds_to and not late
+        return SimpleNamespace(percentiles={99: 10.0 if good else 20.0}, late_share=late)
 
 
 @pytest.mark.parametrize(("holds_to", "tried"), [(100, [100]), (93, [100, 95, 90.25]), (1, [100, 95, 90.25, 85.7375])])
@@ -198,6 +201,12 @@ def test_a_rate_that_a_longer_run_does_not_hold_is_lowered(tmp_path, holds_to, t
     assert run.tried == pytest.approx(tried)
     assert [event.rate_per_s for event in run.kept] == pytest.approx(tried)
     assert [good for _, _, good in run.kept[-1].trials] == [True] + [False] * (len(tried) - 1)
+
+
+def test_a_rate_whose_run_was_sent_late_is_measured_again_as_it_is(tmp_path):
+    run = Confirmed(100, tmp_path, late=[0.05])
+    run._confirm(None, None, CapacitySeen(rate_per_s=100, trials=((100, 14.0, True),)))
+    assert run.tried == [100, 100]
 
 
 def test_where_no_rate_holds_the_bound_the_search_ends_early():

@@ -13,7 +13,7 @@ from cnnbench.machine.contention import Contention, Throttling
 from cnnbench.machine.topology import format_cpu_list
 from cnnbench.proof.precision import MOST_SHARE, PrecisionProof
 from cnnbench.proof.samples import REQUIRED_COVER, SampledProof
-from cnnbench.results.loadgen import LoadGenAudit
+from cnnbench.results.loadgen import AUDITS, LoadGenAudit
 from cnnbench.results.record import KILLED, Criterion
 from cnnbench.results.stats import MIN_SLICES, PERCENTILE_FLOORS, Estimate, Steadiness
 
@@ -114,8 +114,8 @@ def judge_audit(audit: LoadGenAudit) -> Criterion:
     """Judge what an audit of MLPerf's finds: of a run of LoadGen's, by another of the same settings but its own."""
     found = f"{audit.name}: {'' if audit.valid else 'INVALID by itself, '}{audit.ratio:.3f} of the run's speed"
     needed = f"at most {audit.high:.2f}" if audit.low is None else f"{audit.low:.2f} to {audit.high:.2f}"
-    if audit.answered or audit.differing:
-        found += f", {audit.differing} of {audit.answered} answers differ"
+    if AUDITS[audit.name].answers:
+        found += f", {audit.differing} of {audit.answered} answers differ" if audit.answered else ", no answer logged"
         needed += ", and no answer that differs from those of the run for accuracy"
     return Criterion(name="audit", passed=audit.passed, found=found, needed=needed)
 

@@ -89,6 +89,12 @@ def _judge_measured(run: Measured) -> RunResult:
         if run.contention is None:
             facts = {"contention": f"not judged: {run.window.seconds:.2f} s are too short to tell it"} | facts
     facts |= _service_facts(run) if record.clients else {}
+    if run.seen.capacity:
+        tried = (
+            f"{rate:.4g}/s {'not told' if p99 is None else f'{p99:.4g} ms'}"
+            for rate, p99, _ in run.seen.capacity.trials
+        )
+        facts["99 % of latency, by rate"] = ", ".join(tried)
     facts |= run.loadgen.facts if run.loadgen else {}
     proven = (run.sampled.facts if run.sampled else {}) | (run.proof.facts if run.proof else {})
     if not any(kpi.primary for kpi in kpis):
@@ -162,19 +168,13 @@ def _judge_clients(run: Measured) -> list[Criterion]:
 
 
 def _service_facts(run: Measured) -> dict[str, str]:
-    """Return what a server says of its batches, and what rates were tried."""
+    """Return what a server says of itself and of its batches, and what else asked it."""
     service, facts = run.service, {**run.results[0]["versions"], **run.server_facts}
     if service and service.executions:
         shares = ", ".join(f"{size}: {count / service.executions:.0%}" for size, count in service.batches.items())
         facts["batches of images, by size"] = shares
     if second := run.seen.second_client:
         facts["perf_analyzer"] = f"{second.version}, {second.requests} requests"
-    if run.seen.capacity:
-        tried = (
-            f"{rate:.4g}/s {'not told' if p99 is None else f'{p99:.4g} ms'}"
-            for rate, p99, _ in run.seen.capacity.trials
-        )
-        facts["99 % of latency, by rate"] = ", ".join(tried)
     return facts
 
 

@@ -182,7 +182,7 @@ def _cpu_frequency(run: Measured) -> float | None:
 
 def _capacity(run: Measured) -> float | None:
     """Count what was answered at the rate that holds the bound: what was sent may have been a little more or less."""
-    return _requests(run) if run.seen.capacity else None
+    return _requests(run) if run.record.mode == "capacity" and run.seen.capacity else None
 
 
 def _requests(run: Measured) -> float | None:

@@ -19,8 +19,8 @@ Run = Callable[[LoadGenSpec, Path, str], None]
 """Runs LoadGen to its end, with its logs in a directory that is there; the last tells people what is run."""
 
 
-def find_target(spec: LoadGenSpec, run: Run) -> CapacitySeen:
-    """Return the queries a second that Server is to be run at, and those tried.
+def find_target(spec: LoadGenSpec, run: Run, tell: Callable[[CapacitySeen], object]) -> float:
+    """Return the queries a second that Server is to be run at, and tell those tried.
 
     It is KEPT of the highest that LoadGen says VALID of; the trials begin with half of what is got through Offline.
     Raises InvalidMeasurementError where none is VALID.
@@ -37,6 +37,8 @@ def find_target(spec: LoadGenSpec, run: Run) -> CapacitySeen:
 
     fastest = try_one(replace(spec, scenario="Offline", min_duration_ms=int(1000 * trial_s(0))), "as fast as it goes")
     found = search_rate(fastest.figures["samples_per_s"], attempt)
+    found = found.model_copy(update={"rate_per_s": KEPT * found.rate_per_s})
+    tell(found)
     if not found.rate_per_s:
         rate, p99, _ = found.trials[-1]
         told = "" if p99 is None else f", with 99 % of latency within {p99:.4g} ms"
@@ -44,7 +46,7 @@ def find_target(spec: LoadGenSpec, run: Run) -> CapacitySeen:
             f"SCENARIO=Server: INVALID at {rate:.3g} queries/s already{told}: have a faster network or more "
             "cores, or give a USER_CONF with `resnet50.Server.target_latency = MS`"
         )
-    return found.model_copy(update={"rate_per_s": KEPT * found.rate_per_s})
+    return found.rate_per_s
 
 
 def run_audit(spec: LoadGenSpec, name: str, logs: Path, run: Run) -> None:

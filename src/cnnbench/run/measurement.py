@@ -186,9 +186,7 @@ class Measurement:
         """Return how LoadGen is to run, with the rate of Server found where nobody has said one."""
         if spec is None or spec.scenario != "Server" or spec.accuracy or spec.has_target:
             return spec
-        found = find_target(spec, self._run_loadgen)
-        self._writer.add(found)
-        return replace(spec, target_rate=found.rate_per_s)
+        return replace(spec, target_rate=find_target(spec, self._run_loadgen, self._writer.add))
 
     def _audit(self, spec: LoadGenSpec | None) -> None:
         """Audit what LoadGen has run, where that is asked for."""

@@ -23,7 +23,7 @@ ACCURACY_PERIOD_NS = 1_900_000
 """The same where accuracy is measured, which may take few seconds, and no time is a figure."""
 MOST_SAMPLES = 40_000
 """How many samples a run has room for: they are rarer where many cores measure for long."""
-TRIED_TIMES = 8
+TRIED_TIMES = 12
 """How many times MAX_TIME the rates may take that are tried before the measured one; samples are kept of all."""
 TRACE_STEPS = 3
 """How many steps are traced, of whose times the median counts."""
@@ -94,7 +94,8 @@ def _sampling(job: Job, threads: int) -> Sampling:
     capacity = math.ceil(MOST_SAMPLES * threads / all_threads)
     if job.parameters.mode == "accuracy":
         return Sampling(capacity, ACCURACY_PERIOD_NS)
-    longest_s = job.parameters.max_time * (TRIED_TIMES if job.parameters.mode == "capacity" else 1)
+    tries = job.parameters.mode == "capacity" or job.parameters.scenario == "Server"
+    longest_s = job.parameters.max_time * (TRIED_TIMES if tries else 1)
     return Sampling(capacity, max(PERIOD_NS, int(all_threads * longest_s * 1e9 / MOST_SAMPLES)))
 
 

@@ -220,7 +220,7 @@ def ask(
             return read_figures(report, log, analyzer.version, asked.batch_size)
         except KilledError as error:
             return SecondClientSeen(version=analyzer.version, failure=error.detail)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             return SecondClientSeen(version=analyzer.version, failure=f"its report, {directory / REPORT}: {reason}")
 

@@ -102,7 +102,8 @@ class Samples:
 
 
 def _has_target(config: str, scenario: str) -> bool:
-    return bool(re.search(rf"^\s*(\*|{MODEL})\.(\*|{scenario})\.target_(qps|latency)\s*=", config, re.MULTILINE))
+    key = "latency" if scenario in TOGETHER else "qps"  # Server's target_latency is a bound
+    return bool(re.search(rf"^\s*(\*|{MODEL})\.(\*|{scenario})\.target_{key}\s*=", config, re.MULTILINE))
 
 
 class Queries:
