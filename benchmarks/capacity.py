@@ -87,7 +87,7 @@ def draw(points: list[Point], path: Path) -> None:
     base = altair.Chart(altair.Data(values=values)).encode(
         x=altair.X("rate:Q", title="requests a second"), color=altair.Color("engine:N", title="engine")
     )
-    p99 = altair.Y("p99:Q", title="99 % of latency within (ms)", scale=altair.Scale(type="log"))
+    p99 = altair.Y("p99:Q", title="99 % of latency within (ms)", scale=altair.Scale(type="log", nice=False))
     layers = (
         base.mark_line(point=True).encode(y=p99)
         + base.mark_rule().encode(y="low:Q", y2="high:Q")
