@@ -15,7 +15,7 @@ from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.platforms import check_platform, detect_platform
 from cnnbench.cases.sets import read_sweep
 from cnnbench.cases.workload import declared_cases
-from cnnbench.cli.compare import add_threshold, better, check_metric, exit_code, read_threshold
+from cnnbench.cli.comparing import add_measure, better, check_metric, exit_code, read_threshold
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.comparison_text import show_comparison
 from cnnbench.run.job import PLATFORM_VARIABLE, plan_case, prepare_job
@@ -34,8 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("-R", dest="regex", required=True, metavar="REGEX", help="the one case whose name has this")
     parser.add_argument("--workload", type=Path, help="the workload's directory (default: looks in all)")
-    parser.add_argument("--metric", default="", metavar="KPI", help='such as "Latency p99" (default: the primary one)')
-    add_threshold(parser)
+    add_measure(parser)
     parser.add_argument("--max-rounds", type=int, default=DEFAULT_ROUNDS, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--logs-root", type=Path, metavar="DIR", help="keep the logs, in DIR/a and DIR/b")
     parser.add_argument("--config", type=Path, help="settings file for both")
