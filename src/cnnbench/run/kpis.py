@@ -204,7 +204,7 @@ def _client_load(run: Measured) -> float | None:
 
 
 def _server_memory(run: Measured) -> float | None:
-    return run.service.resident_bytes / 2**20 if run.service and run.service.resident_bytes else None
+    return run.service.own_bytes / 2**20 if run.service and run.service.own_bytes else None
 
 
 def _server_growth(run: Measured) -> float | None:

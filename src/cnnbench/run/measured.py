@@ -249,16 +249,16 @@ class Measured:
         totals = {
             name: getattr(last, name) - getattr(first, name) for name in ServiceCount.model_fields if name != "batches"
         }
-        totals["resident_bytes"] = last.resident_bytes
+        totals["own_bytes"] = last.own_bytes
         return ServiceCount(**totals, batches={size: count for size, count in sorted(batches.items()) if count})
 
     @property
     def server_growth(self) -> float | None:
         """What a server's memory has grown by while it was measured, as a share of what it was; None without one."""
         first, last = (look.served for look in self._looks)
-        if not first or not last or not first.resident_bytes:
+        if not first or not last or not first.own_bytes:
             return None
-        return last.resident_bytes / first.resident_bytes - 1
+        return last.own_bytes / first.own_bytes - 1
 
     @cached_property
     def p99_drift(self) -> float | None:

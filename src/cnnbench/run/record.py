@@ -99,8 +99,8 @@ class CeilingSeen(_Model):
 class ServiceCount(_Model):
     """What a server has counted so far of its model; times are sums over requests (ns).
 
-    `batches`: how often the network was handed so many images at once. `resident_bytes`: what the server and the
-    processes of its models have in memory at that moment.
+    `batches`: how often the network was handed so many images at once. `own_bytes`: what the server and the
+    processes of its models have in memory at that moment that is not shared, nor a file's.
     """
 
     requests: int
@@ -112,7 +112,7 @@ class ServiceCount(_Model):
     compute_ns: int
     output_ns: int
     batches: dict[int, int]
-    resident_bytes: int = 0
+    own_bytes: int = 0
 
 
 class Look(_Model):

@@ -203,13 +203,13 @@ class Server:
                 raise InvalidMeasurementError(f"process {pid} of the served model has ended; its log: {self._log}")
 
     def count(self, model: str) -> ServiceCount:
-        """Return what it has counted of a model, and what it and its models have in memory."""
+        """Return what it has counted of a model, and what memory it and its models have of their own."""
         found = self._read(f"/v2/models/{model}/stats")
         try:
-            resident = sum(map(read_resident_bytes, self.pids()))
+            own = sum(read_resident_bytes(pid, "RssAnon") for pid in self.pids())
         except OSError as error:
             raise InvalidMeasurementError(f"a process of Triton Server's has ended: {error}") from error
-        return read_count(found["model_stats"][0]).model_copy(update={"resident_bytes": resident})
+        return read_count(found["model_stats"][0]).model_copy(update={"own_bytes": own})
 
     def _read(self, path: str) -> dict[str, Any]:
         try:

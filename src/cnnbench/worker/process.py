@@ -84,12 +84,12 @@ def read_affinities() -> dict[int, list[int]]:
     return affinities
 
 
-def read_resident_bytes(pid: int | str = "self") -> int:
-    """Return the resident memory of a process (VmRSS)."""
+def read_resident_bytes(pid: int | str = "self", kind: str = "VmRSS") -> int:
+    """Return the resident memory of a process; `kind`: as the kernel calls it, such as RssAnon, what is its own."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/{pid}/status has no VmRSS")
+    raise OSError(f"/proc/{pid}/status has no {kind}")
 
 
 def _involuntary_switches() -> int:
