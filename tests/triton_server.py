@@ -102,7 +102,11 @@ STAND_IN = '''"""Stands for a backend of Triton's own: computes by the engine of
 
 import ctypes
 import json
+import sys
 from pathlib import Path
+
+number = f"{sys.version_info[0]}.{sys.version_info[1]}"
+sys.path.append(f"/opt/tritonserver/lib/python{number}/site-packages")  # of an image; Debian's Python has another
 
 import numpy as np
 import triton_python_backend_utils as triton

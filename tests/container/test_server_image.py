@@ -47,7 +47,6 @@ ARG BASE_IMAGE
 FROM ${{BASE_IMAGE}}
 COPY tritonserver /opt/tritonserver
 ENV PATH=/opt/tritonserver/bin:/usr/local/bin:/usr/bin:/bin LD_LIBRARY_PATH=/opt/tritonserver/lib
-ENV PYTHONPATH=/opt/tritonserver/lib/python{NUMBER}/site-packages
 LABEL cnnbench.test={TAG}
 """
 PACKAGES = ("numpy", "numpy.libs", "onnxruntime", "flatbuffers", "google", "packaging")
