@@ -203,9 +203,14 @@ class Measurement:
             progress = Progress(name, None, "steps")
             run_workers([launch], shared, Limits(None, self._hang_s), progress, lambda _pids: None)
 
+    @property
+    def _measured(self) -> Measured:
+        """What the run has left so far."""
+        return Measured(self._logs, read_record(self._logs), read_seen(self._logs))
+
     def _is_decided(self) -> bool:
         """Tell whether what was sampled and told while measuring decides about the precision."""
-        run = Measured(self._logs, read_record(self._logs), read_seen(self._logs))
+        run = self._measured
         return run.proof is not None or run.sampled is None or run.sampled.decided
 
     def _trace(self, spec: WorkerSpec) -> None:

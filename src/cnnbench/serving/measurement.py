@@ -22,10 +22,10 @@ from cnnbench.results import stats
 from cnnbench.results.steps import StepTimes
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
-from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER, Measured
+from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER
 from cnnbench.run.measurement import Measurement, MeasurementKind
 from cnnbench.run.rates import search_rate, trial_s
-from cnnbench.run.record import CapacitySeen, SecondClientSeen, ServiceCount, read_record, read_seen
+from cnnbench.run.record import CapacitySeen, SecondClientSeen, ServiceCount
 from cnnbench.run.workers import share_images, worker_environment
 from cnnbench.serving.perf_analyzer import NAME as PERF_ANALYZER
 from cnnbench.serving.perf_analyzer import Asked, PerfAnalyzer, ask, find_perf_analyzer
@@ -121,10 +121,6 @@ class ServedMeasurement(Measurement):
             late = run.late_share is not None and run.late_share > LATE_BOUND
             found = CapacitySeen(rate_per_s=found.rate_per_s * (1 if late else LOWER), trials=trials)
         return asked
-
-    @property
-    def _measured(self) -> Measured:
-        return Measured(self._logs, read_record(self._logs), read_seen(self._logs))
 
     def _run_loadgen(self, loadgen: LoadGenSpec, logs: Path, name: str) -> None:
         assert self._served is not None
