@@ -16,6 +16,7 @@ import pytest
 
 from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
+from cnnbench.results.stats import PERCENTILE_FLOORS
 from cnnbench.run.judging import judge_run
 from cnnbench.serving.programs import find_installation
 from cnnbench.serving.server import LOOPBACK, PREFIX, START_S, Ports
@@ -93,7 +94,9 @@ def test_what_is_served_is_measured_proven_and_checked(closed):
     assert 0 < stages < found["Latency mean"]
     assert found["Server memory"] > 10
     assert "Server memory growth" in found
-    assert "Latency p99 drift" in found
+    answered = sum(len(np.load(one)) for one in (closed / "client").glob("instance-*/steps.npy"))
+    # A p99 of each third of those within the window is needed for it.
+    assert answered < 4 * PERCENTILE_FLOORS[99] or "Latency p99 drift" in found
     assert run.facts["Triton Server"]
     assert run.facts["tritonclient"]
     assert run.facts["ONNX Runtime"]
