@@ -1,10 +1,14 @@
 """Gather the facts that all runs on this machine share."""
 
+import platform
 from collections import Counter
 
 from cnnbench.machine.cgroup import read_cpu_quotas
 from cnnbench.machine.host import read_host
 from cnnbench.machine.topology import Topology, read_topology
+
+HOST_NAME = "host name"
+"""The fact that says which machine a run was made on."""
 
 
 def describe_caches(topology: Topology) -> str | None:
@@ -30,6 +34,7 @@ def machine_facts() -> dict[str, str | None]:
     host, topology = read_host(), read_topology()
     quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
     return {
+        HOST_NAME: platform.node() or None,
         "CPU": host.cpu_model,
         "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
         "SMT": "on" if host.smt else "off",

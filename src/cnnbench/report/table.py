@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
+from cnnbench.machine.facts import HOST_NAME
 from cnnbench.report.text import WORDS, Footnotes, align, wrap
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import WORKER, Kpi, RunResult, find_runs, load_run
@@ -26,9 +27,9 @@ COUNTS = ("n", "unstable", "runs_baseline", "runs", "runs_needed")
 """The columns that hold whole numbers."""
 CPUS_USED = "CPUs used"
 DEFINING_FACTS = (
-    "CPU", "sockets, cores, threads", "SMT", "NUMA nodes", CPUS_USED, "governor", "turbo", "microcode", "hypervisor",
-    "CPU quota", "container engine", "kernel", "memory", "transparent hugepages", "TensorFlow", "ITEX", "zentf",
-    "oneDNN", "numpy", "model SHA-256", "int8 graph SHA-256", "dataset SHA-256",
+    HOST_NAME, "CPU", "sockets, cores, threads", "SMT", "NUMA nodes", CPUS_USED, "governor", "turbo", "microcode",
+    "hypervisor", "CPU quota", "container engine", "kernel", "memory", "transparent hugepages", "TensorFlow", "ITEX",
+    "zentf", "oneDNN", "numpy", "model SHA-256", "int8 graph SHA-256", "dataset SHA-256",
 )  # fmt: skip
 """The facts without which a number is another machine's, engine's, model's or data set's; the rest vary by the run."""
 

@@ -7,6 +7,7 @@ case by itself, with all the checks that a run on this machine has (serve.py).
 import io
 import json
 import os
+import platform
 import secrets
 import shutil
 import sys
@@ -34,6 +35,7 @@ from cnnbench.launch.container import (
 )
 from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.contention import with_siblings
+from cnnbench.machine.facts import HOST_NAME
 from cnnbench.machine.host import read_available_bytes
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
 from cnnbench.machine.topology import UNKNOWN_NODE, read_topology
@@ -113,8 +115,8 @@ class ContainerRun:
         environment[ATTENDED_VARIABLE] = "1"
         if self._options.hang_s is not None:
             environment[HANG_VARIABLE] = f"{self._options.hang_s:g}"
-        if platform := os.environ.get(PLATFORM_VARIABLE):
-            environment[PLATFORM_VARIABLE] = platform
+        if code := os.environ.get(PLATFORM_VARIABLE):
+            environment[PLATFORM_VARIABLE] = code
         mounts = {}
         for name, inside in FILES.items():
             path = Path(getattr(planned.asked, name.lower()))
@@ -294,6 +296,7 @@ class ContainerRun:
         identity = run_engine([*cli, "inspect", "--type", "image", "--format", "{{.Id}}", image])
         version = run_engine([*cli, "version", "--format", "{{.Server.Version}}"])
         return {
+            HOST_NAME: platform.node(),  # a container has a name of its own
             "container image": f"{image} ({identity})",
             "image made from": read_label(cli, "image", image, REVISION_LABEL),
             "image sources": read_label(cli, "image", image, SOURCES_LABEL),
