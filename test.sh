@@ -33,7 +33,7 @@ else
 fi
 
 echo "== pytest"
-"$bin/pytest" --numprocesses 2 --no-loadscope-reorder --durations 20 "$@"
+"$bin/pytest" --numprocesses 3 --no-loadscope-reorder --durations 20 "$@"
 
 echo "== ctest -L gated"
 ./run.sh -L gated

@@ -11,7 +11,7 @@ import pytest
 
 from cnnbench.cli.main import main
 from cnnbench.report.page.charts import load_altair
-from cnnbench.report.page.speed import find_front
+from cnnbench.report.page.speed import choose_named, find_front
 from cnnbench.results.record import Kpi
 from page_runs import KILLED, UNSTEADY, read_charts, write_run
 
@@ -303,6 +303,14 @@ def test_the_front_is_what_no_other_run_is_as_good_as():
     points = [(10, 100), (5, 50), (5, 60), (20, 90), (20, 120), (1, 1)]  # latency, throughput
     assert find_front(points) == {0, 2, 4, 5}
     assert find_front([]) == set()
+
+
+def test_names_stand_where_there_is_room_and_the_front_has_it_first():
+    points = [(1.0, 100.0), (1.01, 101.0), (1.02, 102.0), (10.0, 1000.0)]
+    assert choose_named(points, {1}) == {1, 3}
+    assert choose_named(points, {3}) == {0, 3}
+    assert choose_named([(5.0, 5.0)] * 3, set()) == {0}
+    assert choose_named([], set()) == set()
 
 
 def _values(chart):

@@ -9,6 +9,8 @@ from cnnbench.report.page.runs import PageRun, Runs
 
 ALLOWED = 0.99
 """The share of float32's accuracy that is to be kept: the bound of MLPerf's rules for image classification."""
+ROWS = 3
+"""At how many heights names stand beside the points, so that neighbours' do not cover each other."""
 REFERENCES = ("avx_fp32", "fp32", "cuda_float32", "float32")
 
 
@@ -56,6 +58,8 @@ def show_accuracy(runs: Runs) -> Section | None:
         "The accuracy of each precision and the highest throughput measured of the same network, engine and precision. "
         "The dashed line is 99 % of what float32 gets right; bars are 95 % intervals, as wide as the images were few."
     )
+    for rank, value in enumerate(sorted(values, key=lambda one: one["rate"])):
+        value["row"] = rank % ROWS
     if not values:
         return Section("accuracy", "Accuracy", lead, tables=[table])
     text = f"{len(values)} precisions as points, with the line of 99 % of float32's accuracy."
@@ -102,10 +106,13 @@ def _draw(alt: Any, values: list[Value]) -> Any:
             verdict="verdict",
         ),
     )
-    words = base.mark_text(align="left", dx=9, dy=-7).encode(
-        x=rate, y="top1:Q", text="precision:N", color=alt.value("var(--ink)")
-    )
+    words = [
+        base.transform_filter(f"datum.row == {row}")
+        .mark_text(align="left", dx=9, dy=-7 - 14 * row)
+        .encode(x=rate, y="top1:Q", text="precision:N", color=alt.value("var(--ink)"))
+        for row in range(ROWS)
+    ]
     spread = base.mark_rule(opacity=0.6).encode(x=rate, y="low:Q", y2="high:Q")
     bounded = base.transform_filter("isValid(datum.bound)")
     line = bounded.mark_rule(strokeDash=[6, 4], strokeWidth=2).encode(y="bound:Q")
-    return (line + spread + points + words).properties(height=HEIGHT)
+    return alt.layer(line, spread, points, *words).properties(height=HEIGHT)

@@ -48,10 +48,15 @@ def show_roofline(runs: Runs) -> Section | None:
         intense = Cell(number_text(intensity), run.number) if intensity else "not told"
         rows.append([Cell(run.label, run.number), run.what, unit, *numbers, intense])
     told = sum(value["intensity"] is not None for value in values)
+    lines = {
+        value["series"]: value for value in sorted(values, key=lambda one: one["achieved"]) if not value["intensity"]
+    }
+    for value in values:
+        value["level"] = lines.get(value["series"]) is value
     head = ["run", "what", "unit", "achieved", "peak", "of peak (%)", "memory (GB/s)", "intensity (operations/byte)"]
     text = (
-        f"{len(values)} runs below their roofs: {told} as points, the {len(values) - told} whose intensity is not told "
-        "as level lines."
+        f"{len(values)} runs below their roofs: {told} as points; of the {len(values) - told} whose intensity is not "
+        f"told the highest under each roof, {len(lines)}, as level lines."
     )
     most = max(MOST, *(2 * (value["intensity"] or 0) for value in values))
     values = [value | {"to": most} for value in values]
@@ -62,7 +67,7 @@ def show_roofline(runs: Runs) -> Section | None:
         "Ceilings are those that the same cores were measured to have, of the precision's instructions and of memory, "
         "as the run began and ended. Intensity is operations over the bytes that the layers' inputs, weights and "
         "outputs take, each moved once, so the most that it may be; it is told where the trace has the layers' shapes. "
-        "A run without it is a level line: how high it came is known, not where it stands."
+        "The highest run without it under each roof is a level line: how high it came is known, not where it stands."
     )
     return Section("roofline", "Roofline", lead, [figure], notes=notes)
 
@@ -126,18 +131,18 @@ def _count_elements(layer: Primitive) -> tuple[int, int, int] | None:
 def _draw(alt: Any, values: list[Value]) -> Any:
     x = alt.Scale(type="log", nice=False)
     chart = alt.Chart(data(alt, values))
-    y = alt.Y("y:Q", title="10⁹ operations a second", scale=alt.Scale(type="log", nice=False, padding=20))
+    y = alt.Y("y:Q", title="billion operations a second", scale=alt.Scale(type="log", nice=False, padding=20))
     roofs = chart.transform_filter("isValid(datum.roof)").mark_line(strokeWidth=2).encode(
         x=alt.X("x:Q", title="operations a byte", scale=x),
         y=y,
         color=by_series(alt, "roof"),
-        tooltip=tip(alt, roof="roof of", y__q="10⁹ operations/s"),
+        tooltip=tip(alt, roof="roof of", y__q="billion operations/s"),
     )  # fmt: skip
     told = tip(
         alt,
         label="run",
         what="what",
-        achieved__q="achieved (10⁹/s)",
+        achieved__q="achieved (billion/s)",
         share__q="% of peak",
         intensity__q="operations/byte",
         verdict="verdict",
@@ -146,7 +151,7 @@ def _draw(alt: Any, values: list[Value]) -> Any:
     points = runs.transform_filter("isValid(datum.intensity)").mark_point(size=70, filled=True).encode(
         x="intensity:Q", y="achieved:Q", color=by_series(alt), shape=by_verdict(alt), tooltip=told
     )  # fmt: skip
-    levels = runs.transform_filter("!isValid(datum.intensity)").mark_rule(strokeDash=[3, 3], opacity=0.8).encode(
+    levels = runs.transform_filter("datum.level").mark_rule(strokeDash=[3, 3], opacity=0.8).encode(
         x="from:Q", x2="to:Q", y="achieved:Q", color=by_series(alt), tooltip=told
     )  # fmt: skip
     return (roofs + levels + points).properties(height=HEIGHT + 40)

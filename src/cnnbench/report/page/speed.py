@@ -5,6 +5,8 @@ from collections import defaultdict
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from cnnbench.report.page.charts import HEIGHT, by_series, by_verdict, data, tip
 from cnnbench.report.page.model import Cell, Figure, Section, Table, Value, number_text
 from cnnbench.report.page.runs import PageRun, Runs, newest
@@ -27,6 +29,22 @@ def find_front(points: list[tuple[float, float]]) -> set[int]:
     return front
 
 
+def choose_named(points: list[tuple[float, float]], first: set[int]) -> set[int]:
+    """Return the indices of the points (latency, throughput) whose names have room beside them, `first` before others.
+
+    A name takes a tenth of the chart's width and a twentieth of its height, on logarithmic scales.
+    """
+    if not points:
+        return set()
+    logs = np.log(points)
+    reach = np.ptp(logs, axis=0) * (0.1, 0.05)
+    named: list[int] = []
+    for index in sorted(range(len(points)), key=lambda one: one not in first):
+        if all((np.abs(logs[index] - logs[other]) > reach).any() for other in named):
+            named.append(index)
+    return set(named)
+
+
 def show_speed(runs: Runs) -> Section | None:
     """Return throughput against mean latency; None without a run that has both."""
     chosen = [run for run in runs.counting if _pair(run)]
@@ -38,7 +56,9 @@ def show_speed(runs: Runs) -> Section | None:
         own = [run for run in chosen if run.network == network]
         pairs = [pair for run in own if (pair := _pair(run))]
         fronts |= {own[index].number for index in find_front(pairs)}
-    values = [_point(run, run.number in fronts) for run in chosen]
+    on_front = {index for index, run in enumerate(chosen) if run.number in fronts}
+    named = choose_named([pair for run in chosen if (pair := _pair(run))], on_front)
+    values = [_point(run, index in on_front, index in named) for index, run in enumerate(chosen)]
     rows = [
         [
             Cell(run.label, run.number),
@@ -61,7 +81,7 @@ def show_speed(runs: Runs) -> Section | None:
     lead = (
         "Each point is one run: up and to the left is better. The line joins the Pareto front of a network, the runs "
         "for which no other has both a lower latency and a higher throughput; unstable runs may be among them, and are "
-        "drawn as diamonds. Beside each point: its batch size, and instances × cores of each."  # noqa: RUF001
+        "drawn as diamonds. Beside a point, where there is room: its batch size, and instances × cores of each."  # noqa: RUF001
     )
     return Section("speed", "Throughput against latency", lead, [figure], notes=notes)
 
@@ -71,7 +91,7 @@ def _pair(run: PageRun) -> tuple[float, float] | None:
     return None if not latency or not throughput or latency < 0 or throughput < 0 else (latency, throughput)
 
 
-def _point(run: PageRun, on_front: bool) -> Value:
+def _point(run: PageRun, on_front: bool, named: bool) -> Value:
     latency, throughput = _pair(run) or (0.0, 0.0)
     return {
         "run": run.number,
@@ -85,6 +105,7 @@ def _point(run: PageRun, on_front: bool) -> Value:
         "shape": run.shape,
         "where": f"b{run.batch} {run.shape}",
         "front": on_front,
+        "named": named,
     }
 
 
@@ -110,7 +131,8 @@ def _draw_speed(alt: Any, values: list[Value]) -> Any:
             verdict="verdict",
         ),
     )
-    words = base.mark_text(align="left", dx=8, dy=-5, fontSize=10, color="var(--quiet)").encode(text="where:N")
+    named = base.transform_filter("datum.named")
+    words = named.mark_text(align="left", dx=8, dy=-5, fontSize=10, color="var(--quiet)").encode(text="where:N")
     return (line + words + points).properties(height=HEIGHT + 60)
 
 
