@@ -12,7 +12,7 @@ lock() {
 
 lock installer "$@"
 lock controller "$@"
-lock test "$@"
+lock test --excludes test.excludes "$@"
 lock cmake "$@"
 lock report "$@"
 lock tensorflow-stock --override tensorflow.override "$@"

@@ -14,14 +14,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_measure(parser)
     parser.add_argument("--unlike", action="store_true", help="compare cases of other workloads or precisions too")
-    parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    parser.add_argument("--format", choices=["table", "csv", "json", "markdown"], default="table")
     parser.add_argument(
         "sets",
         nargs="+",
         type=Path,
         metavar="SET",
         help="the runs to compare with, and those that are compared: folders with logs-<case> in them, or one such, "
-        "an itr-N or a run.json",
+        "an itr-N, a run.json or a file of `cnnbench export`",
     )
     parser.epilog = (
         "Exit codes: 4 when a case is slower, else 3 when a set has runs of a case and none is valid, else 1 when "

@@ -2,10 +2,17 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnbench.base.errors import UsageError
+from cnnbench.report.export.formats import export
+from cnnbench.report.reading import read_runs
 from cnnbench.report.table import list_kpis
+from cnnbench.report.text import printable
+
+WITH_ALL = ("junit", "html")
+"""The formats that show whole runs."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,31 +23,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", action="store_true", help="the effective parameters too")
     parser.add_argument(
         "--format",
-        choices=["table", "csv", "json", "html"],
+        choices=["table", "csv", "json", "markdown", "junit", "html"],
         default="table",
-        help="html: the page of `cnnbench report`, with all KPIs (default: %(default)s)",
+        help="junit, html: all KPIs, for CI systems and as the page of `cnnbench report` (default: %(default)s)",
     )
     parser.add_argument(
-        "directories", nargs="+", type=Path, metavar="DIR", help="a logs-<case>, itr-N or worker-0 directory"
+        "directories",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="a logs-<case>, itr-N or worker-0 directory, or a file of `cnnbench export`",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables, and on standard error which directories are missing from them."""
-    if arguments.format == "html":
-        return _print_page(arguments)
+    if arguments.format in WITH_ALL:
+        if arguments.primary or arguments.all or arguments.params:
+            what = f"--format {arguments.format}"
+            raise UsageError(f"{what}: has all KPIs and parameters: leave out --primary, --all and --params")
+        return _print_page(arguments) if arguments.format == "html" else _print_junit(arguments)
     listing = list_kpis(
         arguments.directories, all_kpis=arguments.all, params=arguments.params, output_format=arguments.format
     )
     print(listing.text)
-    for failure in listing.failures:
-        print(failure, file=sys.stderr)
-    return 1 if listing.failures else 0
+    return _tell(listing.failures)
+
+
+def _tell(failures: Sequence[str]) -> int:
+    """Print what is missing, and return the exit code."""
+    for failure in failures:
+        print(printable(failure), file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _print_junit(arguments: argparse.Namespace) -> int:
+    found = read_runs(arguments.directories)
+    sys.stdout.buffer.write(export("junit", found))
+    sys.stdout.flush()
+    return _tell(found.failures)
 
 
 def _print_page(arguments: argparse.Namespace) -> int:
-    if arguments.primary or arguments.all or arguments.params:
-        raise UsageError("--format html: has all KPIs and parameters: leave out --primary, --all and --params")
     from cnnbench.report.page.page import gather, render  # here, as a table does without
 
     page = gather(arguments.directories)

@@ -6,8 +6,8 @@ from typing import Any
 
 from cnnbench.report.comparison import Compared, Comparison
 from cnnbench.report.matching import Condition
-from cnnbench.report.table import Format, common_prefix, format_csv
-from cnnbench.report.text import Footnotes, align, printable, wrap
+from cnnbench.report.table import STYLES, TextFormat, common_prefix, format_csv
+from cnnbench.report.text import Style, printable
 from cnnbench.results.finding import ALPHA, MOST_RUNS, POWER, contradict
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.shift import MIN_RUNS
@@ -19,10 +19,10 @@ CSV_COLUMNS = (
 """The columns that a CSV has always; one for each parameter that tells cases apart follows."""
 
 
-def show_comparison(compared: Compared, output_format: Format) -> str:
+def show_comparison(compared: Compared, output_format: TextFormat) -> str:
     """Return a comparison in the format asked for."""
-    if output_format == "table":
-        return _tables(compared)
+    if style := STYLES.get(output_format):
+        return _tables(compared, style)
     records = _records(compared)
     if output_format == "json":
         return json.dumps(records, indent=2)
@@ -36,25 +36,25 @@ def show_comparison(compared: Compared, output_format: Format) -> str:
     return format_csv(records, CSV_COLUMNS)
 
 
-def _tables(compared: Compared) -> str:
+def _tables(compared: Compared, style: Style) -> str:
     """Return the sets, the table of cases, the means of groups, and the conditions that differ."""
     found = compared.comparisons
-    parts = ["\n".join(wrap(f"{one.label}: {one.path} ({_count(len(one.runs), 'run')})") for one in compared.sets)]
-    parts.append(_case_table(compared))
+    sets = [f"{one.label}: {one.path} ({_count(len(one.runs), 'run')})" for one in compared.sets]
+    parts = [style.items("", sets), _case_table(compared, style)]
     if compared.means:
         rows = []
         for mean in compared.means:
             ratios = [_ratio(value, compared) for value in (mean.ratio, mean.low, mean.high)]
             rows.append([mean.name, mean.label, *ratios, str(mean.cases)])
-        parts.append(align(["geometric mean of", "over A", "ratio", "from", "to", "cases"], rows))
-    parts.append(_condition_tables(compared))
+        parts.append(style.table(["geometric mean of", "over A", "ratio", "from", "to", "cases"], rows))
+    parts.append(_condition_tables(compared, style))
     told = [*compared.alone, *(problem for one in compared.sets for problem in _problems(one.label, one.problems))]
     if any(one.shifts and one.places is None for one in found):
         told.append(
             "the sets were not measured in turns, so what else changed between them is in the ratio, and intervals are "
             "wider for it; `cnnbench ab` takes turns"
         )
-    parts += [wrap(text, more="") for text in told]
+    parts += [style.paragraph(text) for text in told]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -62,8 +62,8 @@ def _problems(label: str, problems: Sequence[str]) -> list[str]:
     return [f"{label}: {problem}" for problem in problems]
 
 
-def _case_table(compared: Compared) -> str:
-    found, notes = compared.comparisons, Footnotes()
+def _case_table(compared: Compared, style: Style) -> str:
+    found, notes = compared.comparisons, style.footnotes()
     prefix = common_prefix([one.match.case for one in found])
     names = list(dict.fromkeys(name for one in found for name in one.match.parameters))
     kpis = list(dict.fromkeys(_kpi(one) for one in found))
@@ -95,7 +95,7 @@ def _case_table(compared: Compared) -> str:
         + f"; faster and slower: it leaves out 1, and the ratio is more than {compared.threshold:.3g} away from 1; "
         "same: it is within that"
     )
-    return "\n\n".join([notes.below(align(header, rows)), wrap(rule, more="")])
+    return "\n\n".join([notes.below(style.table(header, rows)), style.paragraph(rule)])
 
 
 def _kpi(one: Comparison) -> str:
@@ -134,7 +134,7 @@ def _obstacle(one: Comparison, threshold: float) -> str:
     return f"the ratio is too near to {threshold:.3g} away from 1"
 
 
-def _condition_tables(compared: Compared) -> str:
+def _condition_tables(compared: Compared, style: Style) -> str:
     """Return what differs between A and each other set, each thing once, with the cases where it is not all."""
     parts = []
     for other in compared.sets[1:]:
@@ -144,14 +144,14 @@ def _condition_tables(compared: Compared) -> str:
             for condition in one.conditions:
                 cases[condition] = cases.get(condition, 0) + 1
         if not cases:
-            parts.append(f"A and {other.label}: no condition is known to differ")
+            parts.append(style.paragraph(f"A and {other.label}: no condition is known to differ"))
             continue
         rows = [
             [one.name, one.first, one.second, *([f"{count} of {len(own)}"] if len(own) > 1 else [])]
             for one, count in cases.items()
         ]
         header = ["condition that differs", "A", other.label, *(["cases"] if len(own) > 1 else [])]
-        parts.append(align(header, rows))
+        parts.append(style.table(header, rows))
     return "\n\n".join(parts)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from cnnbench.base.disk import describe_refusal
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.report.text import printable
-from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, load_run, read_result
+from cnnbench.results.exchange import read_results
+from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, load_run
 
-NEEDED = f"a folder with logs-<case>/itr-N in it, one of these, or a {RUN_FILE}"
+NEEDED = f"a folder with logs-<case>/itr-N in it, one of these, a {RUN_FILE}, or a file of `cnnbench export`"
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,31 @@ def _read_set(label: str, path: Path) -> RunSet:
     problems: list[str] = []
     found: dict[tuple[str, str, str], SetRun] = {}
     for place in _find_results(path, problems):
-        try:
-            run = read_result(place) if place.is_file() else load_run(place)
-        except CnnbenchError as error:
-            problems.append(str(error))
-            continue
-        except OSError as error:
-            problems.append(f"{place}: cannot be read: {describe_refusal(error)}")
-            continue
-        if (one := found.get(_identity(run))) is not None:
-            problems.append(f"{place}: is the run of {one.name} again ({run.run_id}), and counts once")
-            continue
-        found[_identity(run)] = SetRun(_name(place), run, _parse_time(run.started))
+        for name, run in _read_place(place, problems):
+            if (one := found.get(_identity(run))) is not None:
+                problems.append(f"{place}: is the run of {one.name} again ({run.run_id}), and counts once")
+                continue
+            found[_identity(run)] = SetRun(name, run, _parse_time(run.started))
     if not found:
         told = f": {'; '.join(problems)}" if problems else ""
         raise UsageError(printable(f"{label}, {path}: no result of a run there{told}; needed is {NEEDED}"))
     return RunSet(label, printable(str(path)), tuple(found.values()), tuple(map(printable, problems)))
+
+
+def _read_place(place: Path, problems: list[str]) -> list[tuple[str, RunResult]]:
+    """Return the runs of a worker directory or a file, by what the set calls them."""
+    try:
+        if not place.is_file():
+            return [(_name(place), load_run(place))]
+        runs, failures = read_results(place)
+    except CnnbenchError as error:
+        problems.append(str(error))
+        return []
+    except OSError as error:
+        problems.append(f"{place}: cannot be read: {describe_refusal(error)}")
+        return []
+    problems += failures
+    return [(printable(name), run) for name, run in runs]
 
 
 def _find_results(path: Path, problems: list[str]) -> Iterator[Path]:

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnbench.base.errors import CnnbenchError, UsageError
+from cnnbench.base.errors import UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
 from cnnbench.machine.facts import HOST_NAME
-from cnnbench.report.text import WORDS, Footnotes, align, wrap
+from cnnbench.report.reading import read_runs
+from cnnbench.report.text import MARKDOWN, TERMINAL, WORDS, Footnotes, Style, align
 from cnnbench.results.kpi_text import format_number
-from cnnbench.results.record import WORKER, Kpi, RunResult, find_runs, load_run
+from cnnbench.results.record import Kpi, RunResult
 
 Format = Literal["table", "csv", "json"]
+TextFormat = Literal["table", "csv", "json", "markdown"]
+STYLES: dict[str, Style] = {"table": TERMINAL, "markdown": MARKDOWN}
+"""The formats that people read."""
 
 CSV_COLUMNS = (
     "record", "logs", "case", "kpi", "unit", "value", "low", "high", "verdict", "reason",
@@ -56,6 +60,16 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class _Shown:
+    """What tables have columns of: these parameters and facts, the ends of intervals, and each run's parameters."""
+
+    parameters: Sequence[str]
+    facts: Sequence[str]
+    all_kpis: bool
+    params: bool
+
+
+@dataclass(frozen=True)
 class _Summary:
     """One KPI over the repeated runs of a case with the same parameters and defining facts.
 
@@ -79,32 +93,34 @@ def list_kpis(
     *,
     all_kpis: bool = False,
     params: bool = False,
-    output_format: Format = "table",
+    output_format: TextFormat = "table",
 ) -> Listing:
-    """Tabulate the runs of logs-<case>, itr-N and worker directories.
+    """Tabulate the runs of logs-<case>, itr-N and worker directories, and of files of results; see `show_kpis`."""
+    if not directories:
+        raise UsageError("list-kpi: needs logs directories, such as logs-*")
+    found = read_runs(directories)
+    return Listing(
+        show_kpis(found.named, all_kpis=all_kpis, params=params, output_format=output_format), found.failures
+    )
+
+
+def show_kpis(
+    runs: Sequence[tuple[str, RunResult]],
+    *,
+    all_kpis: bool = False,
+    params: bool = False,
+    output_format: TextFormat = "table",
+) -> str:
+    """Tabulate runs by the names of their logs.
 
     `all_kpis`: every KPI instead of the primary one. `params`: every effective parameter instead of those that differ
     between the runs, which CSV and JSON have always. An unstable run shows its value and its reason, an invalid one its
     reason and never a value.
     """
-    if not directories:
-        raise UsageError("list-kpi: needs logs directories, such as logs-*")
-    loaded: list[tuple[Path, RunResult]] = []
-    failures: list[str] = []
-    for directory in directories:
-        workers = find_runs(directory)
-        if not workers:
-            failures.append(f"{directory}: no itr-N there; no run of the case has begun")
-        for worker in workers:
-            try:
-                loaded.append((worker, load_run(worker)))
-            except CnnbenchError as error:
-                failures.append(str(error))
-    names = name_runs([worker for worker, _ in loaded])
-    runs = [(name, run) for name, (_, run) in zip(names, loaded, strict=True)]
     differing = find_differing([run for _, run in runs])
     facts = _find_differing_facts([run for _, run in runs])
-    whole = params or output_format != "table"
+    style = STYLES.get(output_format)
+    whole = params or style is None
     rows = [
         _Row(
             name,
@@ -114,16 +130,14 @@ def list_kpis(
             {key: run.facts[key] for key in facts if key in run.facts},
         )
         for name, run in runs
-        for kpi in _choose_kpis(run, all_kpis)
+        for kpi in choose_kpis(run, all_kpis)
     ]
     summaries = _summarise(rows)
-    if output_format == "table":
-        text = _format_tables(rows, summaries, differing, facts, all_kpis=all_kpis, params=params) if rows else ""
-        return Listing(text, failures)
+    if style:
+        shown = _Shown(differing, facts, all_kpis, params)
+        return _format_tables(rows, summaries, shown, style) if rows else ""
     records = [_run_record(row) for row in rows] + [_summary_record(summary) for summary in summaries]
-    return Listing(
-        format_csv(records, CSV_COLUMNS) if output_format == "csv" else json.dumps(records, indent=2), failures
-    )
+    return format_csv(records, CSV_COLUMNS) if output_format == "csv" else json.dumps(records, indent=2)
 
 
 def kpi_table(runs: Sequence[RunResult]) -> str:
@@ -131,20 +145,11 @@ def kpi_table(runs: Sequence[RunResult]) -> str:
     prefix = common_prefix([run.case for run in runs])
     cells, notes = [], Footnotes()
     for run in runs:
-        kpi = _choose_kpis(run, all_kpis=False)[0]
+        kpi = choose_kpis(run, all_kpis=False)[0]
         spread = _describe_spread(run, kpi) if kpi else ""
         verdict = notes.cite(WORDS[run.verdict], run.reason)
         cells.append([run.case.removeprefix(prefix), *_describe_kpi(kpi), spread, verdict])
     return notes.below(align(["case", "KPI", "value", "spread", "verdict"], cells)) if cells else ""
-
-
-def name_runs(workers: Sequence[Path]) -> list[str]:
-    """Return `logs-<case>/itr-N` or a lone worker directory's name, but paths where two have the same name."""
-    names = [
-        "/".join(path.parts[-3:-1]) if path.name == WORKER else path.name
-        for path in (worker.resolve() for worker in workers)
-    ]
-    return names if len(set(names)) == len(names) else [str(worker) for worker in workers]
 
 
 def effective_parameters(run: RunResult) -> dict[str, str]:
@@ -164,6 +169,16 @@ def _setting(run: RunResult) -> str:
     return json.dumps([run.case, run.requested, run.effective], sort_keys=True)
 
 
+def _defining(run: RunResult) -> str:
+    """Return the facts that tell a case's runs apart that were asked for alike."""
+    return json.dumps([run.facts.get(name) for name in DEFINING_FACTS])
+
+
+def repetition(run: RunResult) -> tuple[str, str, str]:
+    """Return what is the same of runs that repeat each other."""
+    return run.case, _setting(run), _defining(run)
+
+
 def _find_differing_facts(runs: Sequence[RunResult]) -> list[str]:
     """Return the names of the defining facts of which the runs have different values.
 
@@ -179,7 +194,7 @@ def _find_differing_facts(runs: Sequence[RunResult]) -> list[str]:
     return [name for name in DEFINING_FACTS if name in differing]
 
 
-def _choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
+def choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
     """Return the KPIs to show, in one row each; an invalid run has one row without.
 
     The ends of an interval are no rows of their own: they stand beside their KPI.
@@ -201,7 +216,7 @@ def _summarise(rows: Sequence[_Row]) -> list[_Summary]:
         {
             "case": row.run.case,
             "setting": _setting(row.run),
-            "facts": json.dumps([row.run.facts.get(name) for name in DEFINING_FACTS]),
+            "facts": _defining(row.run),
             "kpi": kpi.key,
             "unit": kpi.unit,
             "value": kpi.value,
@@ -303,45 +318,37 @@ def _join(values: Mapping[str, str]) -> str:
     return " ".join(f"{shlex.quote(name)}={shlex.quote(value)}" for name, value in values.items())
 
 
-def _format_tables(
-    rows: Sequence[_Row],
-    summaries: Sequence[_Summary],
-    columns: Sequence[str],
-    facts: Sequence[str],
-    *,
-    all_kpis: bool,
-    params: bool,
-) -> str:
-    """Return the runs' table, that of the repeated runs, and with `params` the parameters of each run.
+def _format_tables(rows: Sequence[_Row], summaries: Sequence[_Summary], shown: _Shown, style: Style) -> str:
+    """Return the runs' table, that of the repeated runs, and where asked for the parameters of each run.
 
-    `columns`, `facts`: the names of the parameters and facts that have columns of their own.
     Logs directories are named for their case, so the case has a column of its own only when one is named otherwise.
     """
     prefix = common_prefix([row.run.case for row in rows])
     told = all(row.logs.partition("/")[0] == f"logs-{row.run.case}" for row in rows)
-    cut, notes = len(f"logs-{prefix}") if told and prefix else 0, Footnotes()
+    cut, notes = len(f"logs-{prefix}") if told and prefix else 0, style.footnotes()
     names = [[row.logs[cut:]] if told else [row.logs, row.run.case.removeprefix(prefix)] for row in rows]
-    interval = ["low", "high"] if all_kpis else []
-    header = ["logs", *([] if told else ["case"]), *columns, *facts, "KPI", "value", *interval, "verdict"]
+    interval = ["low", "high"] if shown.all_kpis else []
+    settings = [*shown.parameters, *shown.facts]
+    header = ["logs", *([] if told else ["case"]), *settings, "KPI", "value", *interval, "verdict"]
     cells = [
         [
             *name,
-            *_pick(row, columns, facts),
+            *_pick(row, shown),
             *_describe_kpi(row.kpi),
             *(_describe_ends(row) if interval else ()),
             notes.cite(WORDS[row.run.verdict], row.run.reason),
         ]
         for name, row in zip(names, rows, strict=True)
     ]
-    parts = [notes.below(align(header, cells))]
+    parts = [notes.below(style.table(header, cells))]
     if cut:
-        parts.append(wrap(f"The names of the logs directories begin with logs-{prefix}", more=""))
+        parts.append(style.paragraph(f"The names of the logs directories begin with logs-{prefix}"))
     if summaries:
-        header = ["repeated runs of", *columns, *facts, "KPI", "mean", "stdev", "median", "n", "unstable"]
+        header = ["repeated runs of", *settings, "KPI", "mean", "stdev", "median", "n", "unstable"]
         cells = [
             [
                 summary.case.removeprefix(prefix),
-                *_pick(summary, columns, facts),
+                *_pick(summary, shown),
                 _title(summary.kpi, summary.unit),
                 *(format_number(v) for v in (summary.mean, summary.standard_deviation, summary.median)),
                 str(summary.n),
@@ -349,17 +356,17 @@ def _format_tables(
             ]
             for summary in summaries
         ]
-        parts.append(align(header, cells))
-    if params:
+        parts.append(style.table(header, cells))
+    if shown.params:
         texts = {row.logs: f"{name[0]}: {_join(row.parameters)}" for name, row in zip(names, rows, strict=True)}
-        parts.append("\n".join(["parameters", *map(wrap, texts.values())]))
+        parts.append(style.items("parameters", list(texts.values())))
     return "\n\n".join(parts)
 
 
-def _pick(of: _Row | _Summary, columns: Sequence[str], facts: Sequence[str]) -> list[str]:
+def _pick(of: _Row | _Summary, shown: _Shown) -> list[str]:
     return [
-        *(of.parameters.get(column, "") for column in columns),
-        *(shorten(name, of.facts.get(name, "")) for name in facts),
+        *(of.parameters.get(name, "") for name in shown.parameters),
+        *(shorten(name, of.facts.get(name, "")) for name in shown.facts),
     ]
 
 

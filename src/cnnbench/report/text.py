@@ -4,6 +4,7 @@ import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from cnnbench.results.record import Verdict
 
@@ -42,6 +43,103 @@ class Footnotes:
         return "\n".join([table, "", *notes]) if notes else table
 
 
+class Style(Protocol):
+    """How tables and what stands between them are written."""
+
+    def footnotes(self) -> Footnotes:
+        """Return what keeps the texts that cells have no room for."""
+
+    def table(self, header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+        """Return a table."""
+
+    def paragraph(self, text: str) -> str:
+        """Return a text between tables."""
+
+    def items(self, title: str, texts: Sequence[str]) -> str:
+        """Return a list of texts below a title; without one, the list alone."""
+
+
+class Terminal:
+    """Text for a terminal of 80 columns."""
+
+    def footnotes(self) -> Footnotes:
+        """Return notes with numbers, below their table."""
+        return Footnotes()
+
+    def table(self, header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+        """Return aligned columns."""
+        return align(header, cells)
+
+    def paragraph(self, text: str) -> str:
+        """Return lines that fit."""
+        return wrap(text, more="")
+
+    def items(self, title: str, texts: Sequence[str]) -> str:
+        """Return one after the other, each with its further lines indented."""
+        return "\n".join([*([title] if title else []), *map(wrap, texts)])
+
+
+class Markdown:
+    """Markdown with the tables of GitHub and GitLab, in which no text of a run is markup."""
+
+    def footnotes(self) -> Footnotes:
+        """Return notes that are a list below their table."""
+        return _ListBelow()
+
+    def table(self, header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+        """Return a table with numbers to the right, whose columns are as wide as what is in them."""
+        rows = [[escape_markdown(cell or EMPTY) for cell in row] for row in (header, *cells)]
+        numeric = [
+            bool(cells) and all(_is_number(cell or EMPTY) for cell in column) for column in zip(*cells, strict=True)
+        ]
+        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+        justify = [str.rjust if number else str.ljust for number in numeric]
+        lines = [[put(cell, most) for put, cell, most in zip(justify, row, widths, strict=True)] for row in rows]
+        rule = [f"{'-' * (most - 1)}{':' if number else '-'}" for most, number in zip(widths, numeric, strict=True)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+    def paragraph(self, text: str) -> str:
+        """Return a paragraph."""
+        return _escape_line(text)
+
+    def items(self, title: str, texts: Sequence[str]) -> str:
+        """Return a list."""
+        return "\n".join(
+            [*([_escape_line(title), ""] if title else []), *(f"- {_escape_line(text)}" for text in texts)]
+        )
+
+
+TERMINAL, MARKDOWN = Terminal(), Markdown()
+
+
+class _ListBelow(Footnotes):
+    """The texts below a table as a list of Markdown, by their numbers."""
+
+    def below(self, table: str) -> str:
+        """Return a table with the list below it."""
+        notes = [f"{number}. {_escape_line(text)}" for text, number in self._numbers.items()]
+        return "\n".join([table, "", *notes]) if notes else table
+
+
+def escape_markdown(text: str) -> str:
+    """Return a text of whatever origin as Markdown in which it stands as it is: no markup, no HTML, one line.
+
+    >>> escape_markdown("a|b <i> avx_fp32 _x_ [1](y)")
+    'a\\\\|b &lt;i&gt; avx_fp32 \\\\_x\\\\_ \\\\[1\\\\](y)'
+    """
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+
+
+def _escape_line(text: str) -> str:
+    """Return a text that begins a line as Markdown: not as a list, a rule, or code."""
+    return re.sub(r"^([-+=]|[0-9]+(?=[.)]))", _escape_mark, escape_markdown(text).lstrip())
+
+
+def _escape_mark(match: re.Match[str]) -> str:
+    return f"{match[0]}\\" if match[0].isdigit() else f"\\{match[0]}"
+
+
 def printable(text: str) -> str:
     """Return a text of whatever origin without what a terminal would obey or could not show: that is escaped.
 
@@ -57,7 +155,12 @@ def wrap(text: str, first: str = "", more: str = "    ") -> str:
     Paths, options and names stay whole.
     """
     return textwrap.fill(
-        text, WIDTH, initial_indent=first, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
+        printable(re.sub(r"\s", " ", text)),
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=more,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
@@ -67,7 +170,7 @@ def align(header: Sequence[str], cells: Sequence[Sequence[str]], width: int | No
     What is wider than `width` has its cells broken too, at `_` and spaces and nowhere else: the widest texts first, and
     numbers from their `±` last.
     """
-    columns = [[cell or EMPTY for cell in column] for column in zip(*cells, strict=True)]
+    columns = [[printable(cell) or EMPTY for cell in column] for column in zip(*cells, strict=True)]
     numeric = [all(map(_is_number, column)) for column in columns]
     heads = [_widest(_words(head)) for head in header]
     widths = [max(head, _widest(column)) for head, column in zip(heads, columns, strict=True)]

@@ -1,6 +1,7 @@
 """Hold what one run found: everything later (KPI text, tables, comparisons) reads only this."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,10 +147,19 @@ def load_run(directory: Path) -> RunResult:
 
 def read_result(path: Path) -> RunResult:
     """Read a result file, whatever its name; raise CnnbenchError when it is cut off or of another schema."""
+    return _accept(lambda: RunResult.model_validate_json(path.read_bytes()), str(path))
+
+
+def check_result(document: object, where: str) -> RunResult:
+    """Return the result that a JSON document holds; raise CnnbenchError when it is none, or of another schema."""
+    return _accept(lambda: RunResult.model_validate(document), where)
+
+
+def _accept(validate: Callable[[], RunResult], where: str) -> RunResult:
     try:
-        return RunResult.model_validate_json(path.read_bytes())
+        return validate()
     except ValidationError as error:
-        raise CnnbenchError(f"{path}: not a complete result of schema {SCHEMA}: {_complaint(error)}") from error
+        raise CnnbenchError(f"{where}: not a complete result of schema {SCHEMA}: {_complaint(error)}") from error
 
 
 def _complaint(error: ValidationError) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.report.table import find_interval, name_runs
+from cnnbench.report.reading import read_runs as read_found
+from cnnbench.report.table import find_interval
 from cnnbench.results.kpi_text import format_number
-from cnnbench.results.record import Kpi, RunResult, find_runs, load_run
+from cnnbench.results.record import Kpi, RunResult
 from cnnbench.run.measured import Measured
 from cnnbench.run.record import read_record, read_seen
 
@@ -166,37 +167,17 @@ def newest(runs: Sequence[PageRun], most: int) -> tuple[list[PageRun], list[str]
 
 
 def read_runs(directories: Sequence[Path]) -> Runs:
-    """Read the runs of logs-<case>, itr-N and worker directories; what cannot be read is a failure beside the others.
+    """Read the runs of logs-<case>, itr-N and worker directories, and of files of results.
 
-    Runs are in the order in which they were started, and numbered so.
+    What cannot be read is a failure beside the others. Runs are in the order in which they were started, and numbered
+    so; one that is given twice is shown once.
     """
-    loaded: list[tuple[Path, RunResult]] = []
-    failures = []
-    for directory in directories:
-        try:
-            workers = find_runs(directory)
-            if not workers:
-                failures.append(f"{directory}: no itr-N there; no run of the case has begun")
-        except (OSError, RuntimeError) as error:  # the latter is how Python tells of a link that leads to itself
-            failures.append(f"{directory}: {getattr(error, 'strerror', None) or error}")
-            continue
-        for worker in workers:
-            try:
-                loaded.append((worker, load_run(worker)))
-            except CnnbenchError as error:
-                failures.append(str(error))
-            except OSError as error:
-                failures.append(f"{worker}: {error.strerror or error}")
-    loaded = list({worker.resolve(): (worker, run) for worker, run in loaded}.values())  # given twice, shown once
-    loaded.sort(key=lambda one: one[1].started)
-    older = max(0, len(loaded) - MOST_RUNS)
-    loaded = loaded[older:]
-    names = name_runs([worker for worker, _ in loaded])
-    runs = [
-        PageRun(number, name, worker, run)
-        for number, (name, (worker, run)) in enumerate(zip(names, loaded, strict=True), start=1)
-    ]
-    return Runs(_label(runs), failures, older)
+    found = read_found(directories)
+    once = {(one.place.resolve(), one.result.case, one.result.run_id): one for one in found.runs}
+    ordered = sorted(once.values(), key=lambda one: one.result.started)
+    older = max(0, len(ordered) - MOST_RUNS)
+    runs = [PageRun(number, one.name, one.place, one.result) for number, one in enumerate(ordered[older:], start=1)]
+    return Runs(_label(runs), found.failures, older)
 
 
 def _label(runs: Sequence[PageRun]) -> list[PageRun]:

@@ -1,0 +1,1 @@
+"""Write runs in the formats that other programs read."""
