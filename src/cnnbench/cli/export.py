@@ -30,12 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the runs, and tell on standard error what is not among them; return 1 if something is not."""
     if arguments.schema:
+        if arguments.runs or arguments.output or arguments.format:
+            raise UsageError("--schema: prints the schema alone; leave out the runs, -o and --format")
         print(json.dumps(results_schema(), indent=1))
         return 0
     output: Path | None = arguments.output
     name = choose_format(arguments.format, output)
     if not arguments.runs:
-        raise UsageError("export: needs runs, such as logs-*")
+        raise UsageError("needs runs, such as logs-*")
     if output is not None:
         check_output(output)
     found = read_runs(arguments.runs)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
 from cnnbench.base.disk import describe_refusal
@@ -66,7 +66,7 @@ def _read_set(label: str, path: Path) -> RunSet:
             if (one := found.get(_identity(run))) is not None:
                 problems.append(f"{place}: is the run of {one.name} again ({run.run_id}), and counts once")
                 continue
-            found[_identity(run)] = SetRun(name, run, _parse_time(run.started))
+            found[_identity(run)] = SetRun(name, run, run.started_at)
     if not found:
         told = f": {'; '.join(problems)}" if problems else ""
         raise UsageError(printable(f"{label}, {path}: no result of a run there{told}; needed is {NEEDED}"))
@@ -86,7 +86,7 @@ def _read_place(place: Path, problems: list[str]) -> list[tuple[str, RunResult]]
         problems.append(f"{place}: cannot be read: {describe_refusal(error)}")
         return []
     problems += failures
-    return [(printable(name), run) for name, run in runs]
+    return [(_name(Path(name)), run) for name, run in runs]
 
 
 def _find_results(path: Path, problems: list[str]) -> Iterator[Path]:
@@ -115,11 +115,3 @@ def _find_results(path: Path, problems: list[str]) -> Iterator[Path]:
 def _name(place: Path) -> str:
     """Return what a set calls a run: itr-N where it is in one."""
     return printable(place.parent.name if place.name == WORKER else place.name)
-
-
-def _parse_time(text: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know the Z
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)

@@ -49,7 +49,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class _Row:
+class KpiRow:
     """One KPI of one run, and the parameters and facts to show; without a KPI when the run is invalid."""
 
     logs: str
@@ -117,27 +117,37 @@ def show_kpis(
     between the runs, which CSV and JSON have always. An unstable run shows its value and its reason, an invalid one its
     reason and never a value.
     """
+    style = STYLES.get(output_format)
     differing = find_differing([run for _, run in runs])
     facts = _find_differing_facts([run for _, run in runs])
-    style = STYLES.get(output_format)
-    whole = params or style is None
-    rows = [
-        _Row(
-            name,
-            run,
-            kpi,
-            {key: value for key, value in effective_parameters(run).items() if whole or key in differing},
-            {key: run.facts[key] for key in facts if key in run.facts},
-        )
-        for name, run in runs
-        for kpi in choose_kpis(run, all_kpis)
-    ]
+    rows = kpi_rows(runs, all_kpis=all_kpis, parameters=None if params or style is None else differing, facts=facts)
     summaries = _summarise(rows)
     if style:
         shown = _Shown(differing, facts, all_kpis, params)
         return _format_tables(rows, summaries, shown, style) if rows else ""
     records = [_run_record(row) for row in rows] + [_summary_record(summary) for summary in summaries]
     return format_csv(records, CSV_COLUMNS) if output_format == "csv" else json.dumps(records, indent=2)
+
+
+def kpi_rows(
+    runs: Sequence[tuple[str, RunResult]],
+    *,
+    all_kpis: bool = False,
+    parameters: Sequence[str] | None = None,
+    facts: Sequence[str] = (),
+) -> list[KpiRow]:
+    """Return what all tables are made of: a row per run and KPI, with these parameters (None: all) and facts."""
+    return [
+        KpiRow(
+            name,
+            run,
+            kpi,
+            {key: value for key, value in effective_parameters(run).items() if parameters is None or key in parameters},
+            {key: run.facts[key] for key in facts if key in run.facts},
+        )
+        for name, run in runs
+        for kpi in choose_kpis(run, all_kpis)
+    ]
 
 
 def kpi_table(runs: Sequence[RunResult]) -> str:
@@ -205,7 +215,7 @@ def choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
     return [kpi for kpi in run.kpis if (all_kpis and kpi.key not in ends) or kpi.primary] or [None]
 
 
-def _summarise(rows: Sequence[_Row]) -> list[_Summary]:
+def _summarise(rows: Sequence[KpiRow]) -> list[_Summary]:
     """Return mean, sample standard deviation and median of each KPI over two or more repeated runs."""
     measured = [(row, kpi) for row in rows if (kpi := row.kpi)]
     if len({row.logs for row, _ in measured}) < 2:
@@ -263,7 +273,7 @@ def find_interval(run: RunResult, key: str) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _describe_ends(row: _Row) -> list[str]:
+def _describe_ends(row: KpiRow) -> list[str]:
     """Return the ends of the interval of a row's KPI; nothing where it has none."""
     interval = find_interval(row.run, row.kpi.key) if row.kpi else None
     return list(map(format_number, interval)) if interval else ["", ""]
@@ -279,7 +289,7 @@ def _describe_spread(run: RunResult, kpi: Kpi) -> str:
     )
 
 
-def _run_record(row: _Row) -> dict[str, Any]:
+def _run_record(row: KpiRow) -> dict[str, Any]:
     record: dict[str, Any] = {
         "record": "run",
         "logs": row.logs,
@@ -318,7 +328,7 @@ def _join(values: Mapping[str, str]) -> str:
     return " ".join(f"{shlex.quote(name)}={shlex.quote(value)}" for name, value in values.items())
 
 
-def _format_tables(rows: Sequence[_Row], summaries: Sequence[_Summary], shown: _Shown, style: Style) -> str:
+def _format_tables(rows: Sequence[KpiRow], summaries: Sequence[_Summary], shown: _Shown, style: Style) -> str:
     """Return the runs' table, that of the repeated runs, and where asked for the parameters of each run.
 
     Logs directories are named for their case, so the case has a column of its own only when one is named otherwise.
@@ -363,7 +373,7 @@ def _format_tables(rows: Sequence[_Row], summaries: Sequence[_Summary], shown: _
     return "\n\n".join(parts)
 
 
-def _pick(of: _Row | _Summary, shown: _Shown) -> list[str]:
+def _pick(of: KpiRow | _Summary, shown: _Shown) -> list[str]:
     return [
         *(of.parameters.get(name, "") for name in shown.parameters),
         *(shorten(name, of.facts.get(name, "")) for name in shown.facts),

@@ -170,6 +170,7 @@ def align(header: Sequence[str], cells: Sequence[Sequence[str]], width: int | No
     What is wider than `width` has its cells broken too, at `_` and spaces and nowhere else: the widest texts first, and
     numbers from their `±` last.
     """
+    header = [printable(head) for head in header]
     columns = [[printable(cell) or EMPTY for cell in column] for column in zip(*cells, strict=True)]
     numeric = [all(map(_is_number, column)) for column in columns]
     heads = [_widest(_words(head)) for head in header]

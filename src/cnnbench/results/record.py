@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,6 +92,15 @@ class RunResult(_Model):
     def verdict(self) -> Verdict:
         """Say valid, unstable (measured, but not steady) or invalid."""
         return self.failures[0].severity if self.failures else "valid"
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it was started, in UTC; None where it does not say."""
+        try:
+            found = datetime.fromisoformat(self.started.replace("Z", "+00:00"))  # Python 3.10 does not know the Z
+            return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+        except (ValueError, OverflowError):
+            return None
 
     @property
     def interrupted(self) -> bool:

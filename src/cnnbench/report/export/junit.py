@@ -40,7 +40,9 @@ def write_junit(runs: Sequence[tuple[str, RunResult]], failures: Sequence[str], 
 
 def _add_suite(root: ET.Element, workload: str, members: Sequence[tuple[str, RunResult]]) -> None:
     hosts = {run.facts.get(HOST_NAME, "") for _, run in members}
-    started = min((when for _, run in members if (when := _time(run.started))), default="1970-01-01T00:00:00")
+    started = min(
+        (when for _, run in members if (when := run.started_at)), default=datetime.fromtimestamp(0, timezone.utc)
+    )
     suite = _begin_suite(root, workload, started, host=hosts.pop() if len(hosts) == 1 else "")
     cases = [_add_case(suite, name, run) for name, run in members]
     unstable = [f"{name}: unstable: {run.reason}" for name, run in members if run.verdict == "unstable"]
@@ -52,9 +54,10 @@ def _add_suite(root: ET.Element, workload: str, members: Sequence[tuple[str, Run
     suite.set("time", f"{sum(float(case.get('time', '0')) for case in cases):.3f}")
 
 
-def _begin_suite(root: ET.Element, name: str, started: str, host: str) -> ET.Element:
+def _begin_suite(root: ET.Element, name: str, started: datetime, host: str) -> ET.Element:
+    when = started.replace(tzinfo=None).isoformat(timespec="seconds")
     attributes = {
-        "name": _token(name), "package": "cnnbench", "id": str(len(root)), "timestamp": started,
+        "name": _token(name), "package": "cnnbench", "id": str(len(root)), "timestamp": when,
         "hostname": _token(host) if host else "localhost",
     }  # fmt: skip
     suite = ET.SubElement(root, "testsuite", attributes)
@@ -90,7 +93,7 @@ def _add_case(suite: ET.Element, name: str, run: RunResult) -> ET.Element:
 
 
 def _add_unread(root: ET.Element, failures: Sequence[str]) -> None:
-    suite = _begin_suite(root, UNREAD, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"), "")
+    suite = _begin_suite(root, UNREAD, datetime.now(timezone.utc), "")
     for failure in failures:
         case = ET.SubElement(
             suite, "testcase",
@@ -108,13 +111,3 @@ def _add_unread(root: ET.Element, failures: Sequence[str]) -> None:
 def _token(text: str) -> str:
     """Return a text as a name that XML takes: it has no characters at its ends that are cut off, and is not empty."""
     return " ".join(printable(text).split()) or "-"
-
-
-def _time(started: str) -> str:
-    """Return when a run was started in UTC, without saying so, as JUnit has it; nothing where it does not say."""
-    try:
-        found = datetime.fromisoformat(started.replace("Z", "+00:00"))  # Python 3.10 does not know the Z
-        found = found.astimezone(timezone.utc) if found.tzinfo else found
-    except (ValueError, OverflowError):
-        return ""
-    return found.replace(tzinfo=None).isoformat(timespec="seconds")

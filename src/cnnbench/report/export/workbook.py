@@ -26,6 +26,9 @@ WIDEST = 44
 FROZEN_ROWS = 2
 """The rows of the head, which stay in sight: the case and its run."""
 
+COLORS = {WORDS["invalid"]: "#b3261e", WORDS["unstable"]: "#7a5c00"}
+"""How verdicts stand out, the worst first."""
+
 Value = str | float | int | None
 
 
@@ -168,7 +171,8 @@ def _fill(sheet: Any, columns: Sequence[Column], pen: _Pen) -> None:
         look = {"bold": True, "bottom": 1} if row < FROZEN_ROWS else {"bold": value_of is None or label[:1] == "*"}
         values = [label or None, *(value_of(column) if value_of else None for column in columns)]
         for at, value in enumerate(values):
-            pen.write(sheet, (row, at), value, **look)
+            color = _color(value) if label == "verdict" else {}
+            pen.write(sheet, (row, at), value, **look, **color)
             widths[at] = max(widths[at], _width(value))
     sheet.freeze_panes(FROZEN_ROWS, 1)
     sheet.outline_settings(True, True, False, False)  # the column of all runs stands left of theirs
@@ -205,7 +209,12 @@ def _rows(columns: Sequence[Column]) -> list[Row]:
 
 
 def _kpi(label: str, column: Column) -> Value:
-    """Return a KPI, of several runs the median; nothing where no run has it to show."""
+    """Return a KPI, of several runs the median; nothing where no run has it to show.
+
+    The ends of their intervals are each run's own: the median of these is no end of an interval.
+    """
+    if len(column.members) > 1 and re.search(r" 95 % (low|high)\b", label):
+        return None
     values = [kpi.value for run in column.counting for kpi in run.kpis if _label(kpi) == label]
     return statistics.median(values) if values else None
 
@@ -223,6 +232,11 @@ def _fact(name: str, column: Column) -> Value:
 def _join(texts: Iterable[str | None]) -> str | None:
     """Return the texts that runs have, each once."""
     return "; ".join(dict.fromkeys(text for text in texts if text)) or None
+
+
+def _color(verdict: Value) -> dict[str, str]:
+    """Return the colour of the worst verdict that a text names."""
+    return next(({"font_color": color} for word, color in COLORS.items() if word in str(verdict)), {})
 
 
 def _width(value: Value) -> int:
