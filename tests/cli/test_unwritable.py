@@ -73,6 +73,7 @@ def test_a_place_that_cannot_be_used_is_named_with_what_moves_it(tmp_path):
     stage = [*CLI, "stage", "procedural"]
     benchmark = [*CLI, "benchmark", "--spec", ROOT / "workload/CNN-PyTorch-Public/benchmarks.yml", "--output"]
     inductor = [*CLI, "run", "--model", "resnet18", "--precision", "32.32", "--engine", "inductor", "--dry-run"]
+    export = [*CLI, "export", ROOT / "tests/results/schema-1/results.json", "-o"]
     peak = ["sh", "-c", 'cp /bin/true "$CNNBENCH_PEAK"; exec "$@"', "sh", *CLI, "peak"]
     cache, at, full = "CNNBENCH_CACHE", str(place), "the disk is full"
     read_only, denied = "the file system is read-only", "Read-only file system"
@@ -91,6 +92,10 @@ def test_a_place_that_cannot_be_used_is_named_with_what_moves_it(tmp_path):
         Row("state", "", [*sweep, file, "--output", tmp_path / "o"], ["Not a directory", str(file), "--state"], code=2),
         Row("output", "read-only", [*sweep, tmp_path, "--output", place / "o"], [denied, at, "--output"], code=2),
         Row("output", "read-only", [*benchmark, place], [denied, at, "--output"], code=2),
+        Row("export", "read-only", [*export, place / "x.json"], [denied, at, "-o"], code=2),
+        Row("export", "full", [*export, place / "x.csv"], [full, f"{at}/x.csv", "with -o"]),
+        Row("export", "full", [*export, place / "x.xlsx"], [full, f"{at}/x.xlsx", "with -o"]),
+        Row("export", "full", [*export, place / "x.parquet"], [full, f"{at}/x.parquet", "with -o"]),
         Row("peak", "noexec", peak, ["noexec", "CNNBENCH_PEAK"], {"CNNBENCH_PEAK": f"{at}/cnnbench-peak"}),
         Row("set-up", "", [checkout / "script" / "setup.sh"], ["cannot be written to", str(checkout)]),
     ]  # fmt: skip

@@ -1,10 +1,10 @@
 """Tabulate the KPIs of runs: one row per run, and the statistics over repeated runs."""
 
-import io
+import csv
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +27,6 @@ CSV_COLUMNS = (
     "mean", "standard_deviation", "median", "n", "unstable",
 )  # fmt: skip
 """The columns that a CSV has always; one for each parameter and fact shown follows."""
-COUNTS = ("n", "unstable", "runs_baseline", "runs", "runs_needed")
-"""The columns that hold whole numbers."""
 CPUS_USED = "CPUs used"
 DEFINING_FACTS = (
     HOST_NAME, "CPU", "sockets, cores, threads", "SMT", "NUMA nodes", CPUS_USED, "governor", "turbo", "microcode",
@@ -137,17 +135,14 @@ def kpi_rows(
     facts: Sequence[str] = (),
 ) -> list[KpiRow]:
     """Return what all tables are made of: a row per run and KPI, with these parameters (None: all) and facts."""
-    return [
-        KpiRow(
-            name,
-            run,
-            kpi,
-            {key: value for key, value in effective_parameters(run).items() if parameters is None or key in parameters},
-            {key: run.facts[key] for key in facts if key in run.facts},
-        )
-        for name, run in runs
-        for kpi in choose_kpis(run, all_kpis)
-    ]
+    rows: list[KpiRow] = []
+    for name, run in runs:
+        shown = {
+            key: value for key, value in effective_parameters(run).items() if parameters is None or key in parameters
+        }
+        known = {key: run.facts[key] for key in facts if key in run.facts}
+        rows += [KpiRow(name, run, kpi, shown, known) for kpi in choose_kpis(run, all_kpis)]
+    return rows
 
 
 def kpi_table(runs: Sequence[RunResult]) -> str:
@@ -222,11 +217,12 @@ def _summarise(rows: Sequence[KpiRow]) -> list[_Summary]:
         return []
     import pandas  # here, as it takes half a second that a table of one run does not need
 
+    same = {id(row.run): repetition(row.run) for row, _ in measured}  # of a run's many rows once
     frame = pandas.DataFrame(
         {
             "case": row.run.case,
-            "setting": _setting(row.run),
-            "facts": _defining(row.run),
+            "setting": same[id(row.run)][1],
+            "facts": same[id(row.run)][2],
             "kpi": kpi.key,
             "unit": kpi.unit,
             "value": kpi.value,
@@ -294,8 +290,8 @@ def _run_record(row: KpiRow) -> dict[str, Any]:
         "record": "run",
         "logs": row.logs,
         "case": row.run.case,
-        "parameters": dict(row.parameters),
-        "facts": dict(row.facts),
+        "parameters": row.parameters,
+        "facts": row.facts,
     }
     if row.kpi:
         record |= {"kpi": row.kpi.key, "unit": row.kpi.unit, "value": row.kpi.value}
@@ -311,17 +307,23 @@ def _summary_record(summary: _Summary) -> dict[str, Any]:
 
 def format_csv(records: Sequence[Mapping[str, Any]], always: Sequence[str]) -> str:
     """Return records as CSV: the columns there are always, and one for each of their parameters and facts."""
-    import pandas
+    columns = dict.fromkeys(always)
+    for record in records:
+        columns |= dict.fromkeys((*record["parameters"], *record.get("facts", ())))
+    lines: list[str] = []
+    # Python quotes a carriage return, at which readers end a line, only where lines end with it: so they do until here.
+    keep = _Sink(lambda line: lines.append(line.removesuffix("\r\n")))
+    writer = csv.DictWriter(keep, list(columns), extrasaction="ignore", lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows({**record, **record["parameters"], **record.get("facts", {})} for record in records)
+    return "\n".join(lines)
 
-    settings = [{**record["parameters"], **record.get("facts", {})} for record in records]
-    columns = dict.fromkeys([*always, *(name for one in settings for name in one)])
-    flat = [{**record, **setting} for record, setting in zip(records, settings, strict=True)]
-    stream = io.StringIO()
-    # "Int64" keeps counts whole numbers although most rows have none.
-    counts = dict.fromkeys((name for name in always if name in COUNTS), "Int64")
-    frame = pandas.DataFrame(flat, columns=list(columns)).astype(counts)
-    frame.to_csv(stream, index=False, lineterminator="\n")
-    return stream.getvalue().rstrip("\n")
+
+@dataclass(frozen=True)
+class _Sink:
+    """What a csv writer hands its lines to."""
+
+    write: Callable[[str], object]
 
 
 def _join(values: Mapping[str, str]) -> str:

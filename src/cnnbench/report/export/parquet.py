@@ -39,6 +39,9 @@ COLUMNS: tuple[Column, ...] = (
 )
 """The columns: name, type, meaning, and how each is read from a row."""
 
+GROUP_ROWS = 10_000
+"""How many rows are written at once: of more, the texts would take more memory than the runs."""
+
 
 def write_parquet(runs: Sequence[tuple[str, RunResult]], _: Sequence[str], stream: BinaryIO) -> None:
     """Write the runs; raise UsageError where what writes Parquet is not installed."""
@@ -56,8 +59,12 @@ def write_parquet(runs: Sequence[tuple[str, RunResult]], _: Sequence[str], strea
     schema = arrow.schema(
         [arrow.field(name, types[kind], metadata={"meaning": told}) for name, kind, told, _ in COLUMNS]
     )
-    values = {name: [read(row) for row in rows] for name, _, _, read in COLUMNS}
-    parquet.write_table(arrow.table(values, schema=schema), stream)
+    with parquet.ParquetWriter(stream, schema) as writer:
+        for start in range(0, len(rows), GROUP_ROWS):
+            group = rows[start : start + GROUP_ROWS]
+            writer.write_table(
+                arrow.table({name: [read(row) for row in group] for name, _, _, read in COLUMNS}, schema=schema)
+            )
 
 
 def _end(row: KpiRow, which: int) -> float | None:

@@ -3,6 +3,7 @@
 The layout is that of the spreadsheets that Intel's workload framework makes of its KPIs (`xls-list`).
 """
 
+import io
 import math
 import re
 import statistics
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 from cnnbench.report.export.formats import need
 from cnnbench.report.table import repetition
 from cnnbench.report.text import WORDS, printable
-from cnnbench.results.record import Kpi, RunResult
+from cnnbench.results.record import WORKER, Kpi, RunResult
 
 LONGEST_NAME = 31
 """The most characters of a sheet's name in Excel, in UTF-16."""
@@ -71,13 +72,15 @@ def write_workbook(runs: Sequence[tuple[str, RunResult]], _: Sequence[str], stre
         workloads.setdefault(run.workload, []).append((name, run))
     sheets: list[tuple[str, Sequence[Column]]] = []
     for workload, members in workloads.items():
-        whole, most = _columns(members), MOST_COLUMNS - 1
-        sheets += [(workload, whole[start : start + most]) for start in range(0, len(whole), most)]
-    book = xlsxwriter.Workbook(stream, {"in_memory": True})
+        columns, most = _columns(members), MOST_COLUMNS - 1
+        sheets += [(workload, columns[start : start + most]) for start in range(0, len(columns), most)]
+    whole = io.BytesIO()  # a ZIP file that cannot be written to its end would say so again when it is forgotten
+    book = xlsxwriter.Workbook(whole, {"in_memory": True})
     draw = _Pen(book)
-    for name, (_, columns) in zip(sheet_names([workload for workload, _ in sheets]), sheets, strict=True):
-        _fill(book.add_worksheet(name), columns, draw)
+    for name, (_, part) in zip(sheet_names([workload for workload, _ in sheets]), sheets, strict=True):
+        _fill(book.add_worksheet(name), part, draw)
     book.close()
+    stream.write(whole.getbuffer())
 
 
 def sheet_names(wanted: Iterable[str]) -> list[str]:
@@ -115,14 +118,16 @@ def _columns(members: Sequence[tuple[str, RunResult]]) -> list[Column]:
     for group in groups.values():
         case = group[0][1].case
         if len(group) > 1:
-            columns.append(Column(case, f"median of {len(group)} runs", group))
+            counting = sum(run.verdict != "invalid" for _, run in group)
+            which = f"{counting} of {len(group)}" if counting < len(group) else str(counting)
+            columns.append(Column(case, f"median of {which} runs", group))
         columns += [Column(case, _short(name, run), [(name, run)], len(group) > 1) for name, run in group]
     return columns
 
 
 def _short(name: str, run: RunResult) -> str:
-    """Return a run's logs without the case's, where they are named for that."""
-    return name.removeprefix(f"logs-{run.case}/")
+    """Return what runs of a case are told apart by: itr-N, where its logs are named for it."""
+    return name.removeprefix(f"logs-{run.case}/").removesuffix(f"/{WORKER}")
 
 
 def _label(kpi: Kpi) -> str:
@@ -168,7 +173,9 @@ def _fill(sheet: Any, columns: Sequence[Column], pen: _Pen) -> None:
     """Write a sheet, its columns as wide as their texts need, with the head in sight and single runs folded in."""
     widths = [0] * (len(columns) + 1)
     for row, (label, value_of) in enumerate(_rows(columns)):
-        look = {"bold": True, "bottom": 1} if row < FROZEN_ROWS else {"bold": value_of is None or label[:1] == "*"}
+        look: dict[str, Any] = {"bold": row < FROZEN_ROWS or value_of is None or label[:1] == "*"}
+        if row == FROZEN_ROWS - 1:
+            look["bottom"] = 1
         values = [label or None, *(value_of(column) if value_of else None for column in columns)]
         for at, value in enumerate(values):
             color = _color(value) if label == "verdict" else {}
