@@ -260,6 +260,19 @@ def test_sheets_have_names_that_excel_takes(call, tmp_path):
         assert name.lower() != "history"
 
 
+def test_what_excel_has_no_room_for_is_cut_or_goes_on_in_another_sheet(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("cnnbench.report.export.workbook.MOST_COLUMNS", 4)
+    for number in range(7):
+        save_run(tmp_path / "runs", make_run(1.0 + number, case=f"test_{number}", facts={"long": "x" * 40_000}))
+    file = tmp_path / "x.xlsx"
+    assert call("export", *sorted((tmp_path / "runs").iterdir()), "-o", file)[0] == 0
+    _, sheets = read_sheets(file)
+    assert {name: len(rows["case"]) for name, rows in sheets.items()} == {
+        WORKLOAD: 3, f"{WORKLOAD} (2)": 3, f"{WORKLOAD} (3)": 1,
+    }  # fmt: skip
+    assert sheets[WORKLOAD]["# long"][0] == "x" * 32_766 + "…"
+
+
 def test_parquet_has_a_row_per_run_and_kpi_with_typed_columns(call, logs, tmp_path):
     file = tmp_path / "x.parquet"
     assert call("export", *logs, "-o", file)[0] == 0
@@ -319,8 +332,13 @@ def test_no_text_of_a_run_is_markup_or_a_formula(call, hostile, tmp_path):
     cases = [case for suite in junitparser.JUnitXml.fromfile(str(found[".xml"])) for case in suite]
     assert sorted(properties(case)["parameter CUSTOMER_ENV"] for case in cases) == expected
 
-    _, sheets = read_sheets(found[".xlsx"])
+    book, sheets = read_sheets(found[".xlsx"])
     assert sorted(rows["## CUSTOMER_ENV"][0] for rows in sheets.values()) == expected
+    cells = [
+        cell for sheet in book for row in sheet.iter_rows() for cell in row if str(cell.value)[:1] in ("=", "+", "@")
+    ]
+    assert len(cells) > 3
+    assert all(cell.quotePrefix for cell in cells)  # so that they stay texts when somebody edits them
 
     frame = pandas.read_parquet(found[".parquet"])
     assert sorted(frame.workload) == sorted(HOSTILE)

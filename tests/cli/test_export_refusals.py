@@ -5,6 +5,8 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import junitparser
 import pytest
@@ -71,6 +73,28 @@ def test_a_run_that_cannot_be_read_is_told_and_the_others_are_written(call, logs
     (unread,) = (suite for suite in suites if suite.name == "not read")
     assert (unread.tests, unread.errors) == (1, 1)
     assert told in next(iter(unread)).result[0].message
+
+
+def test_files_without_permission_are_told_and_the_others_are_read(call):
+    with tempfile.TemporaryDirectory() as name:  # that of pytest lets nobody else in
+        root = Path(name)
+        root.chmod(0o755)
+        logs = save_set(root, [100.0, 101.0, 102.0]) / f"logs-{CASE}"
+        assert call("export", logs, "--format", "csv")[0] == 0  # and all modules are imported
+        (logs / "itr-1" / "worker-0" / "run.json").chmod(0)
+        (logs / "itr-2").chmod(0)
+        user = os.geteuid()
+        try:
+            os.seteuid(user or 65534)  # root may read everything
+            found = [call(*words, logs) for words in (["export", "--format", "csv"], ["list-kpi", "--format", "csv"])]
+        finally:
+            os.seteuid(user)
+        (logs / "itr-2").chmod(0o755)
+    for code, output, errors in found:
+        assert code == 1
+        assert "itr-3" in output
+        assert "permission denied" in errors
+        assert all(f"itr-{number}" in errors for number in (1, 2))
 
 
 @pytest.mark.parametrize(
