@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import statistics
 
@@ -18,6 +19,7 @@ from read_table import read_table
 PREFIX = "test_resnet50v1_5_tensorflow_xeon_public_inference_"
 THROUGHPUT = "throughput_avx_fp32_gated"
 LATENCY = "latency_avx_fp32"
+NUMBERS = itertools.count(1)
 
 
 def make_run(
@@ -26,7 +28,7 @@ def make_run(
     key = {"throughput": "Throughput", "latency": "Latency", "accuracy": "Accuracy"}[case.split("_")[0]]
     requested = {"MODE": case.split("_")[0], "BATCH_SIZE": "1", "CORES_PER_INSTANCE": "auto", **requested}
     return RunResult(
-        run_id="1",
+        run_id=str(next(NUMBERS)),
         started="2025-01-01T00:00:00Z",
         workload="resnet50v1_5_tensorflow_xeon_public",
         case=PREFIX + case,

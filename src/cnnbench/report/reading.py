@@ -1,13 +1,20 @@
-"""Read the runs that commands are given: logs directories, result files, and files of results."""
+"""Read the runs that commands are given: the one way from paths to results, whatever lies there."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cnnbench.base.disk import describe_refusal
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.machine.facts import HOST_NAME
+from cnnbench.report.selection import Selection, Sieve
 from cnnbench.results.exchange import read_results
-from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_runs, load_run
+from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, load_run
+
+Identity = tuple[str, str, str]
+"""What no two runs have in common: workload, case and the run's own id."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +25,30 @@ class FoundRun:
     place: Path
     result: RunResult
 
+    @property
+    def identity(self) -> Identity:
+        """What no other run has."""
+        return self.result.workload, self.result.case, self.result.run_id
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that is no result of a run, and why."""
+
+    told: str
+
 
 @dataclass
 class Found:
-    """The runs that there are, in the order in which they were given. `failures`: what could not be read, and why."""
+    """The runs that there are, in the order in which they were given.
+
+    `failures`: what could not be read, and why. `repeated`: what is a run again that is there already, of which each
+    counts once.
+    """
 
     runs: list[FoundRun] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
     @property
     def named(self) -> list[tuple[str, RunResult]]:
@@ -32,54 +56,176 @@ class Found:
         return [(one.name, one.result) for one in self.runs]
 
 
-def read_runs(paths: Sequence[Path]) -> Found:
-    """Read the runs of logs-<case>, itr-N and worker directories, and of files of results.
+Reader = Callable[[Path, Sieve], Iterable[FoundRun | Failure]]
 
-    What cannot be read is a failure beside the others.
+
+def read_runs(paths: Sequence[Path], selection: Selection = Selection(), *, whole: int | None = None) -> Found:  # noqa: B008 - it is frozen
+    """Read the runs of folders and files; SOURCES says of which.
+
+    What cannot be read is a failure beside the others, and a run that is there twice counts once. `whole`: how many,
+    the newest, keep their plan, their instances and the criteria that held (None: all); the figures of thousands take
+    little without. Raises CnnbenchError where the selection leaves none of the runs that there are.
     """
-    found = Found()
-    of_directories: list[tuple[int, Path]] = []
-    for path in paths:
-        try:
-            if path.is_file() and path.name != RUN_FILE:
-                runs, failures = read_results(path)
-                found.runs += [FoundRun(name, path, run) for name, run in runs]
-                found.failures += failures
-                continue
-            workers = find_runs(path.parent if path.is_file() else path)
-        except CnnbenchError as error:
-            found.failures.append(str(error))
-            continue
-        except (OSError, RuntimeError) as error:  # the latter is how Python tells of a link that leads to itself
-            found.failures.append(f"{path}: cannot be read: {_describe(error)}")
-            continue
-        if not workers:
-            found.failures.append(f"{path}: no itr-N there; no run of the case has begun")
-        for worker in workers:
-            try:
-                run = load_run(worker)
-            except CnnbenchError as error:
-                found.failures.append(str(error))
-            except OSError as error:
-                found.failures.append(f"{worker}: cannot be read: {_describe(error)}")
-            else:
-                of_directories.append((len(found.runs), worker))
-                found.runs.append(FoundRun("", worker, run))
-    names = name_runs([worker for _, worker in of_directories])
-    for (at, worker), name in zip(of_directories, names, strict=True):
-        found.runs[at] = FoundRun(name, worker, found.runs[at].result)
+    found, sieve, newest = Found(), Sieve(selection), _Newest(whole)
+    known: dict[Identity, list[int]] = {}
+    for one in iterate(paths, sieve):
+        if isinstance(one, Failure):
+            found.failures.append(one.told)
+        elif (number := _find_again(known, found.runs, one)) is not None:
+            if not _same_place(one, found.runs[number]):
+                again = f"{one.place}: is the run of {found.runs[number].name} again ({one.result.run_id})"
+                found.repeated.append(f"{again}, and counts once")
+        else:
+            known.setdefault(one.identity, []).append(len(found.runs))
+            found.runs.append(one)
+            newest.add(found.runs)
+    if not found.runs:
+        sieve.explain()
+    if sieve.undated:
+        found.failures.append(f"{sieve.undated} runs do not say when they were started, and are left out of --since")
+    _name_by_path(found.runs)
     return found
 
 
-def _describe(error: OSError | RuntimeError) -> str:
-    return describe_refusal(error) if isinstance(error, OSError) else str(error)
+def iterate(paths: Iterable[Path], sieve: Sieve) -> Iterator[FoundRun | Failure]:
+    """Yield what there is in paths, one by one and whole, under the short names of logs."""
+    for path in paths:
+        try:
+            path.stat()  # a link that leads to itself, a folder that may not be entered: said once, for what was given
+        except (FileNotFoundError, NotADirectoryError):
+            yield Failure(f"{path}: no {RUN_FILE} there; no such folder or file")
+            continue
+        except OSError as error:
+            yield Failure(f"{path}: cannot be read: {error.strerror}")
+            continue
+        try:
+            yield from next(read for fits, read in SOURCES if fits(path))(path, sieve)
+        except CnnbenchError as error:
+            yield Failure(str(error))
+        except OSError as error:
+            yield Failure(f"{path}: cannot be read: {describe_refusal(error)}")
 
 
-def name_runs(workers: Sequence[Path]) -> list[str]:
-    """Return `logs-<case>/itr-N` or a lone worker directory's name, but paths where two have the same name."""
-    names = [
-        "/".join(path.parts[-3:-1]) if path.name == WORKER else path.name
-        for path in (worker.resolve() for worker in workers)
-    ]
-    unique = names if len(set(names)) == len(names) else [str(worker) for worker in workers]
-    return [name.encode("utf-8", "backslashreplace").decode() for name in unique]  # names of files need not be text
+def _read_file(path: Path, sieve: Sieve) -> Iterator[FoundRun | Failure]:
+    runs, failures = read_results(path)
+    yield from map(Failure, failures)
+    yield from (FoundRun(name, path, run) for name, run in runs if _admits(sieve, run))
+
+
+def _read_folder(path: Path, sieve: Sieve) -> Iterator[FoundRun | Failure]:
+    for worker in find_workers(path):
+        if isinstance(worker, Failure):
+            yield worker
+            continue
+        try:
+            run = load_run(worker)
+        except CnnbenchError as error:
+            yield Failure(str(error))
+        except OSError as error:
+            yield Failure(f"{worker}: cannot be read: {describe_refusal(error)}")
+        else:
+            if _admits(sieve, run):
+                yield FoundRun(name_logs(worker), worker, run)
+
+
+def _admits(sieve: Sieve, run: RunResult) -> bool:
+    return sieve.admits(run.started_at, run.facts.get(HOST_NAME, ""))
+
+
+def find_workers(path: Path) -> Iterator[Path | Failure]:
+    """Yield the worker directories that a folder stands for: its own, or those of all logs-<case> below it."""
+    if path.is_file():
+        path = path.parent
+    named = Path(os.path.abspath(path)).name  # noqa: PTH100 - resolve() raises where a link leads to itself
+    if named.startswith("logs-") or named == WORKER or (path / RUN_FILE).exists() or (path / WORKER).is_dir():
+        yield from _find_begun(path)
+        return
+    if find_iterations(path):
+        yield from find_runs(path)
+        return
+    refused: list[OSError] = []
+    empty = True
+    for folder, names, files in os.walk(path, onerror=refused.append):
+        names.sort()
+        for link in (Path(folder, one) for one in sorted(files) if one.startswith("logs-")):
+            if link.is_symlink() and not link.exists():
+                empty = False
+                yield Failure(f"{link}: leads to nothing, or to itself")
+        for name in [one for one in names if one.startswith("logs-")]:
+            empty = False
+            yield from _find_begun(Path(folder, name))
+        names[:] = [one for one in names if not one.startswith(("logs-", "."))]
+    yield from (Failure(f"{error.filename}: cannot be read: {describe_refusal(error)}") for error in refused)
+    if empty and not refused:
+        yield path  # of which is said that it has no result
+
+
+def _find_begun(path: Path) -> Iterator[Path | Failure]:
+    try:
+        runs = find_runs(path)
+    except OSError as error:
+        yield Failure(f"{path}: cannot be read: {describe_refusal(error)}")
+        return
+    if not runs:
+        yield Failure(f"{path}: no itr-N there; no run of the case has begun")
+    yield from runs
+
+
+SOURCES: tuple[tuple[Callable[[Path], bool], Reader], ...] = (
+    (lambda path: path.is_file() and path.name != RUN_FILE, _read_file),
+    (lambda path: True, _read_folder),  # noqa: ARG005
+)
+"""What runs are read from, and how; the first that fits a path: files of results, and folders of logs."""
+
+
+def name_logs(worker: Path) -> str:
+    """Return `logs-<case>/itr-N`, or a lone worker directory's name."""
+    path = Path(os.path.realpath(worker))
+    name = "/".join(path.parts[-3:-1]) if path.name == WORKER else path.name
+    return _encodable(name)
+
+
+def _encodable(name: str) -> str:
+    """Return a name of a file, which need not be text, as text."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _name_by_path(runs: list[FoundRun]) -> None:
+    """Give those in directories their paths for names where two have the same name."""
+    own = [number for number, one in enumerate(runs) if one.place.name != one.name and one.place.is_dir()]
+    if len({runs[number].name for number in own}) < len(own):
+        for number in own:
+            runs[number] = replace(runs[number], name=_encodable(str(runs[number].place)))
+
+
+def _find_again(known: dict[Identity, list[int]], runs: Sequence[FoundRun], one: FoundRun) -> int | None:
+    """Return the number of the run that this one is again; None where it is another, whatever it is called."""
+    alike = known.get(one.identity, ())
+    return next((number for number in alike if strip(one.result) == strip(runs[number].result)), None)
+
+
+def _same_place(one: FoundRun, other: FoundRun) -> bool:
+    return os.path.realpath(one.place) == os.path.realpath(other.place)
+
+
+def strip(run: RunResult) -> RunResult:
+    """Return a result with what its figures and its verdict need: no plan, no instances, no criterion that held."""
+    return run.model_copy(update={"plan": {}, "instances": [], "criteria": run.failures})
+
+
+class _Newest:
+    """Strips all runs but so many, the newest."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self.kept: list[tuple[float, int]] = []
+
+    def add(self, runs: list[FoundRun]) -> None:
+        """Take the last of these runs in, and strip the oldest of those kept where there are too many."""
+        if self.most is None:
+            return
+        at = runs[-1].result.started_at
+        heapq.heappush(self.kept, (at.timestamp() if at else 0.0, len(runs) - 1))
+        if len(self.kept) > self.most:
+            _, number = heapq.heappop(self.kept)
+            runs[number] = replace(runs[number], result=strip(runs[number].result))

@@ -1,5 +1,6 @@
 """Hold what one run found: everything later (KPI text, tables, comparisons) reads only this."""
 
+import os
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -133,7 +134,8 @@ def find_runs(directory: Path) -> list[Path]:
         return [iteration / WORKER for iteration in iterations.values()]
     if (directory / WORKER).is_dir():
         return [directory / WORKER]
-    if directory.resolve().name.startswith("logs-") and not (directory / RUN_FILE).exists():
+    # Not resolve(), which raises where a link leads to itself.
+    if Path(os.path.realpath(directory)).name.startswith("logs-") and not (directory / RUN_FILE).exists():
         return []
     return [directory]
 

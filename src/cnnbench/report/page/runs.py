@@ -172,12 +172,17 @@ def read_runs(directories: Sequence[Path]) -> Runs:
     What cannot be read is a failure beside the others. Runs are in the order in which they were started, and numbered
     so; one that is given twice is shown once.
     """
-    found = read_found(directories)
-    once = {(one.place.resolve(), one.result.case, one.result.run_id): one for one in found.runs}
-    ordered = sorted(once.values(), key=lambda one: one.result.started)
+    found = read_found(directories, whole=MOST_RUNS)
+    ordered = sorted(found.runs, key=lambda one: _moment(one.result))
     older = max(0, len(ordered) - MOST_RUNS)
     runs = [PageRun(number, one.name, one.place, one.result) for number, one in enumerate(ordered[older:], start=1)]
     return Runs(_label(runs), found.failures, older)
+
+
+def _moment(run: RunResult) -> float:
+    """Return when a run was started, as seconds; one that does not say comes first."""
+    at = run.started_at
+    return at.timestamp() if at else 0.0
 
 
 def _label(runs: Sequence[PageRun]) -> list[PageRun]:
