@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,7 +313,7 @@ def test_an_instances_result_of_another_run(kpi_sh, logs, tmp_path):
 
 @pytest.mark.parametrize("primary", [0, 2])
 def test_not_exactly_one_primary_kpi(kpi_sh, tmp_path, primary):
-    kpis = [kpi.model_copy(update={"primary": index < primary}) for index, kpi in enumerate(KPIS)]
+    kpis = [replace(kpi, primary=index < primary) for index, kpi in enumerate(KPIS)]
     run = make_run().model_copy(update={"kpis": kpis})  # a copy is not checked: RunResult itself refuses these
     assert_no_kpi(kpi_sh(save_run(tmp_path / "logs", run)), f"{primary} primary KPIs instead of one")
 

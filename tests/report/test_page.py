@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_a_page_asks_for_nothing_and_runs_no_script_but_its_own(report, logs):
 
 def test_texts_of_runs_are_texts_whatever_is_in_them(report, logs):
     write_run(logs, name=f"x{HOSTILE.replace('/', '')}\n", CUSTOMER_ENV=HOSTILE, facts={HOSTILE: HOSTILE},
-              engine=HOSTILE, criteria=(UNSTEADY.model_copy(update={"found": HOSTILE}),))  # fmt: skip
+              engine=HOSTILE, criteria=(replace(UNSTEADY, found=HOSTILE),))  # fmt: skip
     worker = write_run(logs, name="y")
     raw = os.fsencode(worker.parents[1]) + b"\xff\xfe"
     worker.parents[1].rename(os.fsdecode(raw))

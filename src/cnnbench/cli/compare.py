@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 from cnnbench.cli.comparing import add_measure, better, check_metric, exit_code, read_threshold
+from cnnbench.cli.selecting import add_selection, read_selection
 from cnnbench.report.comparison import compare_sets
 from cnnbench.report.comparison_text import show_comparison
-from cnnbench.report.sets import read_sets
+from cnnbench.report.selection import parse_time
+from cnnbench.report.sets import RunSet, read_sets, split_at, split_by
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +17,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_measure(parser)
     parser.add_argument("--unlike", action="store_true", help="compare cases of other workloads or precisions too")
     parser.add_argument("--format", choices=["table", "csv", "json", "markdown"], default="table")
+    add_selection(parser)
+    within = parser.add_mutually_exclusive_group()
+    within.add_argument(
+        "--by", default="", metavar="FACT",
+        help='compare the runs of all SETs by a fact that they have, such as machine, kernel or "CPU": each value is a '
+        "set, in the order in which they were first seen",
+    )  # fmt: skip
+    within.add_argument(
+        "--split-at", default="", metavar="WHEN",
+        help="compare the runs of all SETs since then with those before; times as for --since",
+    )  # fmt: skip
     parser.add_argument(
         "sets",
         nargs="+",
@@ -29,12 +42,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _read_sets(arguments: argparse.Namespace) -> list[RunSet]:
+    """Return the sets as they are given, or those that the options make of all of them."""
+    selection = read_selection(arguments)
+    if arguments.by:
+        return split_by(arguments.sets, arguments.by, selection)
+    if arguments.split_at:
+        return split_at(arguments.sets, parse_time("--split-at", arguments.split_at), selection)
+    return read_sets(arguments.sets, selection)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison, and on standard error what of the sets could not be read."""
     threshold = read_threshold(arguments.threshold)
     if arguments.metric:
         check_metric(arguments.metric)
-    sets = read_sets(arguments.sets)
+    sets = _read_sets(arguments)
     compared = compare_sets(sets, better, metric=arguments.metric, threshold=threshold, unlike=arguments.unlike)
     print(show_comparison(compared, arguments.format))
     for one in sets:

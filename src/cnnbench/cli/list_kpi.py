@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnnbench.base.errors import UsageError
+from cnnbench.cli.selecting import SOURCES, add_selection, read_selection
 from cnnbench.report.export.formats import export
 from cnnbench.report.reading import read_runs
 from cnnbench.report.table import list_kpis
@@ -27,13 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="table",
         help="junit, html: all KPIs, for CI systems and as the page of `cnnbench report` (default: %(default)s)",
     )
-    parser.add_argument(
-        "directories",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="a logs-<case>, itr-N or worker-0 directory, or a file of `cnnbench export`",
-    )
+    add_selection(parser)
+    parser.add_argument("directories", nargs="+", type=Path, metavar="RUNS", help=SOURCES)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,30 +40,34 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{what}: has all KPIs and parameters: leave out --primary, --all and --params")
         return _print_page(arguments) if arguments.format == "html" else _print_junit(arguments)
     listing = list_kpis(
-        arguments.directories, all_kpis=arguments.all, params=arguments.params, output_format=arguments.format
+        arguments.directories,
+        read_selection(arguments),
+        all_kpis=arguments.all,
+        params=arguments.params,
+        output_format=arguments.format,
     )
     print(listing.text)
-    return _tell(listing.failures)
+    return _tell(listing.failures, listing.repeated)
 
 
-def _tell(failures: Sequence[str]) -> int:
-    """Print what is missing, and return the exit code."""
-    for failure in failures:
-        print(printable(failure), file=sys.stderr)
+def _tell(failures: Sequence[str], repeated: Sequence[str]) -> int:
+    """Print what is missing, and what is there more than once; return the exit code."""
+    for told in (*failures, *repeated):
+        print(printable(told), file=sys.stderr)
     return 1 if failures else 0
 
 
 def _print_junit(arguments: argparse.Namespace) -> int:
-    found = read_runs(arguments.directories)
+    found = read_runs(arguments.directories, read_selection(arguments))
     sys.stdout.buffer.write(export("junit", found))
     sys.stdout.flush()
-    return _tell(found.failures)
+    return _tell(found.failures, found.repeated)
 
 
 def _print_page(arguments: argparse.Namespace) -> int:
     from cnnbench.report.page.page import gather, render  # here, as a table does without
 
-    page = gather(arguments.directories)
+    page = gather(arguments.directories, read_selection(arguments))
     print(render(page))
     for note in page.told:
         print(note, file=sys.stderr)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cnnbench.base.disk import check_directory
 from cnnbench.base.errors import UsageError
+from cnnbench.cli.selecting import SOURCES, add_selection, read_selection
 from cnnbench.report.page.charts import need_altair
 from cnnbench.report.page.page import PAGE, draw_pictures, write_page
 
@@ -14,9 +15,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("-o", "--output", type=Path, default=Path(PAGE), metavar="FILE", help="the page (%(default)s)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write each chart there too, as SVG and PNG")
-    parser.add_argument(
-        "directories", nargs="+", type=Path, metavar="DIR", help="a logs-<case>, itr-N or worker-0 directory"
-    )
+    add_selection(parser)
+    parser.add_argument("directories", nargs="+", type=Path, metavar="RUNS", help=SOURCES)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         need_altair("--pictures")
         check_directory(f"--pictures {arguments.pictures}", arguments.pictures)
-    page = write_page(arguments.directories, output)
+    page = write_page(arguments.directories, output, read_selection(arguments))
     for note in page.told:
         print(note, file=sys.stderr)
     print(f"wrote {output}, {output.stat().st_size / 1e6:.2f} MB, {len(page.runs.runs)} runs")

@@ -1,7 +1,7 @@
 """Judge what a run measured, criterion by criterion; anything that fails makes the number invalid or unstable."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -375,7 +375,7 @@ def explain(criteria: Sequence[Criterion], cause: str) -> list[Criterion]:
     found = list(criteria)
     for number, one in enumerate(found):
         if not one.passed and one.name != "steadiness" and not one.found.startswith("no interval"):
-            found[number] = one.model_copy(update={"found": f"{one.found} ({cause})"})
+            found[number] = replace(one, found=f"{one.found} ({cause})")
             break
     return found
 

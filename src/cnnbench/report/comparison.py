@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 from typing import Literal
 
@@ -208,7 +209,7 @@ def _choose_kpi(match: Match, metric: str) -> Kpi:
     """Return the KPI to compare, as one of the runs has it; raise UsageError where the two sets' are not the same."""
     found = {}
     for runs in (match.first, match.second):
-        for kpi in (kpi for one in runs for kpi in one.run.kpis if one.run.verdict != "invalid"):
+        for kpi in (kpi for one in runs if one.run.verdict != "invalid" for kpi in one.run.kpis):
             if kpi.key == metric if metric else kpi.primary:
                 found[kpi.key, kpi.unit] = kpi
     if len(found) > 1:
@@ -282,8 +283,10 @@ def _places(match: Match, key: str) -> tuple[float, ...] | None:
         return None
     if any(one.name in DEFINING_FACTS for one in match.conditions):
         return None
-    order = sorted([time for own in times for time in own])
-    return tuple(float(order.index(time)) for own in times for time in own)
+    order: dict[datetime, int] = {}
+    for number, time in enumerate(sorted(time for own in times for time in own)):
+        order.setdefault(time, number)
+    return tuple(float(order[time]) for own in times for time in own)
 
 
 def _judge(one: Comparison, level: float, threshold: float, better: Direction) -> Comparison:

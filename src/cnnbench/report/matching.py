@@ -1,5 +1,6 @@
 """Match the runs of two sets by case and parameters, and tell in what else they differ."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,11 +170,13 @@ def list_conditions(ones: Sequence[SetRun], others: Sequence[SetRun]) -> list[Co
 
 
 def _facts_of(run: RunResult) -> dict[str, str]:
-    return {
-        name: shorten(name, _SHARE.sub("", value))
-        for name, value in run.facts.items()
-        if not name.startswith(OF_ONE_RUN)
-    }
+    return {name: _tell(name, value) for name, value in run.facts.items() if not name.startswith(OF_ONE_RUN)}
+
+
+@functools.lru_cache(maxsize=4096)  # thousands of runs share most of their facts
+def _tell(name: str, value: str) -> str:
+    """Return a fact as a condition shows it."""
+    return shorten(name, _SHARE.sub("", value))
 
 
 def _differing(

@@ -1,5 +1,6 @@
 """Read the runs that commands are given: the one way from paths to results, whatever lies there."""
 
+import gc
 import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,9 +10,10 @@ from pathlib import Path
 from cnnbench.base.disk import describe_refusal
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.machine.facts import HOST_NAME
-from cnnbench.report.selection import Selection, Sieve
+from cnnbench.report.history import is_history, read_entries
+from cnnbench.report.selection import ALL, Selection, Sieve
 from cnnbench.results.exchange import read_results
-from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, load_run
+from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, load_run, parse_result
 
 Identity = tuple[str, str, str]
 """What no two runs have in common: workload, case and the run's own id."""
@@ -59,7 +61,7 @@ class Found:
 Reader = Callable[[Path, Sieve], Iterable[FoundRun | Failure]]
 
 
-def read_runs(paths: Sequence[Path], selection: Selection = Selection(), *, whole: int | None = None) -> Found:  # noqa: B008 - it is frozen
+def read_runs(paths: Sequence[Path], selection: Selection = ALL, *, whole: int | None = None) -> Found:
     """Read the runs of folders and files; SOURCES says of which.
 
     What cannot be read is a failure beside the others, and a run that is there twice counts once. `whole`: how many,
@@ -68,7 +70,7 @@ def read_runs(paths: Sequence[Path], selection: Selection = Selection(), *, whol
     """
     found, sieve, newest = Found(), Sieve(selection), _Newest(whole)
     known: dict[Identity, list[int]] = {}
-    for one in iterate(paths, sieve):
+    for one in _without_collector(iterate(paths, sieve)):
         if isinstance(one, Failure):
             found.failures.append(one.told)
         elif (number := _find_again(known, found.runs, one)) is not None:
@@ -106,10 +108,32 @@ def iterate(paths: Iterable[Path], sieve: Sieve) -> Iterator[FoundRun | Failure]
             yield Failure(f"{path}: cannot be read: {describe_refusal(error)}")
 
 
+def _without_collector(each: Iterator[FoundRun | Failure]) -> Iterator[FoundRun | Failure]:
+    """Yield the same, with Python's collector of cycles at rest: results have none, and it would look for them over and
+    over in all that are there already, which takes as long as reading them.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield from each
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _read_file(path: Path, sieve: Sieve) -> Iterator[FoundRun | Failure]:
     runs, failures = read_results(path)
     yield from map(Failure, failures)
     yield from (FoundRun(name, path, run) for name, run in runs if _admits(sieve, run))
+
+
+def _read_history(path: Path, sieve: Sieve) -> Iterator[FoundRun | Failure]:
+    for entry in read_entries(path):
+        if sieve.admits(entry.started, entry.machine):
+            try:
+                yield FoundRun(entry.logs, path, parse_result(entry.text, f"{path} ({entry.logs})"))
+            except CnnbenchError as error:
+                yield Failure(str(error))
 
 
 def _read_folder(path: Path, sieve: Sieve) -> Iterator[FoundRun | Failure]:
@@ -172,10 +196,11 @@ def _find_begun(path: Path) -> Iterator[Path | Failure]:
 
 
 SOURCES: tuple[tuple[Callable[[Path], bool], Reader], ...] = (
+    (is_history, _read_history),
     (lambda path: path.is_file() and path.name != RUN_FILE, _read_file),
     (lambda path: True, _read_folder),  # noqa: ARG005
 )
-"""What runs are read from, and how; the first that fits a path: files of results, and folders of logs."""
+"""What runs are read from, and how; the first that fits a path: histories, files of results, folders of logs."""
 
 
 def name_logs(worker: Path) -> str:

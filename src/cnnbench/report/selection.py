@@ -19,6 +19,9 @@ class Selection:
     machine: str = ""
 
 
+ALL = Selection()
+
+
 @dataclass
 class Sieve:
     """Lets the runs of a selection through, and knows of the others what there would have been."""

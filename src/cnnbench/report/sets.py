@@ -6,12 +6,18 @@ from datetime import datetime
 from pathlib import Path
 
 from cnnbench.base.errors import UsageError
-from cnnbench.report.reading import FoundRun, Identity, read_runs
-from cnnbench.report.selection import Selection
+from cnnbench.machine.facts import HOST_NAME
+from cnnbench.report.reading import Found, FoundRun, Identity, read_runs
+from cnnbench.report.selection import ALL, Selection
+from cnnbench.report.table import DEFINING_FACTS
 from cnnbench.report.text import printable
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult
 
 NEEDED = f"a folder with logs-<case>/itr-N in it, one of these, a {RUN_FILE}, or a file of `cnnbench export`"
+
+MOST_SETS = 26
+MACHINE = "machine"
+"""What `--by` calls the fact that says on which machine a run was made."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,13 @@ class RunSet:
     problems: tuple[str, ...]
 
 
-def read_sets(paths: Sequence[Path], selection: Selection = Selection()) -> list[RunSet]:  # noqa: B008 - it is frozen
+def read_sets(paths: Sequence[Path], selection: Selection = ALL) -> list[RunSet]:
     """Read sets, the first of which is A; raise UsageError where one has no run, or two have a run in common."""
-    if not 2 <= len(paths) <= 26:
-        raise UsageError(f"{len(paths)} sets of runs: needed 2 to 26, the first of which the others are compared with")
+    if not 2 <= len(paths) <= MOST_SETS:
+        raise UsageError(
+            f"{len(paths)} sets of runs: needed 2 to {MOST_SETS}, the first of which the others are compared with; "
+            "--by and --split-at make sets of one"
+        )
     sets = [_read_set(chr(ord("A") + number), path, selection) for number, path in enumerate(paths)]
     owners: dict[Identity, RunSet] = {}
     for one in sets:
@@ -66,6 +75,63 @@ def _read_set(label: str, path: Path, selection: Selection) -> RunSet:
         told = f": {'; '.join(problems)}" if problems else ""
         raise UsageError(printable(f"{label}, {path}: no result of a run there{told}; needed is {NEEDED}"))
     return make_set(label, str(path), found.runs, problems)
+
+
+def split_by(paths: Sequence[Path], fact: str, selection: Selection = ALL) -> list[RunSet]:
+    """Read runs as sets, one for each value of a fact, in the order in which these were first seen.
+
+    `fact`: `machine` is the host's name. Runs without it are in no set. Raises UsageError where there are not 2 to 26.
+    """
+    name = HOST_NAME if fact == MACHINE else fact
+    found = _read_some(paths, selection)
+    groups: dict[str, list[FoundRun]] = {}
+    for one in sorted(found.runs, key=_moment):
+        if name in one.result.facts:
+            groups.setdefault(one.result.facts[name], []).append(one)
+    if len(groups) < 2:
+        each = [one.result.facts for one in found.runs]
+        names = dict.fromkeys(key for facts in each for key in facts if key in DEFINING_FACTS)
+        able = [key for key in names if len({facts[key] for facts in each if key in facts}) > 1]
+        value = f"all runs that say have {next(iter(groups))}" if groups else "no run has that fact"
+        raise UsageError(printable(f"--by {fact}: {value}; they differ by {', '.join(able) or 'nothing that defines'}"))
+    if len(groups) > MOST_SETS:
+        raise UsageError(f"--by {fact}: has {len(groups)} values; needed 2 to {MOST_SETS}, so choose another fact")
+    return _split([(f"{fact} {value}", runs) for value, runs in groups.items()], paths, found)
+
+
+def split_at(paths: Sequence[Path], moment: datetime, selection: Selection = ALL) -> list[RunSet]:
+    """Read runs as two sets, those before a moment and those since; raise UsageError where one of them has none."""
+    found = _read_some(paths, selection)
+    dated = [one for one in sorted(found.runs, key=_moment) if one.result.started_at]
+    sides = [[one for one in dated if (_moment(one) >= moment.timestamp()) is since] for since in (False, True)]
+    told = f"{moment:%Y-%m-%d %H:%M} UTC"
+    for side, word in zip(sides, ("before", "since"), strict=True):
+        if not side:
+            raise UsageError(f"--split-at: no run {word} {told}; choose a moment between the runs, or give other runs")
+    return _split([(f"before {told}", sides[0]), (f"since {told}", sides[1])], paths, found)
+
+
+def _read_some(paths: Sequence[Path], selection: Selection) -> Found:
+    found = read_runs(paths, selection, whole=0)
+    if not found.runs:
+        told = f": {'; '.join(found.failures)}" if found.failures else ""
+        raise UsageError(printable(f"no result of a run there{told}; needed is {NEEDED}"))
+    return found
+
+
+def _split(parts: Sequence[tuple[str, list[FoundRun]]], paths: Sequence[Path], found: Found) -> list[RunSet]:
+    """Return parts of what was found as sets; what could not be read is a problem of the first."""
+    where = " ".join(map(str, paths))
+    problems = [*found.failures, *found.repeated]
+    return [
+        make_set(chr(ord("A") + number), f"{where}, {name}", runs, problems if number == 0 else ())
+        for number, (name, runs) in enumerate(parts)
+    ]
+
+
+def _moment(one: FoundRun) -> float:
+    at = one.result.started_at
+    return at.timestamp() if at else 0.0
 
 
 def make_set(label: str, path: str, runs: Sequence[FoundRun], problems: Sequence[str]) -> RunSet:

@@ -4,8 +4,8 @@ import csv
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from cnnbench.base.errors import UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
 from cnnbench.machine.facts import HOST_NAME
 from cnnbench.report.reading import read_runs
+from cnnbench.report.selection import ALL, Selection
 from cnnbench.report.text import MARKDOWN, TERMINAL, WORDS, Footnotes, Style, align
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import Kpi, RunResult
@@ -40,10 +41,11 @@ _SHA256_DIGITS = 12
 
 @dataclass(frozen=True)
 class Listing:
-    """What `list-kpi` has to say: the table, and why directories are missing from it."""
+    """What `list-kpi` has to say: the table, and why directories are missing from it, and what it has once."""
 
     text: str
     failures: list[str]
+    repeated: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class _Summary:
 
 def list_kpis(
     directories: Sequence[Path],
+    selection: Selection = ALL,
     *,
     all_kpis: bool = False,
     params: bool = False,
@@ -96,10 +99,9 @@ def list_kpis(
     """Tabulate the runs of logs-<case>, itr-N and worker directories, and of files of results; see `show_kpis`."""
     if not directories:
         raise UsageError("list-kpi: needs logs directories, such as logs-*")
-    found = read_runs(directories)
-    return Listing(
-        show_kpis(found.named, all_kpis=all_kpis, params=params, output_format=output_format), found.failures
-    )
+    found = read_runs(directories, selection, whole=0)
+    text = show_kpis(found.named, all_kpis=all_kpis, params=params, output_format=output_format)
+    return Listing(text, found.failures, found.repeated)
 
 
 def show_kpis(
@@ -169,17 +171,17 @@ def find_differing(runs: Sequence[RunResult]) -> list[str]:
     return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
 
 
-def _setting(run: RunResult) -> str:
+def _setting(run: RunResult) -> Hashable:
     """Return what tells a case's runs apart that were asked for differently."""
-    return json.dumps([run.case, run.requested, run.effective], sort_keys=True)
+    return run.case, frozenset(run.requested.items()), frozenset(run.effective.items())
 
 
-def _defining(run: RunResult) -> str:
+def _defining(run: RunResult) -> Hashable:
     """Return the facts that tell a case's runs apart that were asked for alike."""
-    return json.dumps([run.facts.get(name) for name in DEFINING_FACTS])
+    return tuple(run.facts.get(name) for name in DEFINING_FACTS)
 
 
-def repetition(run: RunResult) -> tuple[str, str, str]:
+def repetition(run: RunResult) -> Hashable:
     """Return what is the same of runs that repeat each other."""
     return run.case, _setting(run), _defining(run)
 
@@ -190,7 +192,7 @@ def _find_differing_facts(runs: Sequence[RunResult]) -> list[str]:
     The CPUs used follow from the parameters, so they differ only where two runs had the same parameters. A run without
     a fact (dummy data have no digest, a killed run no versions) differs by nothing.
     """
-    found: dict[tuple[str, str], set[str]] = {}
+    found: dict[tuple[str, Hashable], set[str]] = {}
     for run in runs:
         for name in DEFINING_FACTS:
             if name in run.facts:
@@ -217,12 +219,13 @@ def _summarise(rows: Sequence[KpiRow]) -> list[_Summary]:
         return []
     import pandas  # here, as it takes half a second that a table of one run does not need
 
-    same = {id(row.run): repetition(row.run) for row, _ in measured}  # of a run's many rows once
+    numbers: dict[Hashable, int] = {}  # pandas groups by numbers, not by what is as large as a run's parameters
+    runs = {id(row.run): row.run for row, _ in measured}  # of a run's many rows once
+    alike = {key: numbers.setdefault(repetition(run), len(numbers)) for key, run in runs.items()}
     frame = pandas.DataFrame(
         {
             "case": row.run.case,
-            "setting": same[id(row.run)][1],
-            "facts": same[id(row.run)][2],
+            "alike": alike[id(row.run)],
             "kpi": kpi.key,
             "unit": kpi.unit,
             "value": kpi.value,
@@ -231,7 +234,7 @@ def _summarise(rows: Sequence[KpiRow]) -> list[_Summary]:
         }
         for row, kpi in measured
     )
-    statistics = frame.groupby(["case", "setting", "facts", "kpi", "unit"], sort=False).agg(
+    statistics = frame.groupby(["case", "alike", "kpi", "unit"], sort=False).agg(
         mean=("value", "mean"), deviation=("value", "std"), median=("value", "median"), n=("value", "count"),
         unstable=("unstable", "sum"), row=("row", "first"),
     )  # fmt: skip
@@ -248,7 +251,7 @@ def _summarise(rows: Sequence[KpiRow]) -> list[_Summary]:
             int(one.n),
             int(one.unstable),
         )
-        for (case, _, _, kpi, unit), one in zip(statistics.index, statistics.itertuples(), strict=True)
+        for (case, _, kpi, unit), one in zip(statistics.index, statistics.itertuples(), strict=True)
         if one.n > 1
     ]
 

@@ -190,13 +190,28 @@ def _widening(samples: Sequence[np.ndarray], correlation: float, places: Sequenc
     """Return by what correlated runs make the variance of the sets' difference larger than it seems; 1 at the least."""
     first, second = map(len, samples)
     where = np.arange(first + second, dtype=np.float64) if places is None else np.asarray(places, dtype=np.float64)
-    alike = correlation ** np.abs(where[:, None] - where[None, :])
+    own = [where[:first], where[first:]]
     if places is None:  # nobody knows how long was between them
-        alike[:first, first:] = alike[first:, :first] = 0
-    weights = np.concatenate([np.full(first, -1 / first), np.full(second, 1 / second)])
-    true = float(weights @ alike @ weights)
+        true = sum(_alike(np.full(len(part), 1 / len(part)), part, correlation) for part in own)
+    else:
+        weights = np.concatenate([np.full(first, -1 / first), np.full(second, 1 / second)])
+        true = _alike(weights, where, correlation)
     seen = sum(
-        (size - float(part.sum()) / size) / (size - 1) / size
-        for size, part in ((first, alike[:first, :first]), (second, alike[first:, first:]))
+        (size - _alike(np.ones(size), part, correlation) / size) / (size - 1) / size
+        for size, part in zip((first, second), own, strict=True)
     )
     return max(1.0, true / seen)
+
+
+def _alike(weights: np.ndarray, where: np.ndarray, correlation: float) -> float:
+    """Return the variance of a weighted sum of runs at these places, of whose variance 1 is each one's own.
+
+    That is the sum of weights[i] weights[j] correlation^|where[i] - where[j]|, in one pass along the places.
+    """
+    order = np.argsort(where, kind="stable")
+    total = before = last = 0.0
+    for weight, place in zip(weights[order].tolist(), where[order].tolist(), strict=True):
+        before *= correlation ** (place - last)
+        total += weight * (weight + 2 * before)
+        before, last = before + weight, place
+    return total

@@ -4,6 +4,7 @@ Pure but for reading: nothing outside of the directory counts, neither this mach
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _judge_measured(run: Measured) -> RunResult:
     survival = validity.judge_survival(planned, len(results) + len(run.served))
     if survival.passed and record.clients:
         found = f"{len(run.served)} of {len(plan.instances)} finished, and {len(results)} of {len(results)} clients"
-        survival = survival.model_copy(update={"found": found})
+        survival = replace(survival, found=found)
     if not survival.passed:
         return _finish(run, results, [], [survival], {})
     kpis, criteria = compute_kpis(run), [survival, *_judge_figures(run)]
@@ -152,7 +153,7 @@ def _judge_clients(run: Measured) -> list[Criterion]:
     assert run.client_share is not None
     one = Plan(record.clients.instances[:1], 0)  # all of them are threads of one process, on the same cores
     pinning = validity.judge_pinning(one, {0: run.results[0]["affinities"]})
-    criteria = [pinning.model_copy(update={"name": "client's pinning"})]
+    criteria = [replace(pinning, name="client's pinning")]
     if not run.is_accuracy:  # where what it takes for decoding spoils no figure
         criteria.append(validity.judge_client(run.client_share, run.late_share))
     if record.arrivals:

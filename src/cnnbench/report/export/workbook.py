@@ -7,7 +7,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -111,7 +111,7 @@ def _cut(text: str, most: int) -> str:
 
 def _columns(members: Sequence[tuple[str, RunResult]]) -> list[Column]:
     """Return the columns of a workload, in the order in which its cases were first met."""
-    groups: dict[tuple[str, ...], list[tuple[str, RunResult]]] = {}
+    groups: dict[Hashable, list[tuple[str, RunResult]]] = {}
     for name, run in members:
         groups.setdefault(repetition(run), []).append((name, run))
     columns = []

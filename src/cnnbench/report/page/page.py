@@ -19,6 +19,7 @@ from cnnbench.report.page.charts import COLORS, HOW_TO_GET, color, javascript, l
 from cnnbench.report.page.model import Section
 from cnnbench.report.page.runs import Runs, read_runs
 from cnnbench.report.page.summary import summarise, tell_origins
+from cnnbench.report.selection import ALL, Selection
 from cnnbench.report.text import WORDS
 
 PAGE = "report.html"
@@ -63,9 +64,9 @@ class Page:
         return [*self.failures, *plain]
 
 
-def gather(directories: Sequence[Path]) -> Page:
+def gather(directories: Sequence[Path], selection: Selection = ALL) -> Page:
     """Read the runs of directories and make the sections; raise CnnbenchError where there is no run at all."""
-    runs = read_runs(directories)
+    runs = read_runs(directories, selection)
     if not runs.runs:
         raise CnnbenchError("\n".join(["no run to report on; needed logs directories, such as logs-*", *runs.failures]))
     return Page(runs, [section for show in SECTIONS if (section := show(runs))])
@@ -102,9 +103,9 @@ def render(page: Page) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be text
 
 
-def write_page(directories: Sequence[Path], output: Path) -> Page:
+def write_page(directories: Sequence[Path], output: Path, selection: Selection = ALL) -> Page:
     """Write the page about runs; raise CnnbenchError where there are none, or it cannot be written."""
-    page = gather(directories)
+    page = gather(directories, selection)
     text = render(page)
     with explain_refusals(output, "make room, or name another file with -o"):
         output.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.report.reading import read_runs as read_found
+from cnnbench.report.selection import ALL, Selection
 from cnnbench.report.table import find_interval
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import Kpi, RunResult
@@ -166,13 +167,13 @@ def newest(runs: Sequence[PageRun], most: int) -> tuple[list[PageRun], list[str]
     return list(runs[-most:]), [f"shown are the newest {most} of {len(runs)} runs."]
 
 
-def read_runs(directories: Sequence[Path]) -> Runs:
+def read_runs(directories: Sequence[Path], selection: Selection = ALL) -> Runs:
     """Read the runs of logs-<case>, itr-N and worker directories, and of files of results.
 
     What cannot be read is a failure beside the others. Runs are in the order in which they were started, and numbered
     so; one that is given twice is shown once.
     """
-    found = read_found(directories, whole=MOST_RUNS)
+    found = read_found(directories, selection, whole=MOST_RUNS)
     ordered = sorted(found.runs, key=lambda one: _moment(one.result))
     older = max(0, len(ordered) - MOST_RUNS)
     runs = [PageRun(number, one.name, one.place, one.result) for number, one in enumerate(ordered[older:], start=1)]
