@@ -3,12 +3,13 @@
 .venv/bin/python benchmarks/results.py [--runs 100 1000 10000] [--rounds 3] [--history] [--keep DIR]
 
 The runs are made up: cases x batch sizes x machines x days, in folders of logs as the product leaves them, each
-run.json of the size that real ones have (9 KB). Each command is a process of its own: the time that passes, that of the
+run.json about as large as real ones (8 KB). Each command is a process of its own: the time that passes, that of the
 processor (which others on a shared machine change less), and the most memory that it had resident. `--history`: reads
 them from the file that `cnnbench export --sqlite` makes of them too.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import statistics
@@ -23,8 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnbench.base.checkout import REPOSITORY
+from cnnbench.cases.workload import Sources, load_workload
+from cnnbench.launch.instances import InstancePlan, Plan
 from cnnbench.report.text import align
 from cnnbench.results.record import RUN_FILE, WORKER, Criterion, Kpi, RunResult
+from cnnbench.run.job import setting_text
 
 BEGIN = datetime(2026, 1, 1, 2, tzinfo=timezone.utc)
 MACHINES = ("icx01", "spr01")
@@ -33,7 +38,7 @@ BATCHES = (1, 8, 32)
 REPEATED = 3
 """The runs of a case, with the same parameters, that follow each other on one day."""
 WORKLOAD = "CNN-PyTorch-Public"
-PARAMETERS, FACTS, MORE_KPIS = 62, 30, 26
+FACTS, MORE_KPIS = 30, 26
 """How many more of each there are, so that a result has the size of a real one."""
 
 
@@ -73,9 +78,7 @@ def _make_run(
     case: str, network: str, machine: str, batch: int, value: float, started: datetime, number: int
 ) -> RunResult:
     """Return a result with as many parameters, facts, KPIs, criteria and notes as a real one."""
-    requested = {"MODE": "throughput", "PRECISION": "avx_fp32", "TOPOLOGY": network, "ENGINE": "onnxruntime"}
-    requested |= {"BATCH_SIZE": str(batch), "INSTANCES": "auto", "CORES_PER_INSTANCE": "auto", "STEPS": "0"}
-    requested |= {f"PARAMETER_NUMBER_{one}": "auto" if one % 3 else "" for one in range(PARAMETERS)}
+    requested = _parameters(case) | {"BATCH_SIZE": str(batch)}
     effective = {name: text for name, text in requested.items() if text} | {"INSTANCES": "2", "CORES_PER_INSTANCE": "1"}
     facts = {"host name": machine, "CPU": f"CPU of {machine}", "kernel": "6.1.0", "microcode": "0x2b000461"}
     facts |= {"load average before": f"{number % 100 / 50:.2f}", "model SHA-256": f"{len(network):064}"}
@@ -102,14 +105,22 @@ def _make_run(
     if number % 10 == 3:
         found = f"{10 + number % 50 / 10:.1f} %"
         criteria.append(Criterion(name="spread", passed=False, found=found, needed="at most 10 %", severity="unstable"))
-    plan = {"instances": [{"index": at, "cpus": [at], "cores": [at], "node": 0, "caches": [at]} for at in range(2)]}
+    plan = Plan(tuple(InstancePlan(at, at, (at,), (at,), (0,), 0, caches=(at,)) for at in range(2)), 0)
     return RunResult(
         run_id=f"{started:%Y%m%dT%H%M%S}-{machine}-{number}", started=started.isoformat(), workload=WORKLOAD, case=case,
-        requested=requested, effective=effective, facts=facts, plan=plan,
+        requested=requested, effective=effective, facts=facts, plan=plan.to_dict(),
         instances=[{"index": at, "images_per_s": value / 2, "latency_mean_ms": 1e3 * batch / value} for at in range(2)],
         kpis=kpis, criteria=criteria,
         notes=["A note of the length that notes have: the parameter was not set, so its default took effect."] * 3,
     )  # fmt: skip
+
+
+@functools.cache
+def _parameters(case: str) -> dict[str, str]:
+    """Return what a case is asked for when nothing is given."""
+    workload = load_workload(REPOSITORY / "workload" / WORKLOAD)
+    parameters = Sources.read(workload, {}).resolve(workload.parse_case(case), {})
+    return {name: setting_text(getattr(parameters, name.lower())) for name in workload.parameters}
 
 
 def write_runs(root: Path, runs: Iterator[Made]) -> int:

@@ -220,9 +220,9 @@ def _choose_kpi(match: Match, metric: str) -> Kpi:
 
 def _side(label: str, runs: Sequence[SetRun], kpi: Kpi) -> Side:
     valid = [one for one in runs if one.run.verdict != "invalid"]
-    used = [(one, value) for one in valid if (value := _figure(one.run, kpi.key)) is not None]
+    used = [(one, value) for one in valid if (value := figure_of(one.run, kpi.key)) is not None]
     timed = kpi.unit == "ms" or kpi.unit.endswith("/s")
-    left = [_time_left(one.run) for one, _ in used] if timed else []
+    left = [time_left(one.run) for one, _ in used] if timed else []
     return Side(
         label=label,
         figures=tuple(value for _, value in used),
@@ -237,13 +237,14 @@ def _side(label: str, runs: Sequence[SetRun], kpi: Kpi) -> Side:
     )
 
 
-def _figure(run: RunResult, key: str) -> float | None:
+def figure_of(run: RunResult, key: str) -> float | None:
+    """Return the value of a KPI; None where the run has none of that name."""
     return next((kpi.value for kpi in run.kpis if kpi.key == key), None)
 
 
-def _time_left(run: RunResult) -> float | None:
+def time_left(run: RunResult) -> float | None:
     """Return the share of the cores' time that others left to a run; None where it is not known, or next to nothing."""
-    taken = [value for name in DISTURBANCES if (value := _figure(run, name)) is not None]
+    taken = [value for name in DISTURBANCES if (value := figure_of(run, name)) is not None]
     left = 1 - sum(taken) / 100
     return left if taken and left > 0.01 else None
 
@@ -275,7 +276,7 @@ def _clock_remark(label: str, runs: Sequence[SetRun]) -> str:
 
 def _places(match: Match, key: str) -> tuple[float, ...] | None:
     """Return each run's place in time, counted in runs, where both sets were measured in turns on one machine."""
-    sides = [[one for one in runs if _figure(one.run, key) is not None] for runs in (match.first, match.second)]
+    sides = [[one for one in runs if figure_of(one.run, key) is not None] for runs in (match.first, match.second)]
     times = [[one.started for one in side if one.started] for side in sides]
     if not all(times) or [len(own) for own in times] != [len(side) for side in sides]:
         return None

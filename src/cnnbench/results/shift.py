@@ -36,6 +36,8 @@ UNEQUAL = 2 / 3
 CORRELATION = 0.5
 """Of a run with the one before it, at the least: few runs tell little of it, and shared machines have that much."""
 MOST_CORRELATION = 0.9
+OUTLIER = 2.5
+"""Figures further away than so many robust standard deviations count as if they were that far."""
 CLEARINGS = (1.0, 1.25)
 """Half of a core's time for others costs half of the throughput, and a little more for what they do to caches."""
 SHOWN_FROM = 16
@@ -106,6 +108,26 @@ def estimate_shift(first: Floats, second: Floats, places: Sequence[float] | None
     return Shift(means[1] - means[0], math.sqrt(widening * variance), degrees, variances, trim)
 
 
+def estimate_step(before: Floats, after: Floats) -> Shift:
+    """Return the shift between two parts of one series, which scatter alike, as the difference of their medians.
+
+    Either part may be short, so both tell together how much figures scatter: by the residuals, drawn in to OUTLIER
+    robust standard deviations. The median's error is sqrt(pi / 2) of the mean's (Kenney, Keeping, Mathematics of
+    Statistics, 3.26), widened as figures that follow each other are alike.
+    """
+    samples = [np.asarray(values, dtype=np.float64) for values in (before, after)]
+    medians = [float(np.median(values)) for values in samples]
+    residuals = [values - median for values, median in zip(samples, medians, strict=True)]
+    every = np.concatenate(residuals)
+    reach = OUTLIER * 1.4826 * float(np.median(np.abs(every)))
+    degrees = len(every) - 2
+    variance = float(np.square(np.clip(every, -reach, reach)).sum()) / degrees
+    widening = _widening(samples, _correlation(samples), None)
+    variances = tuple(math.pi / 2 * widening * variance if variance > 1e-24 else 0.0 for _ in samples)
+    error = math.sqrt(sum(one / len(values) for one, values in zip(variances, samples, strict=True)))
+    return Shift(medians[1] - medians[0], error, float(degrees), variances)
+
+
 def estimate_shifts(
     samples: Sequence[Floats],
     left: Sequence[Sequence[float]] = (),
@@ -168,8 +190,8 @@ def _trimmed(values: np.ndarray, trim: float) -> tuple[float, float, int]:
 def _correlation(samples: Sequence[np.ndarray]) -> float:
     """Return the correlation of a run with the one before it, CORRELATION at the least.
 
-    Outliers are drawn in to 2.5 robust standard deviations. The estimate's bias, in each set -(1 + 3 rho) / n to first
-    order (Marriott, Pope, Biometrika 41:390-402, 1954), is taken out.
+    Outliers are drawn in to OUTLIER robust standard deviations. The estimate's bias, in each set -(1 + 3 rho) / n to
+    first order (Marriott, Pope, Biometrika 41:390-402, 1954), is taken out.
     """
     runs = sum(map(len, samples))
     if runs < SHOWN_FROM:
@@ -177,7 +199,7 @@ def _correlation(samples: Sequence[np.ndarray]) -> float:
     products = total = 0.0
     for values in samples:
         away = values - np.median(values)
-        reach = 2.5 * 1.4826 * float(np.median(np.abs(away)))
+        reach = OUTLIER * 1.4826 * float(np.median(np.abs(away)))
         away = np.clip(away, -reach, reach)
         away -= away.mean()
         products += float(away[1:] @ away[:-1])
