@@ -45,8 +45,8 @@ def tell_condition(one: Condition) -> str:
 def tell_rule(trends: Trends) -> str:
     """Say what a step is."""
     return (
-        f"a step: the figures of sessions before and after differ by {trends.threshold:.3g} or more, with {LEAST} "
-        f"sessions on either side at the least; all series together have a false one {ALPHA:.0%} of the time at most"
+        f"A step is where the figures of {LEAST} sessions or more before and after differ by {trends.threshold:.3g} or "
+        f"more; all series together have a false one {ALPHA:.0%} of the time at most"
     )
 
 

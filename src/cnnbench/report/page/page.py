@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cnnbench.base.disk import explain_refusals
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.report.page import accuracy, layers, places, published, roofline, serving, speed, times
+from cnnbench.report.page import accuracy, history, layers, places, published, roofline, serving, speed, times
 from cnnbench.report.page.charts import COLORS, HOW_TO_GET, color, javascript, load_altair, need_altair, specify
 from cnnbench.report.page.model import Section
 from cnnbench.report.page.runs import Runs, read_runs
@@ -41,6 +41,7 @@ SECTIONS = (
     layers.show_layers,
     serving.show_serving,
     published.show_published,
+    history.show_history,
 )
 """What makes the sections between the summary and the origins; each returns None where it has nothing to show."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cnnbench.base.errors import CnnbenchError
+from cnnbench.report.reading import FoundRun
 from cnnbench.report.reading import read_runs as read_found
 from cnnbench.report.selection import ALL, Selection
 from cnnbench.report.table import find_interval
@@ -136,12 +137,16 @@ def _count(text: str) -> int:
 
 @dataclass
 class Runs:
-    """The runs of a page, the oldest first. `failures`: what could not be read. `older`: how many were left out."""
+    """The runs of a page, the oldest first. `failures`: what could not be read. `older`: how many were left out.
+
+    `everything`: these and the older ones, of which there is less to know.
+    """
 
     runs: list[PageRun]
     failures: list[str] = field(default_factory=list)
     older: int = 0
     unread: dict[str, list[int]] = field(default_factory=dict)
+    everything: Sequence[FoundRun] = ()
 
     @property
     def counting(self) -> list[PageRun]:
@@ -177,7 +182,7 @@ def read_runs(directories: Sequence[Path], selection: Selection = ALL) -> Runs:
     ordered = sorted(found.runs, key=lambda one: _moment(one.result))
     older = max(0, len(ordered) - MOST_RUNS)
     runs = [PageRun(number, one.name, one.place, one.result) for number, one in enumerate(ordered[older:], start=1)]
-    return Runs(_label(runs), found.failures, older)
+    return Runs(_label(runs), found.failures, older, everything=found.runs)
 
 
 def _moment(run: RunResult) -> float:
