@@ -18,6 +18,28 @@ def simulation():
         yield __import__("compare")
 
 
+@pytest.fixture(scope="module")
+def trends(simulation):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield __import__("trend")
+
+
+@pytest.mark.parametrize("length", [10, 40])
+def test_a_series_without_a_step_has_none_whatever_its_figures_scatter_by(trends, length):
+    shares = {one.name: trends.share_alarmed(one, length, REPEATS, seed=1) for one in trends.SERIES if one.promised}
+    assert {name: share for name, share in shares.items() if share > MOST} == {}
+
+
+def test_a_step_is_found_where_it_is(trends):
+    quiet, outliers = trends.SERIES[0], trends.SERIES[4]
+    assert trends.share_found(quiet, 20, 0.95, 10, 100, seed=1)[0] > 0.9
+    assert trends.share_found(quiet, 60, 0.95, 5, 100, seed=1)[0] > 0.9
+    found, others = trends.share_found(outliers, 60, 0.9, 30, 100, seed=1)
+    assert found > 0.9
+    assert others < 0.1
+
+
 @pytest.mark.parametrize("sizes", [(5, 5), (5, 20), (20, 20)])
 @pytest.mark.parametrize("in_turns", [False, True])
 def test_false_alarms_are_rare_whatever_runs_scatter_by(simulation, sizes, in_turns):

@@ -90,8 +90,7 @@ def split_by(paths: Sequence[Path], fact: str, selection: Selection = ALL) -> li
             groups.setdefault(one.result.facts[name], []).append(one)
     if len(groups) < 2:
         each = [one.result.facts for one in found.runs]
-        names = dict.fromkeys(key for facts in each for key in facts if key in DEFINING_FACTS)
-        able = [key for key in names if len({facts[key] for facts in each if key in facts}) > 1]
+        able = [key for key in DEFINING_FACTS if len({facts[key] for facts in each if key in facts}) > 1]
         value = f"all runs that say have {next(iter(groups))}" if groups else "no run has that fact"
         raise UsageError(printable(f"--by {fact}: {value}; they differ by {', '.join(able) or 'nothing that defines'}"))
     if len(groups) > MOST_SETS:
