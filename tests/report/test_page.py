@@ -329,3 +329,38 @@ def _values(chart):
 
     look(chart)
     return found[0]
+
+
+def write_days(logs, days, machine="one", at=12, step=0.9):
+    """Write a run a day, from one day on slower and with another microcode."""
+    for day in range(days):
+        rate = (100 + day % 3) * (step if day >= at else 1)
+        facts = {"host name": machine, "microcode": "0x2" if day >= at else "0x1"}
+        write_run(logs, started=f"2025-01-{day + 1:02}T02:00:00Z", rate=rate, raw=False, facts=facts)
+
+
+def test_a_case_is_followed_over_time_with_its_steps(report, logs, monkeypatch):
+    write_days(logs, 24)
+    write_days(logs, 24, machine=HOSTILE, step=1)
+    monkeypatch.setattr("cnnbench.report.page.runs.MOST_RUNS", 10)  # the history is of the older ones too
+    code, page, _ = report(logs)
+    assert code == 0
+    reader = Reader(page)
+    assert "history" in reader.sections
+    assert "the 38 oldest are left out" in reader.text
+    assert "of 2 series over time, with 1 step." in reader.text
+    row = reader.text.partition("what changed")[2]
+    assert " one 2025-01-13 02:00 101.0 90.90 0.900 " in row
+    assert "slower microcode: 0x1, then 0x2" in row
+    assert [tag for tag, _ in reader.elements if tag == "img"] == []
+    if load_altair():
+        (spec,) = [one for name, one in read_charts(page).items() if name.startswith("history-")]
+        values = next(iter(spec["datasets"].values())) if "datasets" in spec else spec["data"]["values"]
+        assert [one["kind"] for one in values].count("session") == 48
+        assert [one["ratio"] for one in values if one["kind"] == "step"] == ["×0.900"]  # noqa: RUF001
+
+
+def test_few_sessions_are_no_history(report, logs):
+    write_days(logs, 4)
+    _, page, _ = report(logs)
+    assert "history" not in Reader(page).sections
