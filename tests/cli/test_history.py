@@ -204,11 +204,12 @@ def test_an_empty_file_is_a_new_history_and_none_to_read(call, logs, tmp_path):
         (("--sqlite", "{tmp}/h.db"), "needs runs"),
         (("--sqlite", "{tmp}/h.db", "-o", "x.json", "{logs}"), "leave out -o and --format"),
         (("--sqlite", "{tmp}/h.db", "{tmp}/nothing"), "no run to add"),
+        (("--sqlite", "{kept}", "{logs}", "{kept}"), "is among the runs that are to be added"),
         (("--sqlite", "/proc/h.db", "{logs}"), "/proc/h.db: cannot be written to or read"),
     ],
 )
-def test_what_cannot_be_kept_is_told(call, logs, tmp_path, words, told):
-    code, output, errors = call("export", *(word.format(tmp=tmp_path, logs=logs) for word in words))
+def test_what_cannot_be_kept_is_told(call, kept, logs, tmp_path, words, told):
+    code, output, errors = call("export", *(word.format(tmp=tmp_path, logs=logs, kept=kept) for word in words))
     assert (code in (1, 2), output) == (True, "")
     assert told in errors
 
@@ -271,6 +272,24 @@ def test_a_history_is_whole_after_a_kill_in_the_middle(call, tmp_path):
     assert ask(path, "SELECT count(*) FROM runs") == [(history.BATCH,)]
     save_set(tmp_path / "more", [1.0] * 3, begin=history.BATCH - 1)
     assert "added 2 runs; 1 were there already" in call("export", "--sqlite", path, tmp_path / "more")[1]
+
+
+DIES_WRITING = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN IMMEDIATE")
+database.executemany("UPDATE facts SET value = ? WHERE run = ?", [("x" * 3000, run) for run in range(1, 7)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_has_half_written_is_taken_back(call, kept):
+    before, table = kept.read_bytes(), call("list-kpi", kept)
+    subprocess.run([sys.executable, "-c", DIES_WRITING, str(kept)], check=False)
+    assert kept.read_bytes() != before
+    assert call("list-kpi", kept) == table
+    assert ask(kept, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_hostile_names_are_texts_in_a_history_and_do_nothing_to_a_terminal(call, tmp_path):

@@ -74,6 +74,8 @@ def _add_to_history(arguments: argparse.Namespace) -> int:
         raise UsageError("needs runs, such as logs-*")
     path: Path = arguments.sqlite
     check_path(path)
+    if path.exists() and any(one.exists() and path.samefile(one) for one in arguments.runs):
+        raise UsageError(f"--sqlite {path}: is among the runs that are to be added; leave it out there")
     sieve, missing = Sieve(read_selection(arguments)), 0
 
     def take() -> Iterator[tuple[str, RunResult]]:

@@ -91,7 +91,7 @@ def is_history(path: Path) -> bool:
 
 def read_entries(path: Path) -> Iterator[Entry]:
     """Yield the runs of a history in the order in which they were made; raise CnnbenchError where it is none."""
-    with _open(path, "ro") as database:
+    with _open(path, "rw") as database:  # what a killed process has left half written is taken back
         _check(database, path)
         rows = database.execute("SELECT logs, started, machine, CAST(result AS BLOB) FROM runs ORDER BY started, id")
         for logs, started, machine, text in rows:

@@ -49,7 +49,7 @@ def read_sets(paths: Sequence[Path], selection: Selection = ALL) -> list[RunSet]
             f"{len(paths)} sets of runs: needed 2 to {MOST_SETS}, the first of which the others are compared with; "
             "--by and --split-at make sets of one"
         )
-    sets = [_read_set(chr(ord("A") + number), path, selection) for number, path in enumerate(paths)]
+    sets = [read_folder(chr(ord("A") + number), path, selection) for number, path in enumerate(paths)]
     owners: dict[Identity, RunSet] = {}
     for one in sets:
         for member in one.runs:
@@ -66,7 +66,8 @@ def _identity(run: RunResult) -> Identity:
     return run.workload, run.case, run.run_id
 
 
-def _read_set(label: str, path: Path, selection: Selection) -> RunSet:
+def read_folder(label: str, path: Path, selection: Selection = ALL) -> RunSet:
+    """Read the runs of a folder or file, each once; raise UsageError where it has none."""
     if not path.exists() and not path.is_symlink():
         raise UsageError(printable(f"{path}: no such folder or file; needed is {NEEDED}"))
     found = read_runs([path], selection, whole=0)
