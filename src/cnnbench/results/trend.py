@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from cnnbench.results.finding import ALPHA, p_value
 from cnnbench.results.shift import CLEARINGS, OUTLIER, Floats, Shift, estimate_step
@@ -31,6 +30,7 @@ LEAST = 5
 """The fewest figures on either side of a step."""
 PLACES = 5
 """As how many independent places those of a series count, between which the step with the largest shift is chosen."""
+MOST_PAIRED = 400
 THRESHOLD = 0.02
 """The smallest step that matters."""
 
@@ -87,7 +87,7 @@ def _find_place(logs: np.ndarray) -> int:
     """Return how many figures are before the place at which those before and after differ most."""
     size = len(logs)
     before = np.arange(LEAST, size - LEAST + 1)
-    excess = np.cumsum(stats.rankdata(logs) - (size + 1) / 2)[before - 1]
+    excess = np.cumsum(_ranks(logs) - (size + 1) / 2)[before - 1]
     near = int(before[np.argmax(np.abs(excess) / np.sqrt(before * (size - before)))])
     able = range(max(LEAST, near - LEAST), min(size - LEAST, near + LEAST) + 1)
     return min(able, key=lambda at: (_deviation(logs[:at]) + _deviation(logs[at:]), abs(at - near)))
@@ -100,18 +100,29 @@ def _deviation(logs: np.ndarray) -> float:
 def _is_step(logs: np.ndarray, at: int) -> bool:
     """Say whether a step describes the figures better than a straight line, with outliers drawn in."""
     place = np.arange(len(logs), dtype=np.float64)
-    slope, intercept, _, _ = stats.theilslopes(logs, place) if len(logs) <= 400 else _thin(logs, place)
+    line = _line(place, logs)
     step = logs - np.where(place < at, np.median(logs[:at]), np.median(logs[at:]))
     reach = OUTLIER * 1.4826 * float(np.median(np.abs(step)))
-    losses: Sequence[float] = [
-        float(np.square(np.clip(one, -reach, reach)).sum()) for one in (step, logs - intercept - slope * place)
-    ]
+    losses: Sequence[float] = [float(np.square(np.clip(one, -reach, reach)).sum()) for one in (step, logs - line)]
     return losses[0] < losses[1] * len(logs) ** (-2 / len(logs))
 
 
-def _thin(logs: np.ndarray, place: np.ndarray) -> tuple[float, float, float, float]:
-    """Return the line through the medians of up to 400 stretches: all pairs of thousands would take long."""
-    stretches = [np.median(part, axis=0) for part in np.array_split(np.column_stack([place, logs]), 400)]
-    where, values = np.array(stretches).T
-    found: tuple[float, float, float, float] = tuple(stats.theilslopes(values, where))
-    return found
+def _line(place: np.ndarray, logs: np.ndarray) -> np.ndarray:
+    """Return the straight line of the median slope between all pairs (Theil, Sen), at these places.
+
+    Of long series the pairs are of the medians of MOST_PAIRED stretches: all would take long.
+    """
+    where, values = place, logs
+    if len(logs) > MOST_PAIRED:
+        stretches = np.array_split(np.column_stack([place, logs]), MOST_PAIRED)
+        where, values = np.array([np.median(part, axis=0) for part in stretches]).T
+    first, second = np.triu_indices(len(where), 1)
+    slope = float(np.median((values[second] - values[first]) / (where[second] - where[first])))
+    return slope * place + float(np.median(logs - slope * place))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks of values from 1 on; the mean rank of those that are alike."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[which]
+    return ranks
