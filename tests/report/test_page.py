@@ -364,3 +364,14 @@ def test_few_sessions_are_no_history(report, logs):
     write_days(logs, 4)
     _, page, _ = report(logs)
     assert "history" not in Reader(page).sections
+
+
+def test_the_page_of_a_long_history_is_of_its_newest_sessions(report, logs, monkeypatch):
+    write_days(logs, 24)
+    monkeypatch.setattr("cnnbench.report.page.history.MOST_POINTS", 8)  # the step was before these
+    _, page, _ = report(logs)
+    assert "The newest 8 sessions of each series are drawn; the tables are of all." in Reader(page).text
+    assert "slower microcode: 0x1, then 0x2" in Reader(page).text
+    if load_altair():
+        (spec,) = [one for name, one in read_charts(page).items() if name.startswith("history-")]
+        assert {one["kind"]: 0 for one in spec["data"]["values"]} == {"session": 0, "level": 0}

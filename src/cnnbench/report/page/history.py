@@ -16,7 +16,7 @@ FROM_SESSIONS = LEAST
 MOST_CASES = 12
 MOST_SERIES = 8
 """Of a case: as many as there are colours."""
-MOST_POINTS = 2000
+MOST_POINTS = 1200
 """Of the whole section: the newest sessions of each series."""
 
 
@@ -31,13 +31,14 @@ def show_history(runs: Runs) -> Section | None:
         return None
     # Cases with steps first, the newest step before the others.
     order = sorted(by_case.values(), key=_newest_step, reverse=True)
-    drawn = [sorted(own, key=_newest_step_of, reverse=True)[:MOST_SERIES] for own in order[:MOST_CASES]]
-    shown = [sorted(own, key=_label) for own in drawn]  # so that a machine has one colour in all charts
+    shown = [_choose(own) for own in order[:MOST_CASES]]
     notes = list(trends.notes)
     count = sum(map(len, shown))
     if count < len(long):
         notes.append(f"{count} of {len(long)} series are drawn, those with the newest steps; the table has all steps.")
-    most = MOST_POINTS // count
+    most = max(FROM_SESSIONS, MOST_POINTS // count)
+    if any(len(one.sessions) > most for own in shown for one in own):
+        notes.append(f"the newest {most} sessions of each series are drawn; the tables are of all.")
     prefix = common_prefix([one.case for one in long])
     figures = [_figure(number, own, prefix, most) for number, own in enumerate(shown, start=1)]
     lead = (
@@ -58,6 +59,12 @@ def _newest_step(own: Sequence[Series]) -> float:
 
 def _newest_step_of(one: Series) -> float:
     return max((change.first.timestamp() for change in one.changes), default=0.0)
+
+
+def _choose(own: Sequence[Series]) -> list[Series]:
+    """Return the series with the newest steps, in their order, so that a machine has one colour in all charts."""
+    chosen = sorted(range(len(own)), key=lambda number: _newest_step_of(own[number]), reverse=True)[:MOST_SERIES]
+    return [own[number] for number in sorted(chosen)]
 
 
 def _label(one: Series) -> str:
@@ -85,7 +92,8 @@ def _figure(number: int, own: Sequence[Series], prefix: str, most: int) -> Figur
                 ]  # fmt: skip
             between = one.sessions[begin], one.sessions[end - 1]
             rows.append([label, *(day(one.started) for one in between), str(end - begin), number_text(level)])
-        values += [_step_value(label, change) for change in one.changes]
+        shown_from = one.sessions[-most:][0].started
+        values += [_step_value(label, change) for change in one.changes if change.first >= shown_from]
     first = own[0]
     title = f"{first.metric} ({first.unit})" if first.unit else first.metric
     name = first.case.removeprefix(prefix) or first.case
