@@ -172,3 +172,26 @@ def test_without_scripts_all_numbers_are_there(opened):
     assert page.locator("#runs tbody tr:visible").count() == 5
     assert page.locator(".filters").is_visible() is False
     assert page.get_by_text("Without JavaScript there are no charts").is_visible()
+
+
+def test_a_step_in_a_history_tells_what_changed_there(browser, tmp_path):
+    for day in range(24):
+        after = day >= 12
+        facts = {"host name": "one", "microcode": "0x2" if after else "0x1"}
+        started = f"2025-01-{day + 1:02}T02:00:00Z"
+        write_run(tmp_path, started=started, rate=(90 if after else 100) + day % 3, raw=False, facts=facts)
+    output = tmp_path / "page.html"
+    assert main(["report", "-o", str(output), str(tmp_path)]) == 0
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.goto(output.as_uri())
+    page.evaluate("cnnbench.drawAll()")
+    chart = page.locator("#chart-history-1")
+    assert chart.locator(".mark-symbol.role-mark path").count() == 24
+    ratio = chart.locator(".mark-text.role-mark text")
+    assert ratio.all_text_contents() == ["×0.901"]  # noqa: RUF001
+    ratio.hover(force=True)
+    tip = page.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    assert re.search(r"what changed\s*microcode: 0x1, then 0x2", tip.text_content())
+    context.close()
