@@ -138,7 +138,7 @@ def test_an_unknown_platform_lists_the_known_ones(cnnbench):
         (["platform", "SPR", "GNR"], "unrecognized arguments: GNR"),
         (["stage", "--fast"], "unrecognized arguments: --fast"),
         (["list-kpi", "--fast", "logs"], "unrecognized arguments: --fast"),
-        (["list-kpi"], "required: DIR"),
+        (["list-kpi"], "required: RUNS"),
         (["list-kpi", "--format", "xml", "logs"], "invalid choice: 'xml'"),
         (["list-kpi", "--primary", "--all", "logs"], "not allowed with argument"),
         (["case", "--case", "test_x"], "required: --workload, --logs-root"),

@@ -214,14 +214,6 @@ def test_what_cannot_be_kept_is_told(call, kept, logs, tmp_path, words, told):
     assert told in errors
 
 
-def test_a_folder_that_may_not_be_written_to_is_told(logs, tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere; /proc is tried by what is told above")
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    assert main(["export", "--sqlite", str(closed / "h.db"), str(logs)]) == 1
-
-
 def test_who_holds_a_history_for_long_is_told_of(call, kept, logs, monkeypatch):
     monkeypatch.setattr(history, "WAIT_S", 0.1)
     holder = sqlite3.connect(kept, isolation_level=None)

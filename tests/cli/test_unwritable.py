@@ -14,6 +14,7 @@ import pytest
 from checkout import ROOT
 from cmake_build import find_tool
 from null_workload import THROUGHPUT, NullWorkload, clean_environment, step_of, write_checkout
+from run_files import save_set
 
 UNSHARE = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
 CLI = (sys.executable, "-I", "-m", "cnnbench")
@@ -167,3 +168,18 @@ def test_a_build_directory_that_programs_cannot_run_from_leaves_utilization_out(
     assert done.returncode == 0, done.stderr
     assert f"Utilization: left out, as {build}/cnnbench-peak cannot be run" in done.stdout
     assert "cmake -B" in done.stdout
+
+
+def test_a_history_on_a_read_only_or_full_disk_is_read_and_not_added_to(tmp_path):
+    logs, place = save_set(tmp_path / "logs", [1.0, 2.0, 3.0]), tmp_path / "place"
+    place.mkdir()
+    add, history = [*CLI, "export", "--sqlite"], place / "h.db"
+    assert subprocess.run([*add, history, logs], check=False, capture_output=True).returncode == 0
+    more = save_set(tmp_path / "more", [float(number) for number in range(1, 40)], begin=10)
+    done = run_mounted([("sealed", place)], [*add, history, more], tmp_path)
+    assert (done.returncode, f"{history}: cannot be written to" in done.stderr) == (1, True), done.stderr
+    done = run_mounted([("sealed", place)], [*CLI, "list-kpi", "--format", "csv", history], tmp_path)
+    assert (done.returncode, done.stdout.count("\nrun,")) == (0, 3), done.stderr
+    done = run_mounted([("full", place)], [*add, history, more], tmp_path)
+    assert (done.returncode, f"{history}: " in done.stderr) == (1, True), done.stderr
+    assert "full" in done.stderr

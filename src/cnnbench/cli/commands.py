@@ -37,7 +37,7 @@ GROUPS = {
     "look": {
         "list-kpi": Command("cnnbench.cli.list_kpi", "tabulate the KPIs of runs, from their logs-* directories"),
         "compare": Command("cnnbench.cli.compare", "tell whether runs are faster than others, or slower"),
-        "trend": Command("cnnbench.cli.trend", "follow each case over time, and mark where it became slower or faster"),
+        "trend": Command("cnnbench.cli.trend", "follow each case over time, and mark the steps in it"),
         "report": Command("cnnbench.cli.report", "write one HTML page about runs: tables and charts"),
         "export": Command("cnnbench.cli.export", "write runs for other programs: spreadsheets, CI, notebooks"),
         "isa": Command("cnnbench.cli.isa", "tabulate what each layer of a run ran on, and how long it took"),

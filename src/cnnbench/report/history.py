@@ -233,6 +233,8 @@ def _explain(error: sqlite3.Error, waited_s: float) -> str:
         return f"is damaged ({text}); put its last good copy in its place"
     if "readonly" in text or "unable to open" in text:
         return f"cannot be written to or read ({text}); give a file in a folder that is yours"
+    if "full" in text:
+        return "the disk is full: make room; what was there before is whole"
     return f"SQLite: {text}"
 
 
