@@ -47,7 +47,7 @@ def test_packages_and_their_memory_are_found_and_nothing_is_counted_twice(tmp_pa
 
 
 def test_what_cannot_be_read_says_why(tmp_path):
-    with pytest.raises(UnreadableError, match="has no RAPL counters, as in virtual machines"):
+    with pytest.raises(UnreadableError, match="has no RAPL counters: a virtual machine"):
         find_zones(tmp_path / "nothing")
     for number, (change, reason) in enumerate(
         [

@@ -26,8 +26,8 @@ READ_S = 0.1
 MOST_READINGS = 16_384
 """How many readings are kept of each: of longer runs every other one, and they are read half as often from then on.
 
-So they lie a ten-thousandth of a long run apart, and 11 s in the longest there can be, of a day: less than the 16 s in
-which MOST_W would take the smallest range in use (65.7 kJ, of server memory) halfway round.
+So they lie some ten-thousandth of a long run apart, and 6.4 s in the longest there can be, of a day: less than the 16 s
+in which 2000 W would take the smallest range in use (65.7 kJ, of server memory) halfway round.
 """
 
 
@@ -102,7 +102,8 @@ def find_zones(powercap: Path = HOST_POWERCAP) -> list[Zone]:
     found = packages or platforms[:1]
     if not found:
         raise UnreadableError(
-            f"{powercap} has no RAPL counters, as in virtual machines, or without the kernel's intel_rapl_msr"
+            f"{powercap} has no RAPL counters: a virtual machine or container has none, and others need the kernel's "
+            "intel_rapl_msr"
         )
     return found
 

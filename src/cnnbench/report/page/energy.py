@@ -24,16 +24,15 @@ def show_energy(runs: Runs) -> Section | None:
     chosen, notes = newest(able, MOST_POINTS)
     if not chosen:
         return None
-    best: dict[str, PageRun] = {}
+    best: dict[tuple[str, str], float] = {}
     for run in chosen:
-        if (run.value("Efficiency") or 0.0) > (best[run.what].value("Efficiency") or 0.0 if run.what in best else 0.0):
-            best[run.what] = run
+        best[_kind(run)] = max(best.get(_kind(run), 0.0), run.value("Efficiency") or 0.0)
     values: list[Value] = [_point(run) for run in chosen]
     rows: list[list[str | Cell]] = [
         [
             Cell(run.label, run.number), run.what, str(run.batch or ""), run.shape,
             *(Cell(run.text(key), run.number) for key in TOLD.values()),
-            "yes" if best.get(run.what) is run else "",
+            "yes" if run.value("Efficiency") == best[_kind(run)] else "",
             run.result.facts.get(ENERGY, ""),
         ]
         for run in chosen
@@ -50,6 +49,11 @@ def show_energy(runs: Runs) -> Section | None:
     return Section("energy", "Energy", lead, [figure], notes=notes)
 
 
+def _kind(run: PageRun) -> tuple[str, str]:
+    """Return what runs have alike whose efficiency compares: network, engine and precision, and what was read."""
+    return run.what, run.result.facts.get(ENERGY, "")
+
+
 def _point(run: PageRun) -> Value:
     return {
         "run": run.number, "label": run.label, "series": run.what, "verdict": run.result.verdict, "batch": run.batch,
@@ -59,8 +63,9 @@ def _point(run: PageRun) -> Value:
 
 
 def _draw(alt: Any, values: list[Value]) -> Any:
+    logarithmic = alt.Scale(type="log", nice=False, padding=20)
     points = alt.Chart(data(alt, values)).mark_point(size=70, filled=True, opacity=0.9).encode(
-        x=alt.X("throughput:Q", title="images a second, all instances", scale=alt.Scale(zero=False, padding=20)),
+        x=alt.X("throughput:Q", title="images a second, all instances", scale=logarithmic),
         y=alt.Y("efficiency:Q", title="images a second for each watt", scale=alt.Scale(zero=True)),
         color=by_series(alt),
         shape=by_verdict(alt),
