@@ -15,7 +15,7 @@ from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
 from cnnbench.run.judging import judge_run
 from cnnbench.run.record import Outside, read_seen, write_outside
-from null_workload import CORES, NullWorkload, step_of, wait_until
+from null_workload import CORES, NullWorkload, process_files, step_of, wait_until
 from sysfs import make_powercap_tree
 
 ZONES = {
@@ -195,8 +195,7 @@ def test_a_bad_meter_leaves_a_good_run_without_energy_and_the_reason(case, tmp_p
     assert reason in note
     assert f"# note: {note}" in printed.out
     assert "Throughput (img/s)" in kpis_of(run)
-    running = subprocess.run(["pgrep", "-f", str(meter)], capture_output=True, text=True).stdout
-    assert not running
+    assert not [pid for pid, words in process_files("cmdline").items() if str(meter).encode() in words]
 
 
 def test_a_meter_that_cannot_be_started_says_so(case, tmp_path):
