@@ -192,9 +192,9 @@ def _idle_power(run: Measured) -> float | None:
 
 
 def _power_above_idle(run: Measured) -> float | None:
-    """Tell it where the run drew more: else the machine was not idle before."""
+    """Tell it where the run drew more, by a hundredth at the least: else nothing was idle before, or has run since."""
     power, idle = _power(run), _idle_power(run)
-    return power - idle if power and idle and power > idle else None
+    return power - idle if power and idle and power > 1.01 * idle else None
 
 
 def _energy_per_image(run: Measured) -> float | None:
