@@ -13,7 +13,7 @@ from cnnbench.cli.main import main
 from cnnbench.report.page.charts import load_altair
 from cnnbench.report.page.speed import choose_named, find_front
 from cnnbench.results.record import Kpi
-from page_runs import KILLED, UNSTEADY, read_charts, write_run
+from page_runs import KILLED, UNSTEADY, energy_kpis, read_charts, write_run
 
 needs_altair = pytest.mark.skipif(load_altair() is None, reason="no Altair here: script/setup.sh report installs it")
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \"'&"
@@ -92,17 +92,12 @@ def test_a_page_has_every_section_that_there_are_data_for_and_no_other(report, l
 
 
 def test_energy_is_shown_where_it_was_measured_with_the_most_efficient_of_each_kind(report, logs):
-    def energy(rate, power):
-        figures = {"Throughput": ("img/s", rate), "Power": ("W", power), "Idle power": ("W", 41.5),
-                   "Energy per image": ("J/image", power / rate), "Efficiency": ("img/s/W", rate / power)}  # fmt: skip
-        return tuple(Kpi(key=k, unit=u, value=v, primary=k == "Throughput") for k, (u, v) in figures.items())
-
     facts = {"energy": "of package 0, DRAM 0"}
-    write_run(logs, started="2025-01-01T00:00:00Z", kpis=energy(100, 80), facts=facts)
-    write_run(logs, started="2025-01-01T00:00:01Z", kpis=energy(180, 90), facts=facts)
-    write_run(logs, started="2025-01-01T00:00:02Z", kpis=energy(400, 100), facts=facts, precision="avx_int8")
+    write_run(logs, started="2025-01-01T00:00:00Z", kpis=energy_kpis(100, 80), facts=facts)
+    write_run(logs, started="2025-01-01T00:00:01Z", kpis=energy_kpis(180, 90), facts=facts)
+    write_run(logs, started="2025-01-01T00:00:02Z", kpis=energy_kpis(400, 100), facts=facts, precision="avx_int8")
     write_run(
-        logs, started="2025-01-01T00:00:03Z", kpis=energy(90, 20), facts={"energy": "of GPU 0"}
+        logs, started="2025-01-01T00:00:03Z", kpis=energy_kpis(90, 20), facts={"energy": "of GPU 0"}
     )  # of another kind
     write_run(logs, started="2025-01-01T00:00:04Z")  # without
     _, page, _ = report(*logs.glob("logs-*"))
