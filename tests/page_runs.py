@@ -110,6 +110,15 @@ def _kpis(mode: str, rate: float) -> tuple[Kpi, ...]:
     return tuple(Kpi(key=k, unit=u, value=v, primary=k == primary[mode]) for k, (u, v) in found.items())
 
 
+def energy_kpis(rate: float, power_w: float) -> tuple[Kpi, ...]:
+    """Return the KPIs of a run of throughput whose energy was read."""
+    found = {
+        "Throughput": ("img/s", rate), "Latency mean": ("ms", 10.0), "Power": ("W", power_w), "Idle power": ("W", 41.5),
+        "Energy per image": ("J/image", power_w / rate), "Efficiency": ("img/s/W", rate / power_w),
+    }  # fmt: skip
+    return tuple(Kpi(key=k, unit=u, value=v, primary=k == "Throughput") for k, (u, v) in found.items())
+
+
 def _write_seen(worker: Path, trials: tuple, served: bool) -> None:
     def look(time_s: float, done: int) -> Look:
         count = ServiceCount(

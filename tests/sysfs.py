@@ -66,3 +66,20 @@ def write(path: Path, text: str) -> None:
     """Write one file as the kernel shows it, with its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def make_powercap_tree(root: Path, zones: Mapping[str, str], range_uj: int = 262_143_328_850) -> Path:
+    """Write what powercap shows below `root` and return it; `zones`: names by the kernel's, such as intel-rapl:0:1."""
+    for zone, name in zones.items():
+        first, *rest = zone.split(":")
+        parts = [":".join([first, *rest[: depth + 1]]) for depth in range(len(rest))]
+        directory = root.joinpath(*parts)
+        write(directory / "name", name)
+        write(directory / "max_energy_range_uj", str(range_uj))
+        write(directory / "energy_uj", "1000000")
+    return root
+
+
+def find_zone(root: Path, zone: str) -> Path:
+    """Return the directory of a zone below `root`."""
+    return next(path for path in root.rglob(zone) if path.is_dir())

@@ -73,6 +73,23 @@ def test_its_parameters_take_effect_as_on_this_machine(workload, tmp_path):
     assert not list_differences(inside, judge_run(workload.logs()))
 
 
+def test_energy_is_read_outside_over_the_window_inside(workload, tmp_path):
+    meter = tmp_path / "meter"
+    meter.write_text('#!/bin/bash\nwhile sleep 0.1; do echo "$(date +%s.%N) 80 W"; done\n')
+    meter.chmod(0o755)
+    done = workload.run("--steps=100", step_of(5), "--idle_time=0.2", f"--energy_meter={meter}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load_run(workload.logs())
+    kpis = {kpi.key: kpi.value for kpi in run.kpis}
+    assert (kpis["Power"], kpis["Idle power"]) == pytest.approx((80, 80))
+    assert kpis["Efficiency"] == pytest.approx(kpis["Throughput"] / 80)
+    assert run.facts["energy"] == f"of what the meter reads: {meter}"
+    assert run.effective["ENERGY_METER"] == run.requested["ENERGY_METER"] == str(meter)
+    command = json.loads((workload.logs() / "container.json").read_text())["command"]
+    assert not any(word.startswith("ENERGY_METER") for word in command)
+    assert not list_differences(run, judge_run(workload.logs()))
+
+
 def test_a_loop_runs_a_container_each_time(images, ctest):
     done = ctest("--set", "BATCH_SIZE=2", "--loop", "2")
     assert done.returncode == 0, done.stdout

@@ -14,7 +14,7 @@ from cnnbench.cli.main import main
 from cnnbench.report.page.charts import load_altair
 from cnnbench.report.page.speed import choose_named, find_front
 from cnnbench.results.record import Kpi
-from page_runs import KILLED, UNSTEADY, read_charts, write_run
+from page_runs import KILLED, UNSTEADY, energy_kpis, read_charts, write_run
 
 needs_altair = pytest.mark.skipif(load_altair() is None, reason="no Altair here: script/setup.sh report installs it")
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \"'&"
@@ -90,6 +90,34 @@ def test_a_page_has_every_section_that_there_are_data_for_and_no_other(report, l
     assert Reader(page).sections == [
         *few[:-1], "accuracy", "roofline", "layers", "serving", "published", "origins",
     ]  # fmt: skip
+
+
+def test_energy_is_shown_where_it_was_measured_with_the_most_efficient_of_each_kind(report, logs):
+    facts = {"energy": "of package 0, DRAM 0"}
+    write_run(logs, started="2025-01-01T00:00:00Z", kpis=energy_kpis(100, 80), facts=facts)
+    write_run(logs, started="2025-01-01T00:00:01Z", kpis=energy_kpis(180, 90), facts=facts)
+    write_run(logs, started="2025-01-01T00:00:02Z", kpis=energy_kpis(400, 100), facts=facts, precision="avx_int8")
+    write_run(
+        logs, started="2025-01-01T00:00:03Z", kpis=energy_kpis(90, 20), facts={"energy": "of GPU 0"}
+    )  # of another kind
+    write_run(logs, started="2025-01-01T00:00:04Z")  # without
+    _, page, _ = report(*logs.glob("logs-*"))
+    section = re.search(r'<section id="energy".*?</section>', page, re.DOTALL)[0]
+    rows = [
+        re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)
+        for row in re.findall(r"<tr.*?</tr>", section, re.DOTALL)
+    ]
+    texts = [[re.sub(r"<[^>]*>|[✓~✗]|valid", "", cell).strip() for cell in row] for row in rows]
+    assert [row[4:10] for row in texts[1:]] == [
+        ["100.0", "80.00", "41.50", "0.8000", "1.250", ""],
+        ["180.0", "90.00", "41.50", "0.5000", "2.000", "yes"],
+        ["400.0", "100.0", "41.50", "0.2500", "4.000", "yes"],
+        ["90.00", "20.00", "41.50", "0.2222", "4.500", "yes"],
+    ]
+    assert [row[10] for row in texts[1:]] == [*["of package 0, DRAM 0"] * 3, "of GPU 0"]
+    summary = re.search(r'<section id="summary".*?</section>', page, re.DOTALL)[0]
+    assert "J/image" in summary
+    assert "power (W)" in summary
 
 
 def test_every_number_has_its_verdict_and_an_invalid_run_has_none(report, logs):

@@ -8,7 +8,7 @@ import pytest
 
 from cnnbench.cli.main import main
 from cnnbench.report.page.charts import COLORS, load_altair
-from page_runs import KILLED, UNSTEADY, write_run
+from page_runs import KILLED, UNSTEADY, energy_kpis, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here: script/setup.sh test installs it")
 expect = playwright.expect
@@ -28,7 +28,8 @@ def page_file(tmp_path_factory):
     logs = tmp_path_factory.mktemp("browser")
     write_run(logs, engine="onnxruntime", started="2025-01-01T00:00:00Z", rate=100, instances=1)
     write_run(logs, engine="onnxruntime", started="2025-01-01T00:00:01Z", rate=190, criteria=(UNSTEADY,))
-    write_run(logs, engine="openvino", started="2025-01-01T00:00:02Z", rate=300, batch=8, CUSTOMER_ENV=HOSTILE)
+    energy = energy_kpis(300, 120)
+    write_run(logs, engine="openvino", started="2025-01-01T00:00:02Z", kpis=energy, batch=8, CUSTOMER_ENV=HOSTILE)
     write_run(logs, engine=HOSTILE, started="2025-01-01T00:00:03Z", criteria=(KILLED,))
     write_run(logs, engine="openvino", started="2025-01-01T00:00:04Z", trace="itex-int8-vnni.log")
     output = logs / "page.html"

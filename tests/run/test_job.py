@@ -7,10 +7,12 @@ import pytest
 from checkout import ROOT, WORKLOAD
 from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.workload import declared_cases
+from cnnbench.machine.energy import find_zones
 from cnnbench.machine.topology import read_topology
-from cnnbench.run.job import plan_case, prepare_job
+from cnnbench.run.job import find_energy_sources, plan_case, prepare_job
 from model_files import write_graph
 from null_workload import THROUGHPUT, NullWorkload
+from sysfs import make_powercap_tree
 
 ACCURACY = "test_resnet50v1_5_tensorflow_xeon_public_inference_accuracy_avx_fp32"
 TRACED = "oneDNN traced while measuring, which costs throughput"
@@ -37,6 +39,22 @@ def test_a_parameter_is_not_among_what_is_not_passed_on(notes):
 @pytest.mark.parametrize(("value", "traced"), [("1", True), ("all", True), ("0", False), ("none", False)])
 def test_a_trace_that_customer_env_asks_for_is_noted(notes, value, traced):
     assert (TRACED in notes(CUSTOMER_ENV=f"ONEDNN_VERBOSE={value}")) is traced
+
+
+def test_no_energy_is_read_of_several_hosts(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "cnnbench.run.energy.find_zones",
+        lambda: find_zones(make_powercap_tree(tmp_path, {"intel-rapl:0": "package-0"})),
+    )
+    hosts, workload = tmp_path / "hosts", NullWorkload(tmp_path)
+    environ = {"NUM_MPI": "1", "CORES_PER_INSTANCE": "1", "HOSTFILE": str(hosts), "ENERGY_METER": "true"}
+    for text, told in (
+        ("localhost slots=1\n", "of what the meter reads: true"),
+        ("localhost slots=1\n10.213.97.2 slots=1\n", "not measured: the instances are on several hosts"),
+    ):
+        hosts.write_text(text)
+        planned = plan_case(workload.directory, THROUGHPUT, environ, {})
+        assert find_energy_sources(planned, {}).describe() == told
 
 
 def test_the_instance_mode_reaches_the_plan():

@@ -64,6 +64,12 @@ def _parse_environment(value: object) -> object:
     return pairs
 
 
+def _check_words(text: str) -> str:
+    """Return a command's text itself; raise ValueError where its quotes do not close."""
+    shlex.split(text)
+    return text
+
+
 def _of(takes: Takes, default: Any, description: str, *, path: bool = False) -> Any:
     """Return a field that only the workloads have whose engines take this; `path`: whether it names a file."""
     return Field(default, description=description, json_schema_extra={"takes": takes, "path": path})
@@ -291,6 +297,14 @@ class Parameters(BaseModel):
     )
     triton_server: str = _served(
         "", "the program `tritonserver` of another installation; empty: that of its wheel", path=True
+    )
+    energy_meter: Annotated[str, AfterValidator(_check_words)] = Field(
+        "",
+        description="a command that prints what a power meter of your own reads, for as long as it runs; empty: the "
+        "counters of the processors, and of a GPU that is used, where they may be read",
+    )
+    idle_time: Annotated[float, Field(ge=0, le=3600)] = Field(
+        2, description="seconds for which idle power is measured first, where energy is; 0: it is not"
     )
     customer_env: Annotated[dict[str, str], BeforeValidator(_parse_environment)] = Field(
         default_factory=dict, description="more environment of the instances, as A=1 B='two words'"

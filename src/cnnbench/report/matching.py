@@ -11,13 +11,14 @@ from cnnbench.report.sets import RunSet, SetRun
 from cnnbench.report.table import DEFINING_FACTS, effective_parameters, shorten
 from cnnbench.report.text import printable
 from cnnbench.results.record import SEEN, RunResult
+from cnnbench.run.energy_seen import POWER_OF
 
 Case = tuple[str, str]
 """The workload's name, and that of the case."""
 
 OF_ONE_RUN = (
     "load average before", "measured for", "instance ", "times of other hosts", "contention", "batches of images",
-    "99 % of latency", SEEN,
+    "99 % of latency", POWER_OF, SEEN,
 )  # fmt: skip
 """What facts begin with that are each run's own, and no condition that it was made under."""
 

@@ -41,6 +41,8 @@ from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sg
 from cnnbench.machine.topology import UNKNOWN_NODE, read_topology
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult, load_run
+from cnnbench.run.energy import ENERGY
+from cnnbench.run.energy_seen import watch_energy
 from cnnbench.run.images import (
     GRAMINE_LABEL,
     NO_GRAMINE,
@@ -51,10 +53,10 @@ from cnnbench.run.images import (
     inference_image,
 )
 from cnnbench.run.inputs import NOTHING_STAGED
-from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase
+from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase, find_energy_sources
 from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
-from cnnbench.run.record import Outside, Record, describe_run, write_outside
+from cnnbench.run.record import EnergySeen, Outside, Record, describe_run, write_outside
 from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
 from cnnbench.staging.archive import DamagedError, unpack
 
@@ -71,6 +73,8 @@ FILES = {
 }
 """The parameters that name a file or directory of the host's, and where that is in the container; WEIGHTS keeps its
 suffix, and a NETWORK_FILE comes with its directory, as parts of it may lie beside."""
+METER = "ENERGY_METER"
+"""The parameter that a container does not get: energy is read here."""
 LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
 
 MEMORY_SHARE = 0.95
@@ -106,12 +110,15 @@ class ContainerRun:
         self._planned, self._options, self._root, self._sgx = planned, options, root, sgx
         self._started = datetime.now(timezone.utc)
         self._run_id = f"{self._started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self._energy = find_energy_sources(planned, os.environ)
+        self._energy_seen: EnergySeen | None = None
         self._spec = self._plan_container()
 
     def _plan_container(self, sys_nice: bool = True) -> ContainerSpec:
         planned, plan = self._planned, self._planned.plan
         nodes = read_topology().memory_nodes(planned.cpus)
         environment = {"WORKLOAD": planned.workload.slug, **planned.requested}
+        environment.pop(METER, None)
         environment[ATTENDED_VARIABLE] = "1"
         if self._options.hang_s is not None:
             environment[HANG_VARIABLE] = f"{self._options.hang_s:g}"
@@ -217,7 +224,10 @@ class ContainerRun:
         """Start the container, wait for its logs, and make a result of what came."""
         archive = logs / ARCHIVE
         interrupt, broken, facts = None, "", self._facts()
-        with Container(self._options.cli, self._spec.name, logs / LOG) as container:
+        with (
+            watch_energy(self._energy, logs, self._keep_energy),
+            Container(self._options.cli, self._spec.name, logs / LOG) as container,
+        ):
             self._start(container)
             try:
                 interrupt = container.fetch(archive)
@@ -234,6 +244,9 @@ class ContainerRun:
             (logs / STATUS).unlink(missing_ok=True)
             return self._reject(logs, interrupt, broken, facts)
         return self._read_result(logs, facts, state, interrupt)
+
+    def _keep_energy(self, seen: EnergySeen) -> None:
+        self._energy_seen = seen
 
     @staticmethod
     def _unpack(archive: Path, logs: Path, state: dict[str, Any], complaint: str, container: Container) -> str:
@@ -285,17 +298,27 @@ class ContainerRun:
             facts["container memory"] = f"ran out at the limit, {bytes_text(state['Memory'])}"
         requested, failure = self._planned.requested, None
         effective = {name: requested[name] for name in FILES if self._spec.environment.get(name) in self._spec.mounts}
+        if requested.get(METER):
+            effective[METER] = requested[METER]
         if isinstance(interrupt, TimeUpInterrupt):
             failure = Criterion(name=TIMEOUT, passed=False, found=str(interrupt), needed="")
-        outside = Outside(requested=requested, effective=effective, facts=facts, notes=tuple(notes), failure=failure)
+        outside = Outside(
+            requested=requested,
+            effective=effective,
+            facts=facts,
+            notes=tuple(notes),
+            failure=failure,
+            energy=self._energy_seen,
+        )
         write_outside(logs, outside)
-        return apply_outside(result, outside)
+        return judge_run(logs) if self._energy_seen else apply_outside(result, outside)
 
     def _facts(self) -> dict[str, str]:
         cli, image = [*self._options.cli], self._spec.image
         identity = run_engine([*cli, "inspect", "--type", "image", "--format", "{{.Id}}", image])
         version = run_engine([*cli, "version", "--format", "{{.Server.Version}}"])
-        return {
+        told = self._energy.describe()
+        return ({ENERGY: told} if told else {}) | {
             HOST_NAME: platform.node(),  # a container has a name of its own
             "container image": f"{image} ({identity})",
             "image made from": read_label(cli, "image", image, REVISION_LABEL),

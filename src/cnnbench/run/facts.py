@@ -7,6 +7,7 @@ from typing import Any
 from cnnbench.launch.instances import Plan
 from cnnbench.machine.facts import machine_facts
 from cnnbench.machine.topology import format_cpu_list
+from cnnbench.run.energy import ENERGY
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job
 
@@ -17,6 +18,7 @@ def host_facts(job: Job, load_before: float) -> dict[str, str]:
         "CPUs used": format_cpu_list(job.plan.cpus),
         "load average before": f"{load_before:.2f}",
         "LD_LIBRARY_PATH": job.environment.get("LD_LIBRARY_PATH"),
+        ENERGY: job.energy.describe(),
     }
     return {name: value for name, value in facts.items() if value is not None}
 

@@ -30,6 +30,7 @@ from cnnbench.machine.ceiling import HOW_TO_GET, PEAK_VARIABLE, find_peak_progra
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
 from cnnbench.machine.topology import format_cpu_list, read_topology
 from cnnbench.run.compatibility import check_engine, check_network_case
+from cnnbench.run.energy import NO_ENERGY, EnergySources, check_meter, find_sources
 from cnnbench.run.requests import count_held, note_unused, plan_queue, plan_requests
 from cnnbench.staging.environments import (
     RANKS,
@@ -114,6 +115,7 @@ class Job(PlannedCase):
 
     `peak_program`: what measures the machine's ceiling; None where there is none, or nothing to hold against it.
     `sampler`: what samples the instances, or why nothing does. `mpirun`: Open MPI's; None without MPI.
+    `energy`: what that is read from.
     `rivals`: where the engine is still to be chosen by a trial, the jobs of all that there are, its own among them.
     """
 
@@ -122,6 +124,7 @@ class Job(PlannedCase):
     peak_program: Path | None
     sampler: Sampler
     mpirun: Path | None
+    energy: EnergySources
     rivals: tuple["Job", ...] = ()
 
     @property
@@ -194,6 +197,7 @@ def plan_case(
         require(precision, cpu.flags, force=asked.force)
     if asked.wrap_key:
         _check_wrap_key(asked.wrap_key, workload)
+    check_meter(asked.energy_meter, environ)
     platform, detected = check_platform(environ.get(PLATFORM_VARIABLE) or GENERIC), detect_platform(cpu)
     if platform not in (GENERIC, detected):
         notes.append(f"declared for {platform}, but this machine is {detected}")
@@ -260,6 +264,7 @@ def prepare_job(planned: PlannedCase, environ: Mapping[str, str], *, enclaves: b
         peak_program=peak_program,
         sampler=_choose_sampler(planned, environ),
         mpirun=find_mpirun() if planned.ranks else None,
+        energy=find_energy_sources(planned, environ),
     )
 
 
@@ -270,6 +275,16 @@ def _choose_sampler(planned: PlannedCase, environ: Mapping[str, str]) -> Sampler
     if planned.case.sgx:
         return Sampler(reason="nothing samples in an enclave: its code is not to be read, and it has no timers")
     return find_sampler(environ)
+
+
+def find_energy_sources(planned: PlannedCase, environ: Mapping[str, str]) -> EnergySources:
+    """Return what energy is read from while a case is measured, or why it is not."""
+    if planned.parameters.mode == "accuracy":  # whose times are no figures
+        return NO_ENERGY
+    if planned.plan.cores > len(planned.plan.cpus):
+        return EnergySources(reason="the instances are on several hosts")
+    p = planned.parameters
+    return find_sources(p.energy_meter, p.idle_time, environ, cores=len(planned.cpus), gpu=planned.precision.on_gpu)
 
 
 def ranks_command(job: Job, python: Path, file: Path, logs: Path) -> list[str]:

@@ -16,10 +16,11 @@ from cnnbench.machine.topology import format_cpu_list
 from cnnbench.proof import verdict as validity
 from cnnbench.results import stats
 from cnnbench.results.record import SEEN, Criterion, Kpi, RunResult
+from cnnbench.run.energy_seen import note_energy, use_energy
 from cnnbench.run.facts import instance_facts, run_notes, software_facts
 from cnnbench.run.kpis import compute_kpis
 from cnnbench.run.measured import Measured
-from cnnbench.run.record import Outside, Record, read_outside, read_record, read_seen
+from cnnbench.run.record import EnergySeen, Outside, Record, read_outside, read_record, read_seen
 
 _CUT_OFF = Criterion(
     name="record",
@@ -38,7 +39,7 @@ def judge_run(directory: Path) -> RunResult:
     if outside is None:
         return _judge_inside(directory)
     if outside.record is None:
-        return apply_outside(_judge_inside(directory), outside)
+        return apply_outside(_judge_inside(directory, outside.energy), outside)
     record, failure = outside.record, outside.failure or _CUT_OFF
     return apply_outside(_compose(record, record.plan, [], [], [failure], {}, record.notes), outside)
 
@@ -56,9 +57,11 @@ def apply_outside(result: RunResult, outside: Outside) -> RunResult:
     return RunResult.model_validate(dict(result) | known)
 
 
-def _judge_inside(directory: Path) -> RunResult:
-    """Judge a run by what it left itself."""
+def _judge_inside(directory: Path, energy: EnergySeen | None = None) -> RunResult:
+    """Judge a run by what it left itself; `energy`: what was read from outside."""
     record, seen = read_record(directory), read_seen(directory)
+    if energy is not None:
+        seen = replace(seen, energy=energy)
     if seen.end is None:
         return _reject(directory, record, _CUT_OFF, "")
     if seen.end.failure is not None:
@@ -97,6 +100,8 @@ def _judge_measured(run: Measured) -> RunResult:
         )
         facts["99 % of latency, by rate"] = ", ".join(tried)
     facts |= run.loadgen.facts if run.loadgen else {}
+    if (energy := use_energy(run)) is not None:
+        facts |= energy.facts
     proven = (run.sampled.facts if run.sampled else {}) | (run.proof.facts if run.proof else {})
     if not any(kpi.primary for kpi in kpis):
         criteria.append(validity.reject_without_steps(record.mode))
@@ -190,6 +195,7 @@ def _finish(
     record, plan, ranks = run.record, run.plan, run.ranks
     shared = record.weight_sharing and plan.cores_per_instance > 1
     notes = run_notes(record.notes, results, threads_shared=shared)
+    notes += note_energy(run) if kpis else []
     if ranks:
         notes += note_moves(record.plan, plan) + ranks.notes()
     found = _known_facts(run.directory, record, plan, results) | (ranks.facts() if ranks else {}) | facts

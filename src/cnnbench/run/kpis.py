@@ -13,6 +13,7 @@ import numpy as np
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.results import stats
 from cnnbench.results.record import Kpi
+from cnnbench.run.energy_seen import use_energy
 from cnnbench.run.measured import Measured
 
 LOW, HIGH = " 95 % low", " 95 % high"
@@ -180,6 +181,32 @@ def _cpu_frequency(run: Measured) -> float | None:
     return float(np.mean(run.frequencies_mhz)) if run.frequencies_mhz else None
 
 
+def _power(run: Measured) -> float | None:
+    use = use_energy(run)
+    return use.power_w if use else None
+
+
+def _idle_power(run: Measured) -> float | None:
+    use = use_energy(run)
+    return use.idle_w if use else None
+
+
+def _power_above_idle(run: Measured) -> float | None:
+    """Tell it where the run drew more, by a hundredth at the least: else nothing was idle before, or has run since."""
+    power, idle = _power(run), _idle_power(run)
+    return power - idle if power and idle and power > 1.01 * idle else None
+
+
+def _energy_per_image(run: Measured) -> float | None:
+    power = _power(run)
+    return power / run.throughput.mean if power else None
+
+
+def _efficiency(run: Measured) -> float | None:
+    power = _power(run)
+    return run.throughput.mean / power if power else None
+
+
 def _capacity(run: Measured) -> float | None:
     """Count what was answered at the rate that holds the bound: what was sent may have been a little more or less."""
     return _requests(run) if run.record.mode == "capacity" and run.seen.capacity else None
@@ -278,6 +305,11 @@ TABLE: tuple[KpiKind, ...] = (
     *(KpiKind("Achieved", unit, "higher", partial(_achieved, unit)) for unit in ("GFLOP/s", "GOP/s")),
     *(KpiKind("Peak", unit, "higher", partial(_peak, unit)) for unit in ("GFLOP/s", "GOP/s")),
     KpiKind("Memory bandwidth", "GB/s", "higher", _memory_bandwidth),
+    KpiKind("Power", "W", "lower", _power),
+    KpiKind("Idle power", "W", "lower", _idle_power),
+    KpiKind("Power above idle", "W", "lower", _power_above_idle),
+    KpiKind("Energy per image", "J/image", "lower", _energy_per_image),
+    KpiKind("Efficiency", "img/s/W", "higher", _efficiency),
     KpiKind("Accuracy top-1", "%", "higher", _top1, primary_in="accuracy"),
     KpiKind("Accuracy top-5", "%", "higher", _top5),
     KpiKind("Top-1 loss", "%", "lower", _top1_loss),

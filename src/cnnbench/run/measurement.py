@@ -36,6 +36,7 @@ from cnnbench.proof.verdict import AUTO_HALF_WIDTH, LEAST_ANSWERED
 from cnnbench.results import stats
 from cnnbench.results.record import INTERRUPTED_RUN, TIMEOUT, WORKER, Criterion, RunResult, find_iterations
 from cnnbench.results.steps import StepTimes
+from cnnbench.run.energy_seen import watch_energy
 from cnnbench.run.facts import host_facts
 from cnnbench.run.inputs import Inputs
 from cnnbench.run.job import Job, ranks_command
@@ -95,8 +96,9 @@ class Measurement:
         with shared_directory() as shared:
             try:
                 self._begin()
-                self._measure_ceiling()
-                self._launch(shared)
+                with watch_energy(self._job.energy, self._logs, self._writer.add):
+                    self._measure_ceiling()
+                    self._launch(shared)
                 again = self._measure_ceiling_again()
                 self._writer.add(End())
                 return self._judge(retry=again)

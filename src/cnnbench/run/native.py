@@ -11,6 +11,7 @@ from cnnbench.base.signals import time_limit
 from cnnbench.engines.registry import AUTO
 from cnnbench.results.kpi_text import write_logs
 from cnnbench.results.record import TIMEOUT, Criterion, RunResult
+from cnnbench.run.energy import NO_ENERGY
 from cnnbench.run.inputs import NOTHING_STAGED, Inputs, stage_inputs
 from cnnbench.run.job import Job
 from cnnbench.run.kpis import primary_kind
@@ -110,6 +111,6 @@ def choose_engine(
 def _try_engine(rival: Job, inputs: Inputs, hang_s: float, kind: MeasurementKind) -> RunResult:
     """Measure an engine for a moment; only its figure is kept."""
     short = {"steps": "auto", "min_time": TRIAL_S, "max_time": TRIAL_S, "perf_analyzer": False}
-    job = replace(rival, parameters=rival.parameters.model_copy(update=short), peak_program=None)
+    job = replace(rival, parameters=rival.parameters.model_copy(update=short), peak_program=None, energy=NO_ENERGY)
     with tempfile.TemporaryDirectory(prefix="cnnbench-trial-") as logs:
         return kind(job, inputs, Path(logs), hang_s).run()

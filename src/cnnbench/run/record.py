@@ -23,6 +23,7 @@ from cnnbench.launch.instances import Plan
 from cnnbench.machine.ceiling import Ceiling
 from cnnbench.machine.cgroup import CpuQuota
 from cnnbench.machine.contention import CpuSample
+from cnnbench.machine.energy import Series
 from cnnbench.results.record import RUN_FILE, Criterion
 from cnnbench.run.compatibility import ONLY_IN_FP8
 from cnnbench.run.facts import input_facts
@@ -156,6 +157,20 @@ class SecondClientSeen(_Model):
     failure: str = ""
 
 
+class EnergySeen(_Model):
+    """What was read of energy, from before anything was started until all had ended.
+
+    `of`: the series that add up to what is told. `idle_ns`: the span in which nothing had been started yet; None where
+    that was not measured. `note`: what a reader of the figures should know.
+    """
+
+    event: Literal["energy"] = "energy"
+    of: tuple[str, ...]
+    series: tuple[Series, ...]
+    idle_ns: tuple[int, int] | None
+    note: str = ""
+
+
 class End(_Model):
     """How the run ended: with all that it was to measure, or by a failure; `seen`: what was seen of that."""
 
@@ -164,7 +179,7 @@ class End(_Model):
     seen: str = ""
 
 
-AnyEvent = CeilingSeen | Look | CapacitySeen | SecondClientSeen | End
+AnyEvent = CeilingSeen | Look | CapacitySeen | SecondClientSeen | EnergySeen | End
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="event")])
 
 
@@ -173,6 +188,7 @@ class Outside(_Model):
 
     `record`: of a run whose container has given no result, or not yet; what it has left is not judged then.
     `requested`, `effective`: parameters that the container was given otherwise. `failure`: what makes the run invalid.
+    `energy`: what was read of it; the container reads none.
     """
 
     schema_version: Literal[1] = 1
@@ -182,6 +198,7 @@ class Outside(_Model):
     facts: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     failure: Criterion | None = None
+    energy: EnergySeen | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +210,7 @@ class Seen:
     end: End | None
     capacity: CapacitySeen | None = None
     second_client: SecondClientSeen | None = None
+    energy: EnergySeen | None = None
 
 
 def describe_run(planned: PlannedCase, inputs: Inputs, run_id: str, started: str, host: dict[str, str]) -> Record:
@@ -328,6 +346,7 @@ def read_seen(directory: Path) -> Seen:
         looks=tuple(event for event in events[last:] if isinstance(event, Look)),
         capacity=next((event for event in events[last:] if isinstance(event, CapacitySeen)), None),
         second_client=next((event for event in events if isinstance(event, SecondClientSeen)), None),
+        energy=next((event for event in events if isinstance(event, EnergySeen)), None),
         end=next((event for event in reversed(events) if isinstance(event, End)), None),
     )
 

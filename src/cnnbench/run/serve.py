@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -31,6 +32,7 @@ from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.run.enclaves import TEMPLATE, enclose_job
+from cnnbench.run.energy import NO_ENERGY
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, MeasurementKind
@@ -116,6 +118,8 @@ def _run(
         hang_s = float(environ.get(HANG_VARIABLE) or (ENCLAVE_HANG_S if case.sgx else DEFAULT_HANG_S))
         kind = choose(job, cache)
         job = choose_engine(job, cache, hang_s, kind, in_image=True)
+        if environ.get(ATTENDED_VARIABLE):  # by who reads energy from outside
+            job = replace(job, energy=NO_ENERGY)
         inputs = stage_inputs(job, cache, in_image=True)
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)

@@ -14,7 +14,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cnnbench.base.disk import explain_refusals
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.report.page import accuracy, history, layers, places, published, roofline, serving, speed, times
+from cnnbench.report.page import (
+    accuracy,
+    energy,
+    history,
+    layers,
+    places,
+    published,
+    roofline,
+    serving,
+    speed,
+    times,
+)
 from cnnbench.report.page.charts import COLORS, HOW_TO_GET, color, javascript, load_altair, need_altair, specify
 from cnnbench.report.page.model import Section
 from cnnbench.report.page.runs import Runs, read_runs
@@ -35,6 +46,7 @@ SECTIONS = (
     times.show_distribution,
     times.show_steps,
     speed.show_scaling,
+    energy.show_energy,
     places.show_places,
     accuracy.show_accuracy,
     roofline.show_roofline,

@@ -14,6 +14,7 @@ from cnnbench.report.page.runs import PageRun, Runs, newest
 MOST_POINTS = 300
 NOT_COMPARED = (
     *("INSTANCES", "STEPS", "WARMUP_STEPS", "MIN_TIME", "MAX_TIME", "ACCURACY_TIME", "VERBOSE", "ONEDNN_VERBOSE"),
+    *("ENERGY_METER", "IDLE_TIME"),
 )
 """The parameters in which runs may differ whose scaling is compared."""
 

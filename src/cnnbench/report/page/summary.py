@@ -26,6 +26,8 @@ COLUMNS = {
     "loss (%)": "Top-1 loss",
     "ISA share (%)": "ISA share",
     "of peak (%)": "Compute utilization",
+    "power (W)": "Power",
+    "J/image": "Energy per image",
 }
 """The KPIs that the summary has columns for, where any run has them."""
 COLUMNED = ("TOPOLOGY", "ENGINE", "BATCH_SIZE", "INSTANCES", "CORES_PER_INSTANCE")
