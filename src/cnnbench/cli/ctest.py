@@ -7,7 +7,8 @@ know parameters and workloads: those take longer to import than ctest to answer.
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ Run this workload's test cases. Options:
   --options "..."   more parameters for each case, such as "--batch_size=1 --weight_sharing"
   --continue        go on after a run in which a case failed; the first failure's exit code stays
   --dry-run         print each case's plan, measure nothing
+  --status          tell from another terminal what runs here, how far it is, and what ran last
   --describe-params list the parameters: default, accepted values, meaning
   --stop            end this workload's containers and remove them; other builds' are left alone
   -h, --help        this text
@@ -102,18 +104,31 @@ def run_script(
         return 0
     if "--stop" in options.flags:
         return _stop(container_cli, build_dir)
+    if "--status" in options.flags:
+        return _print_status(build_dir, arguments)
     if "--describe-params" in options.flags:
         return _describe_parameters(workload_dir)
     common = _common_settings(options, defaults)
     command = _make_command(build_dir, ctest, options)
     if options.is_plain:
-        if runs_cases(options.rest):
-            select_cases(build_dir, command)
-        return run_ctest(command, build_dir, {**os.environ, **common})
+        environment = {**os.environ, **common}
+        if not runs_cases(options.rest):
+            return run_ctest(command, build_dir, environment)
+        return _run_told(command, build_dir, environment, select_cases(build_dir, command))
     from cnnbench.cli.ctest_sets import run_sets
 
     go_on = "--continue" in options.flags
     return run_sets(workload_dir, build_dir, command, options.sets, options.loop, common, go_on)
+
+
+def _run_told(command: Sequence[str], build_dir: Path, environment: Mapping[str, str], cases: Sequence[str]) -> int:
+    """Run ctest once, and tell how far its cases are."""
+    from cnnbench.run.status import Call
+
+    call = Call(build_dir, cases, runs=1)
+    code = run_ctest(command, build_dir, environment, call.status.name)
+    call.end(code)
+    return code
 
 
 def check_choice(build_dir: Path, ctest: str, arguments: Sequence[str]) -> None:
@@ -143,6 +158,20 @@ def _stop(container_cli: Sequence[str], build_dir: Path) -> int:
     return 0
 
 
+def _print_status(build_dir: Path, arguments: Sequence[str]) -> int:
+    """Print how far this build's cases are; return 1 where a file that tells it cannot be read."""
+    if len(arguments) > 1:
+        raise UsageError("--status: goes alone")
+    from cnnbench.report.status import status_lines
+    from cnnbench.run.status import read_build
+
+    build = read_build(build_dir)
+    print("\n".join(status_lines(build)))
+    for complaint in build.complaints:
+        print(f"cnnbench: {complaint}", file=sys.stderr)
+    return 1 if build.complaints else 0
+
+
 def _describe_parameters(workload_dir: Path) -> int:
     from cnnbench.cases.workload import load_workload
     from cnnbench.cli.parameters import describe_parameters
@@ -157,7 +186,7 @@ def _parse(arguments: Sequence[str]) -> _Options:
     remaining = iter(arguments)
     for word in remaining:
         name, separator, value = word.partition("=")
-        if word in ("-h", "--help", "--describe-params", "--continue", "--dry-run", "--stop"):
+        if word in ("-h", "--help", "--describe-params", "--continue", "--dry-run", "--stop", "--status"):
             options.flags.add(word)
         elif name in ("--set", "--loop", "--config", "--testcase", "--options"):
             text = value if separator else next(remaining, None)
