@@ -12,7 +12,9 @@ from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
 from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.run.judging import judge_run
+from cnnbench.run.watching import MARK
 from container_engine import CLI
+from following import follow
 from null_workload import CORES, SLUG, THROUGHPUT, NullWorkload, clean_environment, run_kpi, step_of
 
 pytestmark = pytest.mark.container
@@ -71,6 +73,18 @@ def test_its_parameters_take_effect_as_on_this_machine(workload, tmp_path):
     assert inside.plan == outside.plan
     assert inside.facts["container image"].startswith(f"{SLUG}-dummy:test-")
     assert not list_differences(inside, judge_run(workload.logs()))
+
+
+def test_how_far_it_is_is_told_from_inside_and_is_no_part_of_its_log(workload):
+    done, told = follow(workload.command("--steps=150", step_of(20)), workload.logs_root, clean_environment())
+    assert done.returncode == 0, done.stderr
+    phases = [status.now.phase.name for status in told]
+    assert phases.index("starting the container") < phases.index("measuring throughput avx_fp32")
+    (*_, last) = (status for status in told if status.now.throughput)
+    assert (last.backend, last.now.instances[0].state) == ("docker", "measuring")
+    assert last.now.throughput.half_width
+    assert MARK not in (workload.logs() / "container.log").read_text()
+    assert MARK not in done.stdout + done.stderr
 
 
 def test_a_loop_runs_a_container_each_time(images, ctest):

@@ -30,7 +30,7 @@ _listeners: list[Callable[[Progress], object]] = []
 
 @contextmanager
 def listening(listener: Callable[[Progress], object]) -> Iterator[None]:
-    """Have this called, for the block, with each step of this process that begins or gets on; it must be quick."""
+    """Have this called, for the block, with each step of this process that begins, gets on or ends; be quick."""
     _listeners.append(listener)
     try:
         yield
@@ -67,6 +67,7 @@ class Progress:
         self._started_s = self._reported_s = clock()
         self._bar: tqdm | None = None
         self._note = ""
+        self.is_over = False
 
     def __enter__(self) -> Progress:
         """Begin to show; time counts from here."""
@@ -130,6 +131,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Say that the step is done, unless it failed."""
+        self.is_over = kind is None
+        self._tell()
         if self._bar is not None:
             self._bar.close()
         elif kind is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def _show(command: Sequence[str], build_dir: Path, environment: Mapping[str, str
 
             view = stack.enter_context(LiveView(build_dir, call, sys.stderr))
             told = {} if is_verbose else _stream_to(stack.enter_context(_pipe_to(view.tell)))
-            lines = stack.enter_context(_pipe_to(view.copy))
+            lines = stack.enter_context(_pipe_to(view.copy, pty.openpty))  # on a terminal, ctest has colours
             yield _Shown(told, lines if sys.stdout.isatty() else None, lines)
         elif is_quiet or is_verbose:
             yield _Shown({})
@@ -129,9 +130,9 @@ def _stream_to(end: TextIO) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _pipe_to(take: Callable[[TextIO], object]) -> Iterator[TextIO]:
-    """Yield the end of a pipe whose lines are taken by a thread, to the last one."""
-    reading, writing = os.pipe()
+def _pipe_to(take: Callable[[TextIO], object], make: Callable[[], tuple[int, int]] = os.pipe) -> Iterator[TextIO]:
+    """Yield the end of a pipe, or of a terminal that `make` makes, whose lines are taken by a thread, to the last."""
+    reading, writing = make()
     with open(reading, errors="replace") as lines, open(writing, "w") as end:  # noqa: PTH123 - descriptors, not paths
         taker = threading.Thread(target=take, args=(lines,))
         taker.start()

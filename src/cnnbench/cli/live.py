@@ -3,6 +3,7 @@
 What is drawn is what the files of the build directory tell (run/status.py), which ctest and its cases know nothing of.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -63,9 +64,10 @@ class LiveView:
         self._live.stop()
 
     def copy(self, lines: Iterable[str]) -> None:
-        """Print lines above the view, as they come."""
-        for line in lines:
-            self._console.print(Text.from_ansi(line.rstrip("\n")), soft_wrap=True)
+        """Print lines that come from a terminal above the view, until nobody writes there any more (EIO)."""
+        with contextlib.suppress(OSError):
+            for line in lines:
+                self._console.print(Text.from_ansi(line.rstrip("\n")), soft_wrap=True)
 
     def tell(self, lines: Iterable[str]) -> None:
         """Show the last of these lines in the view: what a case's preparations say of how far they are."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 
-from cnnbench.base.progress import BYTES, SECONDS, bytes_text, duration_text
+from cnnbench.base.progress import BYTES, OVERTIME, SECONDS, bytes_text, duration_text
 from cnnbench.report.text import WORDS
 from cnnbench.run.status import (
     STATES,
@@ -20,6 +20,8 @@ from cnnbench.run.status import (
 )
 from cnnbench.run.watching import rate_text
 
+MOMENT_S = 0.5
+"""A time left that is shorter is not told."""
 SILENCE_S = 15.0
 """From when on it is said that a case has told nothing new."""
 
@@ -65,7 +67,7 @@ def call_lines(seen: CallSeen, costs_s: dict[str, float], now_s: float) -> list[
     number = min(seen.over + max(1, len(seen.running)), seen.count)
     parts = [f"case {number} of {seen.count}", f"{duration_text(now_s - call.began_s)} so far"]
     left = left_of_call(seen, costs_s, now_s)
-    if left.seconds >= 1:
+    if left.seconds >= MOMENT_S:
         parts.append(f"{'at least' if left.unknown else 'about'} {duration_text(left.seconds)} left")
     lines = [f"ctest.sh (process {call.pid}): {', '.join(parts)}"]
     if left.unknown:
@@ -106,7 +108,7 @@ def case_lines(case: CaseStatus, cost_s: float | None, now_s: float) -> list[str
     """Say how far a running case is."""
     parts = [f"{duration_text(now_s - case.began_s)} so far"]
     left_s = left_of_case(case, cost_s, now_s)
-    if left_s:
+    if left_s is not None and left_s >= MOMENT_S:
         parts.append(f"about {duration_text(left_s)} left")
     if case.backend == "docker":
         parts.append("in a container")
@@ -136,10 +138,15 @@ def _done_text(phase: Phase) -> str:
 
 
 def _left(phase: Phase, age_s: float) -> Iterator[str]:
-    if phase.left_s is not None:
-        yield f"about {duration_text(max(0.0, phase.left_s - age_s))} left"
-    if phase.at_most_s is not None:
-        yield f"at most {duration_text(max(0.0, phase.at_most_s - age_s))}{'' if phase.left_s is not None else ' left'}"
+    left_s = None if phase.left_s is None else max(0.0, phase.left_s - age_s)
+    at_most_s = None if phase.at_most_s is None else max(0.0, phase.at_most_s - age_s)
+    if at_most_s is not None and at_most_s < MOMENT_S:
+        yield OVERTIME
+        return
+    if left_s is not None and left_s >= MOMENT_S:
+        yield f"about {duration_text(left_s)} left"
+    if at_most_s is not None and (left_s is None or at_most_s - left_s >= MOMENT_S):
+        yield f"at most {duration_text(at_most_s)}{'' if left_s is not None and left_s >= MOMENT_S else ' left'}"
 
 
 def instances_text(now: Progressed) -> str:

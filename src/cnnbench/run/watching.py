@@ -79,6 +79,10 @@ class Reporter:
     def progress(self, step: Progress) -> None:
         """Say how far a step of what is done is; see base.progress.listening."""
         phase = self._now.phase
+        if step.is_over:
+            self._change(phase=Phase(name=f"done: {step.label}", began_s=time.time()))
+            self._tell(at_once=True)
+            return
         is_new, watched = phase.name != step.label, bool(self._now.instances)
         left_s, at_most_s = (None, step.left_s) if step.unit == SECONDS else (step.left_s, None)
         self._change(
