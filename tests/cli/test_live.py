@@ -188,9 +188,16 @@ def test_status_of_what_is_damaged_or_no_build_directory_says_so(build, tmp_path
     assert done.returncode == 1
     assert done.stdout == "nothing is running, and nothing has run here yet\n"
     assert "case-1.json: of schema 2, needed 1" in done.stderr
-    bad = subprocess.run([build / "ctest.sh", "--status", "-N"], capture_output=True, text=True)
-    assert (bad.returncode, bad.stderr) == (2, "cnnbench: --status: goes alone\n")
-    command = [sys.executable, "-m", "cnnbench", "ctest", "--build-dir", tmp_path, "--ctest", "ctest"]
-    bad = subprocess.run([*command, "--workload", tmp_path, "--", "--status"], capture_output=True, text=True)
+    for more in ("-N", "--loop=2", "--continue"):
+        bad = subprocess.run([build / "ctest.sh", "--status", more], capture_output=True, text=True)
+        assert bad.returncode == 2
+        assert bad.stderr.startswith("cnnbench: --status: goes alone, or with the build directories of other workloads")
+    bad = subprocess.run([build / "ctest.sh", "--status", tmp_path], capture_output=True, text=True)
     assert bad.returncode == 1
     assert f"{tmp_path}: no build directory of a workload's" in bad.stderr
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "CTestTestfile.cmake").touch()
+    both = subprocess.run([build / "ctest.sh", "--status", other], capture_output=True, text=True)
+    silent = "  nothing is running, and nothing has run here yet"
+    assert both.stdout.splitlines() == [f"{build}:", silent, f"{other}:", silent]

@@ -37,7 +37,8 @@ Run this workload's test cases. Options:
   --options "..."   more parameters for each case, such as "--batch_size=1 --weight_sharing"
   --continue        go on after a run in which a case failed; the first failure's exit code stays
   --dry-run         print each case's plan, measure nothing
-  --status          tell from another terminal what runs here, how far it is, and what ran last
+  --status [DIR]... tell from another terminal what runs here, and in other workloads' build directories, how far it is,
+                    and what ran last
   --describe-params list the parameters: default, accepted values, meaning
   --stop            end this workload's containers and remove them; other builds' are left alone
   -h, --help        this text
@@ -105,7 +106,7 @@ def run_script(
     if "--stop" in options.flags:
         return _stop(container_cli, build_dir)
     if "--status" in options.flags:
-        return _print_status(build_dir, arguments)
+        return _print_status(build_dir, options)
     if "--describe-params" in options.flags:
         return _describe_parameters(workload_dir)
     common = _common_settings(options, defaults)
@@ -158,18 +159,25 @@ def _stop(container_cli: Sequence[str], build_dir: Path) -> int:
     return 0
 
 
-def _print_status(build_dir: Path, arguments: Sequence[str]) -> int:
-    """Print how far this build's cases are; return 1 where a file that tells it cannot be read."""
-    if len(arguments) > 1:
-        raise UsageError("--status: goes alone")
+def _print_status(build_dir: Path, options: _Options) -> int:
+    """Print how far the cases of this build and of others are; return 1 where a file that tells it cannot be read."""
+    others = [Path(word) for word in options.rest if not word.startswith("-")]
+    if options.flags != {"--status"} or options.sets or options.values or len(others) < len(options.rest):
+        raise UsageError("--status: goes alone, or with the build directories of other workloads")
     from cnnbench.report.status import status_lines
     from cnnbench.run.status import read_build
 
-    build = read_build(build_dir)
-    print("\n".join(status_lines(build)))
-    for complaint in build.complaints:
+    builds = [read_build(directory) for directory in (build_dir, *others)]
+    told = [status_lines(build) for build in builds]
+    if others:
+        told = [
+            [f"{build.directory}:", *(f"  {line}" for line in lines)] for build, lines in zip(builds, told, strict=True)
+        ]
+    print("\n".join(line for lines in told for line in lines))
+    complaints = [complaint for build in builds for complaint in build.complaints]
+    for complaint in complaints:
         print(f"cnnbench: {complaint}", file=sys.stderr)
-    return 1 if build.complaints else 0
+    return 1 if complaints else 0
 
 
 def _describe_parameters(workload_dir: Path) -> int:

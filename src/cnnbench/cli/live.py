@@ -75,17 +75,21 @@ class LiveView:
             self._told = printable(line.strip())
 
     def _draw_until_over(self) -> None:
-        before = os.sched_getaffinity(0)
+        self._allowed = os.sched_getaffinity(0)
         while not self._over.wait(DRAW_S):
-            try:
-                build = read_build(self._build_dir)
-            except CnnbenchError as error:  # the build directory went away: what runs there will say so
-                self._live.update(Text(str(error)), refresh=True)
-                continue
-            seen = next((one for one in build.calls if one.call.name == self._call), None)
-            if seen is not None:
-                _keep_off(before, seen)
-                self._live.update(self._render(build, seen), refresh=True)
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw once, from what the files tell now."""
+        try:
+            build = read_build(self._build_dir)
+        except CnnbenchError as error:  # the build directory went away: what runs there will say so
+            self._live.update(Text(str(error)), refresh=True)
+            return
+        seen = next((one for one in build.calls if one.call.name == self._call), None)
+        if seen is not None:
+            _keep_off(self._allowed, seen)
+            self._live.update(self._render(build, seen), refresh=True)
 
     def _render(self, build: BuildSeen, seen: CallSeen) -> RenderableType:
         now_s = time.time()
