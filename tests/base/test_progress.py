@@ -77,6 +77,17 @@ def test_a_time_that_is_up_before_the_last_step_is_said_to_be():
     ]
 
 
+def test_a_step_that_stands_still_is_told_now_and_then():
+    clock, stream = Clock(), io.StringIO()
+    with Progress("loading", 2, "instances", stream=stream, clock=clock) as progress:
+        for _ in range(25):
+            clock.now_s += 1
+            progress.remind()
+    assert stream.getvalue().splitlines() == ["loading: 0 of 2 instances"] * 2 + [
+        "loading: 0 of 2 instances, done in 25 s"
+    ]
+
+
 def test_a_failed_step_is_not_called_done():
     stream = io.StringIO()
     with pytest.raises(ValueError, match="broken"), Progress("drawing", 10, "images", stream=stream):
@@ -90,6 +101,7 @@ def shown_on_a_terminal(total, unit, *advances):
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     with os.fdopen(writer, "w") as terminal, Progress("drawing", total, unit, stream=terminal) as progress:
         for n in advances:
+            progress.note("1.5 ± 0.1 img/s")
             progress.advance(n)
         terminal.flush()
     shown = b""
@@ -105,13 +117,14 @@ def test_a_terminal_gets_a_bar_that_goes_no_further_than_its_total():
     assert "| 0/4 " in shown
     assert "6/4" not in shown
     assert re.search(r"100%\|█+\| 4/4 ", shown)
+    assert "1.5 ± 0.1 img/s" in shown
 
 
 def test_a_terminal_is_told_that_the_time_is_up():
     shown = shown_on_a_terminal(1.5, SECONDS, 1, 1, 1)
     assert "| 0/1.5 s" in shown
     assert "2/1.5" not in shown
-    assert re.search(r"100%\|█+\| 1\.5/1\.5 s, waiting for the steps under way", shown)
+    assert re.search(r"100%\|█+\| 1\.5/1\.5 s, 1\.5 ± 0\.1 img/s, waiting for the steps under way", shown)
 
 
 @pytest.mark.parametrize(

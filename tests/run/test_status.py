@@ -97,7 +97,7 @@ def test_a_case_that_runs_is_told_with_all_that_is_known(build):
     )
     assert lines(build) == [
         "a",
-        "  30 s so far, about 12 s left",
+        "  30 s so far, at least 12 s left",
         "  measuring",
         "    10 of 60 s, about 12 s left, at most 50 s",
         "  152.3 ± 1.2 img/s so far",

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from cnnbench.launch.local import keep_off
+from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.status import status_lines
 from cnnbench.results.record import load_run
 from cnnbench.run.status import DIRECTORY, read_build
@@ -43,6 +44,12 @@ def test_throughput_so_far_and_the_time_left_are_those_that_came(followed):
         assert any(status.now.phase.name == phase and status.now.phase.left_s for status in seen)
     last = [status.now.phase for status in seen if status.now.phase.name.startswith("measuring")][-1]
     assert (last.total, last.unit) == (150, "steps")
+
+
+@pytest.mark.skipif("hypervisor" not in read_cpuinfo().flags, reason="no virtual machine: it has what can be read")
+def test_the_nominal_frequency_of_a_virtual_machine_is_not_told_as_the_one_now(followed):
+    _, seen, _ = followed
+    assert {status.now.frequency_mhz for status in seen} == {None}
 
 
 def test_the_progress_of_a_log_file_has_the_rate(followed):

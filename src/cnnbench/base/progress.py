@@ -122,10 +122,14 @@ class Progress:
             if more < n and self.unit == SECONDS:
                 self._bar.set_postfix_str(f"{self._note}, {OVERTIME}".removeprefix(", "))
             self._bar.update(more)
-        elif self._clock() - self._reported_s >= LINE_INTERVAL_S:
+        self.remind()
+        self._tell()
+
+    def remind(self) -> None:
+        """Write a line where one is due, though nothing more may be finished."""
+        if self._bar is None and self._clock() - self._reported_s >= LINE_INTERVAL_S:
             self._reported_s = self._clock()
             self._write_line(self._remaining())
-        self._tell()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -272,6 +272,7 @@ class Run:
                     shown = now
                 if note := self._watch(self):
                     progress.note(note)
+                progress.remind()
                 if ended:
                     return
                 self.check_alive()

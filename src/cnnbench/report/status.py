@@ -68,7 +68,7 @@ def call_lines(seen: CallSeen, costs_s: dict[str, float], now_s: float) -> list[
     parts = [f"case {number} of {seen.count}", f"{duration_text(now_s - call.began_s)} so far"]
     left = left_of_call(seen, costs_s, now_s)
     if left.seconds >= MOMENT_S:
-        parts.append(f"{'at least' if left.unknown else 'about'} {duration_text(left.seconds)} left")
+        parts.append(f"{'at least' if left.is_least else 'about'} {duration_text(left.seconds)} left")
     lines = [f"ctest.sh (process {call.pid}): {', '.join(parts)}"]
     if left.unknown:
         cases = "a case" if left.unknown == 1 else f"{left.unknown} cases"
@@ -109,7 +109,7 @@ def case_lines(case: CaseStatus, cost_s: float | None, now_s: float) -> list[str
     parts = [f"{duration_text(now_s - case.began_s)} so far"]
     left_s = left_of_case(case, cost_s, now_s)
     if left_s is not None and left_s >= MOMENT_S:
-        parts.append(f"about {duration_text(left_s)} left")
+        parts.append(f"{'at least' if cost_s is None else 'about'} {duration_text(left_s)} left")
     if case.backend == "docker":
         parts.append("in a container")
     lines = [case.case, f"  {', '.join(parts)}", f"  {case.now.phase.name}"]

@@ -57,7 +57,7 @@ from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
 from cnnbench.run.record import Outside, Record, describe_run, write_outside
 from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
-from cnnbench.run.watching import SILENT, Reporter, read_line
+from cnnbench.run.watching import MARK, SILENT, Reporter, read_line
 from cnnbench.staging.archive import DamagedError, unpack
 
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
@@ -245,10 +245,13 @@ class ContainerRun:
         return self._read_result(logs, facts, state, interrupt)
 
     def _take(self, line: str) -> bool:
-        """Tell what a line of the container's says of how far it is; return whether it is such a line."""
+        """Tell what a line of the container's says of how far it is; return whether it is such a line.
+
+        One of another version is none that can be read: that it runs is all that is told then.
+        """
         if now := read_line(line):
             self._reporter.take(now)
-        return now is not None
+        return line.startswith(MARK)
 
     @staticmethod
     def _unpack(archive: Path, logs: Path, state: dict[str, Any], complaint: str, container: Container) -> str:

@@ -185,8 +185,11 @@ class BuildSeen:
 
 
 def write_status(directory: Path, name: str, status: BaseModel) -> None:
-    """Put a file in place, whole: who reads it sees what was there before, or this."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Put a file in place, whole: who reads it sees what was there before, or this.
+
+    Its directory is made, but not what that is in: with nothing run yet, there is nothing to leave behind.
+    """
+    directory.mkdir(exist_ok=True)
     partial = directory / f".{name}.{os.getpid()}"
     partial.write_text(status.model_dump_json(), encoding="utf-8")
     partial.replace(directory / name)
@@ -204,7 +207,7 @@ def ends_file(call: str) -> str:
 
 def add_end(directory: Path, call: str, end: CaseEnd) -> None:
     """Add a case's end to those of its call; of cases without one only the last is kept."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)
     line = end.model_dump_json() + "\n"
     with (directory / ends_file(call)).open("a" if call else "w", encoding="utf-8") as file:
         file.write(line)
@@ -331,10 +334,14 @@ def _read_costs(path: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class LeftOfCall:
-    """The time left of a call (s), as far as it is known: without that of `unknown` cases that never ran there."""
+    """The time left of a call (s), as far as it is known: without that of `unknown` cases that never ran there.
+
+    `is_least`: whether it is longer by those, or by what follows the measuring in a case that never ran.
+    """
 
     seconds: float
     unknown: int
+    is_least: bool
 
 
 def left_of_case(case: CaseStatus, cost_s: float | None, now_s: float) -> float | None:
@@ -356,4 +363,6 @@ def left_of_call(seen: CallSeen, costs_s: dict[str, float], now_s: float) -> Lef
     left = Counter(dict.fromkeys(seen.call.cases, seen.call.runs)) - Counter(begun)
     times: list[float | None] = [costs_s.get(name) for name in left.elements()]
     times += [left_of_case(case, costs_s.get(case.case), now_s) for case in seen.running]
-    return LeftOfCall(sum(one for one in times if one is not None), sum(one is None for one in times))
+    unknown = sum(one is None for one in times)
+    is_least = unknown > 0 or any(case.case not in costs_s for case in seen.running)
+    return LeftOfCall(sum(one for one in times if one is not None), unknown, is_least)
