@@ -5,11 +5,12 @@ import signal
 
 import pytest
 
-from cnnbench.launch.local import keep_off
+from cnnbench.launch.local import Limits, Run, WorkerLaunch, keep_off
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.status import status_lines
 from cnnbench.results.record import load_run
 from cnnbench.run.status import DIRECTORY, read_build
+from cnnbench.worker.control import ControlBlock, State
 from following import follow, read_cases
 from null_workload import CORES, NullWorkload, clean_environment, find_workers, step_of, wait_until
 
@@ -97,6 +98,15 @@ def test_what_was_killed_is_told_as_dead(tmp_path, killed):
     else:
         (end,) = build.ended_alone
         assert end.verdict == "invalid"
+
+
+def test_an_instance_whose_process_has_ended_too_early_is_dead(tmp_path):
+    ControlBlock.create(tmp_path, 3).set_state(2, State.DONE)
+    launch = WorkerLaunch(["false"], {}, tmp_path / "log", (1, 2))
+    with launch.process() as worker:
+        wait_until(lambda: worker.exit_code is not None, "its end")
+        run = Run([worker], range(3), tmp_path, Limits(None, hang_s=60))
+        assert run.seen == [(State.LOADING, 0, False), (State.LOADING, 0, True), (State.DONE, 0, False)]
 
 
 def test_a_case_that_cannot_begin_is_told_with_its_reason(tmp_path):

@@ -196,7 +196,10 @@ class Limits:
 
 
 class Run:
-    """Some processes of a run, and the control block they share; `instances`: the numbers of those that they hold."""
+    """Some processes of a run, and the control block they share; `instances`: the numbers of those that they hold.
+
+    `watch` is called at each look, and once more with `has_failed` where one has found that the run cannot go on.
+    """
 
     def __init__(
         self,
@@ -213,6 +216,7 @@ class Run:
         self._seen = dict.fromkeys(instances, (0, time.monotonic()))
         self._judged_s = self._read_s = time.monotonic()
         self._times: list[np.ndarray] = []
+        self.has_failed = False
 
     def _states(self) -> list[State]:
         return [self._control.state(index) for index in self._instances]
@@ -275,7 +279,12 @@ class Run:
                 progress.remind()
                 if ended:
                     return
-                self.check_alive()
+                try:
+                    self.check_alive()
+                except InvalidMeasurementError:
+                    self.has_failed = True
+                    self._watch(self)
+                    raise
                 time.sleep(POLL_S)
 
     def open_barrier(self) -> None:

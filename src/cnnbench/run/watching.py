@@ -47,7 +47,7 @@ from cnnbench.run.status import (
 from cnnbench.worker.control import State
 
 TELL_S = 1.0
-"""How often it is told at the most how far a case is, but for a new phase or state, which is told at once."""
+"""How often it is told at the most how far a case is, but for a new phase or a failure, which is told at once."""
 SHARE = 0.01
 """For what part of the time at the most the times measured are read and looked at."""
 CONDITIONS_S = 10.0
@@ -65,6 +65,7 @@ class Reporter:
         self._send = tell
         self._now = Progressed(phase=Phase(name="starting", began_s=time.time()))
         self._told_s = 0.0
+        self._is_watched = False
         self.ended: tuple[RunResult, Path] | None = None
 
     def end(self, result: RunResult, logs: Path) -> None:
@@ -74,16 +75,18 @@ class Reporter:
     def begin(self, phase: str, instances: tuple[InstanceStatus, ...] = ()) -> None:
         """Say what is done from now on, with these instances."""
         self._now = Progressed(phase=Phase(name=phase, began_s=time.time()), instances=instances)
+        self._is_watched = False
         self._tell(at_once=True)
 
     def progress(self, step: Progress) -> None:
         """Say how far a step of what is done is; see base.progress.listening."""
         phase = self._now.phase
         if step.is_over:
+            self._is_watched = False
             self._change(phase=Phase(name=f"done: {step.label}", began_s=time.time()))
             self._tell(at_once=True)
             return
-        is_new, watched = phase.name != step.label, bool(self._now.instances)
+        is_new = phase.name != step.label
         left_s, at_most_s = (None, step.left_s) if step.unit == SECONDS else (step.left_s, None)
         self._change(
             phase=Phase(
@@ -96,7 +99,7 @@ class Reporter:
                 at_most_s=at_most_s,
             )
         )
-        if is_new or not watched:  # else who watches the instances tells it, all at one time
+        if is_new or not self._is_watched:  # else who watches the instances tells it, all at one time
             self._tell(at_once=is_new)
 
     def take(self, now: Progressed) -> None:
@@ -107,7 +110,7 @@ class Reporter:
 
     def watched(self, now: Progressed) -> None:
         """Say how far the instances are, and what they have measured so far."""
-        self._now = now
+        self._now, self._is_watched = now, True
         self._tell(at_once=True)
 
     @property
@@ -204,7 +207,7 @@ class Watch:
         starting = (InstanceStatus(index=one.index, state="starting", steps=0) for one in job.measuring.instances)
         reporter.begin("starting the instances", tuple(starting))
         self._next_s = 0.0
-        self._states: list[InstanceState] = []
+        self._was_measuring = False
         self._paces: dict[int, _Pace] = {}
         self._conditions: tuple[float | None, float | None] = (None, None)
         self._conditions_s = 0.0
@@ -212,17 +215,16 @@ class Watch:
 
     def __call__(self, run: Run) -> str:
         """Tell how far the instances are; return what the progress is to show besides."""
-        now_s, seen = time.monotonic(), run.seen
+        now_s, is_measuring = time.monotonic(), run.is_measuring
+        if now_s < self._next_s and is_measuring == self._was_measuring and not run.has_failed:
+            return self._note
+        self._was_measuring, seen = is_measuring, run.seen
         states = [_state_of(*one) for one in seen]
         for index, (_, steps, _) in enumerate(seen):
             if steps and index not in self._paces:
                 self._paces[index] = _Pace(now_s, steps)
-        is_new = states != self._states
-        if now_s < self._next_s and not is_new:
-            return self._note
-        self._states = states
         estimate, phase = None, self._reporter.phase
-        if run.is_measuring:
+        if is_measuring:
             times = run.times
             estimate = throughput_so_far(self._job, times)
             left_s, at_most_s = self._left_of_window(times, estimate)
@@ -230,7 +232,7 @@ class Watch:
             left_s, at_most_s = self._left_of_warmup([steps for _, steps, _ in seen], now_s), None
         rate = Rate(mean=estimate.mean, half_width=estimate.half_width, unit="img/s") if estimate else None
         self._note = rate_text(rate) if rate else ""
-        frequency_mhz, temperature_c = self._read_conditions(now_s) if run.is_measuring else (None, None)
+        frequency_mhz, temperature_c = self._read_conditions(now_s) if is_measuring else (None, None)
         self._reporter.watched(
             Progressed(
                 phase=phase.model_copy(update={"left_s": left_s, "at_most_s": at_most_s}),
