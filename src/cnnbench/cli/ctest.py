@@ -1,7 +1,7 @@
 """`cnnbench ctest`: what ctest.sh does besides calling ctest; every argument that is not its own goes there as it is.
 
-Listing the cases, or running them as they are declared, needs no more than ctest and is done without the modules that
-know parameters and workloads: those take longer to import than ctest to answer.
+Listing the cases needs no more than ctest, and running them as they are declared no more than that and their status:
+both are done without the modules that know parameters and workloads, which take longer to import than ctest to answer.
 """
 
 import argparse
