@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from cnnbench.base.progress import BYTES, SECONDS, Progress, bytes_text
+from cnnbench.base.progress import BYTES, SECONDS, Progress, bytes_text, listening
 
 
 class Clock:
@@ -22,14 +22,15 @@ class Clock:
 def test_plain_lines_come_now_and_then_and_at_the_end():
     clock, stream = Clock(), io.StringIO()
     with Progress("drawing", 2456, "images", stream=stream, clock=clock) as progress:
-        for _ in range(1000):
+        for _ in range(1600):
             clock.now_s += 1 / 128
             progress.advance()
+        progress.note("1.5 ± 0.1 img/s")
         clock.now_s += 1
         progress.advance(24)
     assert stream.getvalue().splitlines() == [
-        "drawing: 640 of 2456 images, 128/s, 14 s left",
-        "drawing: 1024 of 2456 images, 116/s, done in 9 s",
+        "drawing: 1280 of 2456 images, 128/s, 9 s left",
+        "drawing: 1624 of 2456 images, 120/s, 1.5 ± 0.1 img/s, done in 14 s",
     ]
 
 
@@ -53,7 +54,7 @@ def test_no_more_than_the_total_is_ever_shown():
     clock, stream = Clock(), io.StringIO()
     with Progress("measuring", 30, "steps", stream=stream, clock=clock) as progress:
         for _ in range(3):
-            clock.now_s += 5
+            clock.now_s += 10
             progress.advance(16)
     assert [line.partition(",")[0] for line in stream.getvalue().splitlines()] == [
         "measuring: 16 of 30 steps",
@@ -70,11 +71,20 @@ def test_a_time_that_is_up_before_the_last_step_is_said_to_be():
             clock.now_s += 1
             progress.advance()
     assert stream.getvalue().splitlines() == [
-        "measuring: 5 of 12.5 s, at most 8 s left",
         "measuring: 10 of 12.5 s, at most 2 s left",
         "measuring: 12.5 of 12.5 s, waiting for the steps under way",
-        "measuring: 12.5 of 12.5 s, waiting for the steps under way",
         "measuring: 12.5 of 12.5 s, done in 21 s",
+    ]
+
+
+def test_a_step_that_stands_still_is_told_now_and_then():
+    clock, stream = Clock(), io.StringIO()
+    with Progress("loading", 2, "instances", stream=stream, clock=clock) as progress:
+        for _ in range(25):
+            clock.now_s += 1
+            progress.remind()
+    assert stream.getvalue().splitlines() == ["loading: 0 of 2 instances"] * 2 + [
+        "loading: 0 of 2 instances, done in 25 s"
     ]
 
 
@@ -91,6 +101,7 @@ def shown_on_a_terminal(total, unit, *advances):
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     with os.fdopen(writer, "w") as terminal, Progress("drawing", total, unit, stream=terminal) as progress:
         for n in advances:
+            progress.note("1.5 ± 0.1 img/s")
             progress.advance(n)
         terminal.flush()
     shown = b""
@@ -106,13 +117,14 @@ def test_a_terminal_gets_a_bar_that_goes_no_further_than_its_total():
     assert "| 0/4 " in shown
     assert "6/4" not in shown
     assert re.search(r"100%\|█+\| 4/4 ", shown)
+    assert "1.5 ± 0.1 img/s" in shown
 
 
 def test_a_terminal_is_told_that_the_time_is_up():
     shown = shown_on_a_terminal(1.5, SECONDS, 1, 1, 1)
     assert "| 0/1.5 s" in shown
     assert "2/1.5" not in shown
-    assert re.search(r"100%\|█+\| 1\.5/1\.5 s, waiting for the steps under way", shown)
+    assert re.search(r"100%\|█+\| 1\.5/1\.5 s, 1\.5 ± 0\.1 img/s, waiting for the steps under way", shown)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +132,14 @@ def test_a_terminal_is_told_that_the_time_is_up():
 )
 def test_bytes_are_written_for_people(count, text):
     assert bytes_text(count) == text
+
+
+def test_who_listens_is_told_of_each_step_until_it_is_over():
+    clock, seen = Clock(), []
+    progress = Progress("drawing", 40, "images", stream=io.StringIO(), clock=clock)
+    with listening(lambda step: seen.append((step.label, step.done, step.left_s, step.is_over))), progress:
+        clock.now_s += 2
+        progress.advance(10)
+    with Progress("measuring", 10, SECONDS, stream=io.StringIO(), clock=clock):
+        pass
+    assert seen == [("drawing", 0, None, False), ("drawing", 10, 6.0, False), ("drawing", 10, 6.0, True)]

@@ -12,7 +12,9 @@ from cnnbench.results.differences import list_differences
 from cnnbench.results.record import load_run
 from cnnbench.results.samples import SAMPLES, Samples
 from cnnbench.run.judging import judge_run
+from cnnbench.run.watching import MARK
 from container_engine import CLI
+from following import follow
 from null_workload import CORES, SLUG, THROUGHPUT, NullWorkload, clean_environment, run_kpi, step_of
 
 pytestmark = pytest.mark.container
@@ -88,6 +90,17 @@ def test_energy_is_read_outside_over_the_window_inside(workload, tmp_path):
     command = json.loads((workload.logs() / "container.json").read_text())["command"]
     assert not any(word.startswith("ENERGY_METER") for word in command)
     assert not list_differences(run, judge_run(workload.logs()))
+
+
+def test_how_far_it_is_is_told_from_inside_and_is_no_part_of_its_log(workload):
+    done, told = follow(workload.command("--steps=150", step_of(20)), workload.logs_root, clean_environment())
+    assert done.returncode == 0, done.stderr
+    phases = [status.now.phase.name for status in told]
+    assert phases.index("starting the container") < phases.index("measuring throughput avx_fp32")
+    assert any(one.now.throughput and one.now.throughput.half_width for one in told)
+    assert ("docker", "measuring") in {(one.backend, at.state) for one in told for at in one.now.instances}
+    assert MARK not in (workload.logs() / "container.log").read_text()
+    assert MARK not in done.stdout + done.stderr
 
 
 def test_a_loop_runs_a_container_each_time(images, ctest):

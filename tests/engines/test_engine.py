@@ -19,6 +19,7 @@ from cnnbench.results.record import load_run
 from cnnbench.run.judging import judge_run
 from cnnbench.staging.inputs import embedded_model_path
 from damaged_images import damage_image
+from following import follow
 from null_workload import ROOT, clean_environment, run_kpi
 
 pytestmark = pytest.mark.engine
@@ -36,12 +37,8 @@ def run_case(engine_cache, tmp_path_factory):
     def run(case, *arguments, **environment):
         root = tmp_path_factory.mktemp("engine")
         command = ["--workload", str(WORKLOAD), "--case", case, "--logs-root", str(root), *arguments]
-        done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "case", *command],
-            env=clean_environment(CNNBENCH_CACHE=str(engine_cache), **environment),
-            capture_output=True,
-            text=True,
-        )
+        variables = clean_environment(CNNBENCH_CACHE=str(engine_cache), **environment)
+        done, run.told = follow([sys.executable, "-m", "cnnbench", "case", *command], root, variables)
         return done, root / f"logs-{case}" / "itr-1" / "worker-0"
 
     return run
@@ -234,6 +231,9 @@ def test_the_accuracy_case_answers_every_image(run_case):
     assert criteria(run)["measured outputs"]
     answered = sum(len(np.load(path)) for path in logs.glob("instance-*/predictions.npy"))
     assert answered == 1000
+    counts = [status.now.phase for status in run_case.told if status.now.phase.unit == "images"]
+    assert {phase.total for phase in counts} == {1000}
+    assert any(status.now.throughput for status in run_case.told)
     assert criteria(run)["coverage"]
     assert [kpi.key for kpi in run.kpis if kpi.primary] == ["Accuracy top-1"]
     found = kpis(run)

@@ -20,6 +20,7 @@ from cnnbench.results.stats import PERCENTILE_FLOORS
 from cnnbench.run.judging import judge_run
 from cnnbench.serving.programs import find_installation
 from cnnbench.serving.server import LOOPBACK, PREFIX, START_S, Ports
+from following import follow
 from null_workload import CORES, PATIENCE_S, clean_environment, process_files, run_kpi, wait_until
 from triton_server import NETWORK, OBSTACLE, WORKLOAD, assert_nothing_left
 
@@ -67,13 +68,11 @@ def run_case(engine_cache, tmp_path):
 def closed(engine_cache, tmp_path_factory):
     """A run in which each client waits for its answer; its logs."""
     root = tmp_path_factory.mktemp("closed")
-    done = subprocess.run(
-        case_command(root, "throughput", *QUICK, "--concurrency=8", f"--model_repository={root}/models"),
-        env=clean_environment(CNNBENCH_CACHE=str(engine_cache)),
-        capture_output=True,
-        text=True,
-    )
+    command = case_command(root, "throughput", *QUICK, "--concurrency=8", f"--model_repository={root}/models")
+    done, told = follow(command, root, clean_environment(CNNBENCH_CACHE=str(engine_cache)))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert all(status.now.clients for status in told if status.now.throughput)
+    assert any(len(status.now.instances) == 8 and status.now.phase.at_most_s for status in told)
     return logs_of(root)
 
 

@@ -11,3 +11,9 @@ DIRECTORY_VARIABLE = "CNNBENCH_DIRECTORY"
 
 SKIPS_VARIABLE = "CNNBENCH_SKIPS"
 """Environment variable: the file that skipped cases write their reasons to, of which ctest shows nothing."""
+
+STATUS_VARIABLE = "CNNBENCH_STATUS"
+"""Environment variable: the call of ctest.sh that a case is of, by its name; in a container IN_CONTAINER."""
+
+IN_CONTAINER = "container"
+"""As a value of STATUS_VARIABLE: to tell how far the case is by lines on standard error."""

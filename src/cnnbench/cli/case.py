@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
@@ -14,7 +15,7 @@ from cnnbench.base.disk import check_directory
 from cnnbench.base.errors import SkippedError
 from cnnbench.base.signals import check_timeout, end_by_exceptions, end_with_parent
 from cnnbench.cases.case import parse_arguments
-from cnnbench.cases.variables import CONFIG_VARIABLE, DRY_RUN_VARIABLE, OPTIONS_VARIABLE
+from cnnbench.cases.variables import CONFIG_VARIABLE, DRY_RUN_VARIABLE, OPTIONS_VARIABLE, STATUS_VARIABLE
 from cnnbench.cli.ctest_process import record_skip
 from cnnbench.cli.limits import add_limits, check_limits
 from cnnbench.cli.options import add_case, add_container_options, container_cli, split_words
@@ -25,6 +26,7 @@ from cnnbench.run.images import ImageOptions
 from cnnbench.run.job import PlannedCase, describe_case, describe_job, plan_case, prepare_job
 from cnnbench.run.measurement import LOGS
 from cnnbench.run.native import measure_job
+from cnnbench.run.watching import SILENT, Reporter, report_case
 from cnnbench.serving.measurement import measurement_of
 
 
@@ -53,28 +55,32 @@ def run(arguments: argparse.Namespace) -> int:
     check_limits(arguments)
     check_timeout("--pull-timeout", arguments.pull_timeout)
     check_directory(f"--logs-root {arguments.logs_root}", arguments.logs_root, LOGS)
+    logs_root, call = arguments.logs_root.absolute(), os.environ.get(STATUS_VARIABLE, "")
+    telling = nullcontext(SILENT) if dry_run else report_case(logs_root, call, arguments.case, arguments.backend)
     try:
-        planned = plan_case(
-            arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None
-        )
-        run_planned = _run_in_container if arguments.backend == "docker" else _run_here
-        return run_planned(planned, arguments, dry_run)
+        with telling as reporter:
+            planned = plan_case(
+                arguments.workload, arguments.case, os.environ, parse_arguments(words), Path(config) if config else None
+            )
+            run_planned = _run_in_container if arguments.backend == "docker" else _run_here
+            return run_planned(planned, arguments, dry_run, reporter)
     except SkippedError as error:
         record_skip(arguments.case, str(error), os.environ)
         raise
 
 
-def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:
+def _run_here(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool, reporter: Reporter) -> int:
     job, cache = prepare_job(planned, os.environ), cache_root(os.environ)
     if dry_run:
         print("\n".join(describe_job(job, cache)))
         return 0
     _print_notes(job.notes)
     root, kind = arguments.logs_root.absolute(), measurement_of(job, cache)
-    return _report(*measure_job(job, cache, root, arguments.hang_after, arguments.timeout, kind))
+    found = measure_job(job, cache, root, arguments.hang_after, arguments.timeout, kind, reporter)
+    return _report(*found, reporter)
 
 
-def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool) -> int:
+def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_run: bool, reporter: Reporter) -> int:
     run = ContainerRun(
         planned,
         ContainerOptions(
@@ -91,7 +97,7 @@ def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_r
         print("\n".join([*describe_case(planned), "command line:", f"  {shlex.join(run.command())}"]))
         return 0
     _print_notes(planned.notes)
-    return _report(*run.run(arguments.timeout))
+    return _report(*run.run(arguments.timeout, reporter), reporter)
 
 
 def _print_notes(notes: Sequence[str]) -> None:
@@ -99,7 +105,8 @@ def _print_notes(notes: Sequence[str]) -> None:
         print(f"cnnbench: {note}", file=sys.stderr)
 
 
-def _report(result: RunResult, logs: Path) -> int:
+def _report(result: RunResult, logs: Path, reporter: Reporter) -> int:
+    reporter.end(result, logs)
     print("\n".join(kpi_lines(result)))
     print(f"# logs: {logs}")
     return result.exit_code

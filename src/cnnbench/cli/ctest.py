@@ -1,13 +1,14 @@
 """`cnnbench ctest`: what ctest.sh does besides calling ctest; every argument that is not its own goes there as it is.
 
-Listing the cases, or running them as they are declared, needs no more than ctest and is done without the modules that
-know parameters and workloads: those take longer to import than ctest to answer.
+Listing the cases needs no more than ctest, and running them as they are declared no more than that and their status:
+both are done without the modules that know parameters and workloads, which take longer to import than ctest to answer.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,8 @@ Run this workload's test cases. Options:
   --options "..."   more parameters for each case, such as "--batch_size=1 --weight_sharing"
   --continue        go on after a run in which a case failed; the first failure's exit code stays
   --dry-run         print each case's plan, measure nothing
+  --status [DIR]... tell from another terminal what runs here, and in other workloads' build directories, how far it is,
+                    and what ran last
   --describe-params list the parameters: default, accepted values, meaning
   --stop            end this workload's containers and remove them; other builds' are left alone
   -h, --help        this text
@@ -102,18 +105,31 @@ def run_script(
         return 0
     if "--stop" in options.flags:
         return _stop(container_cli, build_dir)
+    if "--status" in options.flags:
+        return _print_status(build_dir, options)
     if "--describe-params" in options.flags:
         return _describe_parameters(workload_dir)
     common = _common_settings(options, defaults)
     command = _make_command(build_dir, ctest, options)
     if options.is_plain:
-        if runs_cases(options.rest):
-            select_cases(build_dir, command)
-        return run_ctest(command, build_dir, {**os.environ, **common})
+        environment = {**os.environ, **common}
+        if not runs_cases(options.rest):
+            return run_ctest(command, build_dir, environment)
+        return _run_told(command, build_dir, environment, select_cases(build_dir, command))
     from cnnbench.cli.ctest_sets import run_sets
 
     go_on = "--continue" in options.flags
     return run_sets(workload_dir, build_dir, command, options.sets, options.loop, common, go_on)
+
+
+def _run_told(command: Sequence[str], build_dir: Path, environment: Mapping[str, str], cases: Sequence[str]) -> int:
+    """Run ctest once, and tell how far its cases are."""
+    from cnnbench.run.status import Call
+
+    call = Call(build_dir, cases, runs=1)
+    code = run_ctest(command, build_dir, environment, call.status.name)
+    call.end(code)
+    return code
 
 
 def check_choice(build_dir: Path, ctest: str, arguments: Sequence[str]) -> None:
@@ -143,6 +159,27 @@ def _stop(container_cli: Sequence[str], build_dir: Path) -> int:
     return 0
 
 
+def _print_status(build_dir: Path, options: _Options) -> int:
+    """Print how far the cases of this build and of others are; return 1 where a file that tells it cannot be read."""
+    others = [Path(word) for word in options.rest if not word.startswith("-")]
+    if options.flags != {"--status"} or options.sets or options.values or len(others) < len(options.rest):
+        raise UsageError("--status: goes alone, or with the build directories of other workloads")
+    from cnnbench.report.status import status_lines
+    from cnnbench.run.status import read_build
+
+    builds = [read_build(directory) for directory in (build_dir, *others)]
+    told = [status_lines(build) for build in builds]
+    if others:
+        told = [
+            [f"{build.directory}:", *(f"  {line}" for line in lines)] for build, lines in zip(builds, told, strict=True)
+        ]
+    print("\n".join(line for lines in told for line in lines))
+    complaints = [complaint for build in builds for complaint in build.complaints]
+    for complaint in complaints:
+        print(f"cnnbench: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
 def _describe_parameters(workload_dir: Path) -> int:
     from cnnbench.cases.workload import load_workload
     from cnnbench.cli.parameters import describe_parameters
@@ -157,7 +194,7 @@ def _parse(arguments: Sequence[str]) -> _Options:
     remaining = iter(arguments)
     for word in remaining:
         name, separator, value = word.partition("=")
-        if word in ("-h", "--help", "--describe-params", "--continue", "--dry-run", "--stop"):
+        if word in ("-h", "--help", "--describe-params", "--continue", "--dry-run", "--stop", "--status"):
             options.flags.add(word)
         elif name in ("--set", "--loop", "--config", "--testcase", "--options"):
             text = value if separator else next(remaining, None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,16 +18,22 @@ from typing import TextIO
 
 from cnnbench.base.progress import STREAM_VARIABLE
 from cnnbench.base.signals import end_with_parent
-from cnnbench.cases.variables import SKIPS_VARIABLE
+from cnnbench.cases.variables import SKIPS_VARIABLE, STATUS_VARIABLE
 
 _GRACE_S = 15.0
 
 
-def run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run ctest, then print why cases were skipped; return its exit code, or 128 + N when signal N has ended it."""
-    with tempfile.NamedTemporaryFile("r", prefix="cnnbench-skips-") as skips, _lead_progress_around(command) as led:
-        weaker = {"CTEST_OUTPUT_ON_FAILURE": "1", **led}
-        code = _run_to_the_end(command, build_dir, {**weaker, **environment, SKIPS_VARIABLE: skips.name})
+def run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str, str], call: str = "") -> int:
+    """Run ctest, then print why cases were skipped; return its exit code, or 128 + N when signal N has ended it.
+
+    `call`: the name of the call that its cases are of, which they are told, and which is shown on a terminal.
+    """
+    told = {STATUS_VARIABLE: call} if call else {}
+    with tempfile.NamedTemporaryFile("r", prefix="cnnbench-skips-") as skips:
+        with _show(command, build_dir, environment, call) as shown:
+            weaker = {"CTEST_OUTPUT_ON_FAILURE": "1", **shown.environment}
+            variables = {**weaker, **environment, **told, SKIPS_VARIABLE: skips.name}
+            code = _run_to_the_end(command, build_dir, variables, shown)
         for line in skips:
             print(f"skipped: {line}", end="", flush=True)
     return code
@@ -38,7 +46,16 @@ def record_skip(case: str, reason: str, environ: Mapping[str, str]) -> None:
             file.write(f"{case}: {reason.removeprefix(f'{case}: ')}\n")
 
 
-def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
+@dataclass(frozen=True)
+class _Shown:
+    """Where ctest's output goes, None for ours; `environment`: what leads its cases' progress around it."""
+
+    environment: Mapping[str, str]
+    stdout: TextIO | None = None
+    stderr: TextIO | None = None
+
+
+def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mapping[str, str], shown: _Shown) -> int:
     """Run ctest and leave no process of it; return its exit code, or 128 + N when signal N has ended it.
 
     ctest neither hands a signal on to its cases nor waits for them. So it gets a session of its own, all of which is
@@ -54,7 +71,15 @@ def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mappin
 
     with _handle_signals(forward):
         bound = partial(end_with_parent, os.getpid(), signal.SIGKILL)
-        process = subprocess.Popen(command, cwd=build_dir, env=environment, start_new_session=True, preexec_fn=bound)
+        process = subprocess.Popen(
+            command,
+            cwd=build_dir,
+            env=environment,
+            stdout=shown.stdout,
+            stderr=shown.stderr,
+            start_new_session=True,
+            preexec_fn=bound,
+        )
         if received:  # before there was a process to forward it to
             _signal_session(process.pid, received[0])
         code = process.wait()
@@ -65,32 +90,57 @@ def _run_to_the_end(command: Sequence[str], build_dir: Path, environment: Mappin
     return 128 + received[0] if received else 128 - code if code < 0 else code
 
 
-def _copy_lines(lines: TextIO, stream: TextIO) -> None:
+def _copy_lines(lines: TextIO) -> None:
     for line in lines:
-        print(line, end="", file=stream, flush=True)
+        print(line, end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def _lead_progress_around(command: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield what leads a case's progress around ctest to our standard error, unless ctest shows all it prints.
+def _show(command: Sequence[str], build_dir: Path, environment: Mapping[str, str], call: str) -> Iterator[_Shown]:
+    """Yield where ctest's output and its cases' progress go: on a terminal, above and into the view of the call.
 
-    A terminal is written to directly, for the bars. Anything else gets the lines through a pipe of ours: a file that
-    two processes have opened each for itself would be overwritten by turns.
+    Anything else gets the progress in lines, as does a terminal that cannot have a view, and ctest's output directly.
+    They come through a pipe of ours: a file that two processes have opened each for itself would be overwritten by
+    turns. Where ctest shows all that its cases print, that has their progress. With -Q, or where the user leads the
+    progress elsewhere, nothing is shown.
     """
-    if {"-V", "-VV", "--verbose", "--extra-verbose"}.intersection(command):
-        yield {}
-    elif sys.stderr.isatty():
-        yield {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/2"}
-    else:
-        reading, writing = os.pipe()
-        with open(reading) as lines, open(writing, "w") as end:  # noqa: PTH123 - descriptors, not paths
-            copier = threading.Thread(target=_copy_lines, args=(lines, sys.stderr))
-            copier.start()
-            try:
-                yield {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/{end.fileno()}"}
-            finally:
-                end.close()
-                copier.join()
+    is_quiet = bool({"-Q", "--quiet"}.intersection(command)) or STREAM_VARIABLE in environment
+    is_verbose = bool({"-V", "-VV", "--verbose", "--extra-verbose"}.intersection(command))
+    with contextlib.ExitStack() as stack:
+        if call and not is_quiet and _is_drawable(sys.stderr, environment):
+            from cnnbench.cli.live import LiveView
+
+            view = stack.enter_context(LiveView(build_dir, call, sys.stderr))
+            told = {} if is_verbose else _stream_to(stack.enter_context(_pipe_to(view.tell)))
+            lines = stack.enter_context(_pipe_to(view.copy, pty.openpty))  # on a terminal, ctest has colours
+            yield _Shown(told, lines if sys.stdout.isatty() else None, lines)
+        elif is_quiet or is_verbose:
+            yield _Shown({})
+        else:
+            yield _Shown(_stream_to(stack.enter_context(_pipe_to(_copy_lines))))
+
+
+def _is_drawable(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Say whether a stream is a terminal whose cursor can be moved."""
+    return stream.isatty() and environment.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def _stream_to(end: TextIO) -> dict[str, str]:
+    return {STREAM_VARIABLE: f"/proc/{os.getpid()}/fd/{end.fileno()}"}
+
+
+@contextlib.contextmanager
+def _pipe_to(take: Callable[[TextIO], object], make: Callable[[], tuple[int, int]] = os.pipe) -> Iterator[TextIO]:
+    """Yield the end of a pipe, or of a terminal that `make` makes, whose lines are taken by a thread, to the last."""
+    reading, writing = make()
+    with open(reading, errors="replace") as lines, open(writing, "w") as end:  # noqa: PTH123 - descriptors, not paths
+        taker = threading.Thread(target=take, args=(lines,))
+        taker.start()
+        try:
+            yield end
+        finally:
+            end.close()
+            taker.join()
 
 
 @contextlib.contextmanager

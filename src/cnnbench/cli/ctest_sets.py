@@ -16,6 +16,7 @@ from cnnbench.cases.variables import CONFIG_VARIABLE, DRY_RUN_VARIABLE, OPTIONS_
 from cnnbench.cases.workload import Sources, Workload, load_workload
 from cnnbench.cli.ctest_process import run_ctest
 from cnnbench.cli.selection import list_cases, runs_cases, select_cases
+from cnnbench.run.status import Call
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,12 @@ def run_sets(
     ctest, *words = command
     if not runs_cases(words):  # a sweep would only repeat what it lists
         return run_ctest(command, build_dir, {**os.environ, **common})
-    _check_settings(workload, build_dir, ctest, select_cases(build_dir, command), combinations, common)
+    selected = select_cases(build_dir, command)
+    _check_settings(workload, build_dir, ctest, selected, combinations, common)
     shown = ["-V"] if DRY_RUN_VARIABLE in common else []
-    return _run_all([ctest, *shown, *words], build_dir, _plan_runs(combinations, loop, common), go_on)
+    runs = _plan_runs(combinations, loop, common)
+    call = None if shown else Call(build_dir, selected, len(runs))
+    return _run_all([ctest, *shown, *words], build_dir, runs, go_on, call)
 
 
 def _check_settings(
@@ -83,14 +87,19 @@ def _describe(combination: Combination) -> str:
     return " ".join(f"{name}={shlex.quote(value)}" for name, value in combination.items()) or "as declared"
 
 
-def _run_all(command: Sequence[str], build_dir: Path, runs: Sequence[_Run], go_on: bool) -> int:
+def _run_all(command: Sequence[str], build_dir: Path, runs: Sequence[_Run], go_on: bool, call: Call | None) -> int:
     """Run them in order; stop at the first failure unless told to go on. Return the first exit code that is not 0."""
     first_failure = 0
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
         if run.announcement:
             print(run.announcement, flush=True)
-        code = run_ctest(command, build_dir, {**os.environ, **run.settings})
+        if call:
+            call.begin_run(number, run.announcement.partition(": ")[2])
+        name = call.status.name if call else ""
+        code = run_ctest(command, build_dir, {**os.environ, **run.settings}, name)
         first_failure = first_failure or code
         if code >= 128 or (code and not go_on):
             break
+    if call:
+        call.end(first_failure)
     return first_failure

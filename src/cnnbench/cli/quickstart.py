@@ -62,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     if {"-h", "--help"} & set(arguments.rest):
         print(HELP + ctest.HELP, end="")
         return 0
+    if "--status" in arguments.rest:
+        source, build = REPOSITORY / "workload" / WORKLOAD, REPOSITORY / "build" / "workload" / WORKLOAD
+        return ctest.run_script(build, "ctest", source, arguments.rest)
     rest = [word for word in arguments.rest if word != TIMINGS]
     timings = Timings(_setup_s(os.environ)) if len(rest) < len(arguments.rest) else None
     return quickstart(cache_root(os.environ), rest, timings)

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -124,10 +124,15 @@ def run_engine(command: Sequence[str], timeout_s: float | None = ANSWER_S) -> st
 
 
 class Container:
-    """One container, from its start to its removal at the end of the block; what it prints goes to a file and on."""
+    """One container, from its start to its removal at the end of the block; what it prints goes to a file and on.
 
-    def __init__(self, cli: Sequence[str], name: str, log: Path) -> None:
-        self._cli, self._name, self._log = list(cli), name, log
+    `take` is handed each line first, and returns whether that was for it alone.
+    """
+
+    def __init__(
+        self, cli: Sequence[str], name: str, log: Path, take: Callable[[str], bool] = lambda _line: False
+    ) -> None:
+        self._cli, self._name, self._log, self._take = list(cli), name, log, take
         self._client: subprocess.Popen[str] | None = None
         self.export_complaint = ""
 
@@ -161,6 +166,8 @@ class Container:
         """Copy what it prints to the log and on; whatever cannot be written, the run must not wait for a reader."""
         log: BinaryIO | None = None
         for line in lines:
+            if self._take(line):
+                continue
             with contextlib.suppress(OSError):
                 log = log or self._log.open("wb", buffering=0)
                 log.write(line.encode())

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from cnnbench.base.signals import uninterrupted
 from cnnbench.base.start import START
 from cnnbench.cases.precisions import Precision
 from cnnbench.launch.instances import Plan
+from cnnbench.machine.contention import with_siblings
 from cnnbench.results.record import KILLED
 from cnnbench.results.steps import StepTimes
 from cnnbench.worker.control import ControlBlock, State
@@ -195,7 +196,10 @@ class Limits:
 
 
 class Run:
-    """Some processes of a run, and the control block they share; `instances`: the numbers of those that they hold."""
+    """Some processes of a run, and the control block they share; `instances`: the numbers of those that they hold.
+
+    `watch` is called at each look, and once more with `has_failed` where one has found that the run cannot go on.
+    """
 
     def __init__(
         self,
@@ -204,15 +208,47 @@ class Run:
         shared: Path,
         limits: Limits,
         check: Callable[[], object] = lambda: None,
+        watch: Callable[["Run"], str] = lambda _run: "",
     ) -> None:
         self._workers, self._instances, self._shared, self._limits = workers, instances, shared, limits
-        self._check = check
+        self._check, self._watch = check, watch
         self._control = ControlBlock(shared)
         self._seen = dict.fromkeys(instances, (0, time.monotonic()))
-        self._judged_s = time.monotonic()
+        self._judged_s = self._read_s = time.monotonic()
+        self._times: list[np.ndarray] = []
+        self.has_failed = False
 
     def _states(self) -> list[State]:
         return [self._control.state(index) for index in self._instances]
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the barrier is open."""
+        return self._control.start_ns != 0
+
+    @property
+    def seen(self) -> list[tuple[State, int, bool]]:
+        """How far each instance is, how many steps it has ended, and whether its process has ended too early."""
+        dead = {
+            index
+            for worker in self._workers
+            if worker.exit_code is not None
+            for index in worker.launch.instances
+            if self._control.state(index) is not State.DONE
+        }
+        return [(self._control.state(index), self._control.steps(index), index in dead) for index in self._instances]
+
+    @property
+    def times(self) -> list[np.ndarray]:
+        """The raw times of each instance's steps, as they were read last, at the most JUDGE_S ago."""
+        if not self._times or time.monotonic() - self._read_s >= JUDGE_S:
+            self._read_times()
+        return self._times
+
+    def _read_times(self) -> list[np.ndarray]:
+        self._read_s = time.monotonic()
+        self._times = [StepTimes.read(self._shared, index) for index in self._instances]
+        return self._times
 
     def check_alive(self) -> None:
         """Raise KilledError when a worker has ended early or an instance makes no headway."""
@@ -238,9 +274,17 @@ class Run:
                 if (now := done()) != shown:
                     progress.advance(now - shown)
                     shown = now
+                if note := self._watch(self):
+                    progress.note(note)
+                progress.remind()
                 if ended:
                     return
-                self.check_alive()
+                try:
+                    self.check_alive()
+                except InvalidMeasurementError:
+                    self.has_failed = True
+                    self._watch(self)
+                    raise
                 time.sleep(POLL_S)
 
     def open_barrier(self) -> None:
@@ -251,9 +295,14 @@ class Run:
         """Return how many instances stand at the barrier."""
         return sum(state >= State.READY for state in self._states())
 
+    @property
+    def measured(self) -> list[int]:
+        """How many steps each instance has recorded."""
+        return [self._control.measured(index) for index in self._instances]
+
     def count_measured(self) -> int:
         """Return how many steps have been recorded, by all instances together."""
-        return sum(self._control.measured(index) for index in self._instances)
+        return sum(self.measured)
 
     def measured_enough(self) -> bool:
         """Tell whether the instances are done, or what they have measured is enough."""
@@ -262,7 +311,7 @@ class Run:
         if self._limits.enough is None or time.monotonic() - self._judged_s < JUDGE_S:
             return False
         self._judged_s = time.monotonic()
-        return self._limits.enough([StepTimes.read(self._shared, index) for index in self._instances])
+        return self._limits.enough(self._read_times())
 
     def finish(self) -> None:
         """Stop the instances and wait until every worker has written its results and ended well."""
@@ -319,19 +368,24 @@ def run_workers(
     progress: Progress,
     look: Callable[[list[int]], object],
     check: Callable[[], object] = lambda: None,
+    watch: Callable[[Run], str] = lambda _run: "",
+    count: Callable[[Run], int] = Run.count_measured,
+    cpus: Collection[int] = (),
 ) -> None:
     """Run all workers from start to end; `shared` has their control block.
 
-    `progress` counts the steps measured, or the seconds when `limits.enough` decides. `look` is called
-    with the workers' process ids when measuring begins and again when it ends, under full load; `check` at each look
-    after them, to raise for what they depend on. Raises KilledError when any process does not make it; whatever
-    happens, no process is left when this returns.
+    `progress` counts what `count` returns, or the seconds when `limits.enough` decides. `look` is called with the
+    workers' process ids when measuring begins and again when it ends, under full load; `check` at each look after
+    them, to raise for what they depend on; `watch` too, for what the progress is to show besides. `cpus`: those in use,
+    from which this thread keeps away where there are others. Raises KilledError when any process does not make it;
+    whatever happens, no process is left when this returns.
     """
     launches = list(launches)
     instances = sum(len(launch.instances) for launch in launches)
     with ExitStack() as stack:
         workers = [start_process(stack, launch) for launch in launches]
-        run = Run(workers, range(instances), shared, limits, check)
+        run = Run(workers, range(instances), shared, limits, check, watch)
+        stack.enter_context(keep_off(cpus))  # after their start, as what is started inherits it
         loading = Progress("loading and warming up", instances, "instances")
         run.wait_until(lambda: run.count_ready() == instances, loading, run.count_ready)
         run.open_barrier()
@@ -339,11 +393,29 @@ def run_workers(
         began_s = time.monotonic()
         look(pids)
         if limits.enough is None:
-            run.wait_until(run.measured_enough, progress, run.count_measured)
+            run.wait_until(run.measured_enough, progress, lambda: count(run))
         else:
             run.wait_until(run.measured_enough, progress, lambda: int(time.monotonic() - began_s))
         look(pids)
         run.finish()
+
+
+@contextmanager
+def keep_off(cpus: Collection[int]) -> Iterator[None]:
+    """Have this thread run, for the block, on others than these CPUs and their cores' other threads.
+
+    Where there are only the latter it runs on those, and where there are no others at all, wherever it may.
+    """
+    before = os.sched_getaffinity(0)
+    others = before - with_siblings(cpus) or before - set(cpus)
+    if not cpus or not others:
+        yield
+        return
+    os.sched_setaffinity(0, others)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, Skipped
 from cnnbench.base.progress import Progress, bytes_text
 from cnnbench.base.signals import INTERRUPTED, time_limit
 from cnnbench.cases.precisions import missing_for_precision
+from cnnbench.cases.variables import IN_CONTAINER, STATUS_VARIABLE
 from cnnbench.launch.container import (
     BUILD_LABEL,
     OWNER_LABEL,
@@ -58,6 +59,7 @@ from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
 from cnnbench.run.record import EnergySeen, Outside, Record, describe_run, write_outside
 from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
+from cnnbench.run.watching import MARK, SILENT, Reporter, read_line
 from cnnbench.staging.archive import DamagedError, unpack
 
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
@@ -113,6 +115,7 @@ class ContainerRun:
         self._energy = find_energy_sources(planned, os.environ)
         self._energy_seen: EnergySeen | None = None
         self._spec = self._plan_container()
+        self._reporter = SILENT
 
     def _plan_container(self, sys_nice: bool = True) -> ContainerSpec:
         planned, plan = self._planned, self._planned.plan
@@ -120,6 +123,7 @@ class ContainerRun:
         environment = {"WORKLOAD": planned.workload.slug, **planned.requested}
         environment.pop(METER, None)
         environment[ATTENDED_VARIABLE] = "1"
+        environment[STATUS_VARIABLE] = IN_CONTAINER
         if self._options.hang_s is not None:
             environment[HANG_VARIABLE] = f"{self._options.hang_s:g}"
         if code := os.environ.get(PLATFORM_VARIABLE):
@@ -159,14 +163,16 @@ class ContainerRun:
         """Return the command that starts the container."""
         return run_command(self._options.cli, self._spec)
 
-    def run(self, timeout_s: float | None = None) -> tuple[RunResult, Path]:
+    def run(self, timeout_s: float | None = None, reporter: Reporter = SILENT) -> tuple[RunResult, Path]:
         """Run the container to its end; return the result and the directory of its logs.
 
         An image that is not pulled in time gives an invalid result, and so does a container that fails, is killed,
         interrupted or not done in time. Raises CnnbenchError when there is no engine or image, what the case itself
         raised when it could not be run, and SkippedError before anything is started when this host or the image has not
-        what enclaves need.
+        what enclaves need. `reporter` is told how far it is: what the container tells, on its standard error, as far as
+        this program and the image's are of one version; a program started in it to look would run on its cores.
         """
+        self._reporter = reporter
         remove_orphans(self._options.cli)
         try:
             if self._planned.case.sgx:
@@ -204,6 +210,7 @@ class ContainerRun:
                 f"{self._spec.image}: no such image; make it with `make` in the build directory (doc/containers.md)"
             )
         print(f"cnnbench: pulling {self._spec.image}", file=sys.stderr, flush=True)
+        self._reporter.begin("pulling the image")
         with time_limit(self._options.pull_timeout_s, "PULL"):
             run_engine([*self._options.cli, "pull", self._spec.image], timeout_s=None)
 
@@ -226,9 +233,11 @@ class ContainerRun:
         interrupt, broken, facts = None, "", self._facts()
         with (
             watch_energy(self._energy, logs, self._keep_energy),
-            Container(self._options.cli, self._spec.name, logs / LOG) as container,
+            Container(self._options.cli, self._spec.name, logs / LOG, self._take) as container,
         ):
+            self._reporter.begin("starting the container")
             self._start(container)
+            self._reporter.begin("running in the container")
             try:
                 interrupt = container.fetch(archive)
             except OSError as error:
@@ -247,6 +256,15 @@ class ContainerRun:
 
     def _keep_energy(self, seen: EnergySeen) -> None:
         self._energy_seen = seen
+
+    def _take(self, line: str) -> bool:
+        """Tell what a line of the container's says of how far it is; return whether it is such a line.
+
+        One of another version is none that can be read: that it runs is all that is told then.
+        """
+        if now := read_line(line):
+            self._reporter.take(now)
+        return line.startswith(MARK)
 
     @staticmethod
     def _unpack(archive: Path, logs: Path, state: dict[str, Any], complaint: str, container: Container) -> str:

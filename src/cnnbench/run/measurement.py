@@ -19,6 +19,7 @@ from cnnbench.launch.enclave import Enclaves
 from cnnbench.launch.local import (
     KilledError,
     Limits,
+    Run,
     WorkerLaunch,
     run_tracer,
     run_workers,
@@ -44,6 +45,7 @@ from cnnbench.run.judging import judge_run
 from cnnbench.run.loadgen import find_target, run_audit
 from cnnbench.run.measured import CLIENT, Measured, images_of_steps
 from cnnbench.run.record import CeilingSeen, End, Look, RunWriter, ServiceCount, describe_run, read_record, read_seen
+from cnnbench.run.watching import SILENT, Reporter, Watch
 from cnnbench.run.workers import share_images, trace_spec, worker_environment, worker_specs
 from cnnbench.staging.sampler import NO_SAMPLER
 from cnnbench.worker.control import ControlBlock
@@ -90,9 +92,14 @@ class Measurement:
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._load_before = os.getloadavg()[0]
         self._writer = RunWriter(logs)
+        self._reporter = SILENT
 
-    def run(self) -> RunResult:
-        """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception."""
+    def run(self, reporter: Reporter = SILENT) -> RunResult:
+        """Launch, measure and judge; a killed or interrupted run becomes an invalid result, not an exception.
+
+        `reporter` is told how far it is.
+        """
+        self._reporter = reporter
         with shared_directory() as shared:
             try:
                 self._begin()
@@ -125,6 +132,7 @@ class Measurement:
     def _measure_ceiling(self) -> None:
         """Measure the most that the cores do, where that can be."""
         if self._job.peak_program is not None:
+            self._reporter.begin("measuring the peak of the cores")
             found = measure_ceiling(self._job.peak_program, self._job.precision.peak, self._job.plan.cpus)
             self._writer.add(CeilingSeen(ceiling=found))
 
@@ -142,6 +150,7 @@ class Measurement:
 
         Whatever slowed the cores then has lowered the peak, and can only have lowered it.
         """
+        self._reporter.begin("judging")
         result = judge_run(self._logs)
         for _ in range(CEILING_RETRIES):
             if not retry or not any(failure.name == "ceiling" for failure in result.failures):
@@ -173,6 +182,9 @@ class Measurement:
             Limits(self._enough if self._is_timed else None, self._hang_s),
             self._progress(),
             self._look,
+            watch=self._watch(),
+            count=self._count,
+            cpus=self._job.cpus,
         )
         if specs[0].tells and not self._is_decided():
             self._trace(specs[0])
@@ -255,19 +267,39 @@ class Measurement:
 
     def _progress(self) -> Progress:
         p, instances = self._job.parameters, len(self._job.measuring.instances)
-        total: int | None = None
         if p.scenario:
             return Progress(f"measuring {p.scenario} {p.precision}", None, "steps")
         if p.mode == "accuracy" and p.accuracy_time != "all":
             return Progress(f"measuring accuracy {p.precision} for its time", p.accuracy_time, SECONDS)
         if p.mode == "accuracy" and self._inputs.images is not None:
-            shares = share_images(self._inputs.images, instances)
-            total = sum(-(-len(share) // p.images_per_step) for share in shares)
-        elif p.steps == "auto":
+            return Progress(f"measuring accuracy {p.precision}", sum(self._shares), "images")
+        if p.steps == "auto":
             return Progress(f"measuring {p.mode} {p.precision} until it is precise enough", p.max_time, SECONDS)
-        else:
-            total = int(p.steps) * instances
-        return Progress(f"measuring {p.mode} {p.precision}", total, "steps")
+        return Progress(f"measuring {p.mode} {p.precision}", int(p.steps) * instances, "steps")
+
+    @property
+    def _shares(self) -> list[int]:
+        """How many images each instance has, where it goes through them once; none where it does not."""
+        p = self._job.parameters
+        if p.mode != "accuracy" or p.accuracy_time != "all" or self._inputs.images is None:
+            return []
+        return [len(one) for one in share_images(self._inputs.images, len(self._job.measuring.instances))]
+
+    def _count(self, run: Run) -> int:
+        """Count what the progress shows: images where each instance goes through its share of them, else steps."""
+        shares, size = self._shares, self._job.parameters.images_per_step
+        if not shares or self._job.parameters.scenario:
+            return run.count_measured()
+        return sum(min(steps * size, share) for steps, share in zip(run.measured, shares, strict=True))
+
+    def _watch(self) -> Watch:
+        """Return what tells how far the instances are."""
+        p, steps = self._job.parameters, list[int]()
+        if shares := self._shares:
+            steps = [-(-share // p.images_per_step) for share in shares]
+        elif not self._is_timed and not p.scenario:
+            steps = [int(p.steps)] * len(self._job.measuring.instances)
+        return Watch(self._job, self._reporter, steps)
 
     def _look(self, pids: list[int]) -> None:
         """Take down the conditions under load: clock frequency, who uses the cores, and what a quota holds back."""

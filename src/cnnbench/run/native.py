@@ -16,6 +16,7 @@ from cnnbench.run.inputs import NOTHING_STAGED, Inputs, stage_inputs
 from cnnbench.run.job import Job
 from cnnbench.run.kpis import primary_kind
 from cnnbench.run.measurement import DEFAULT_HANG_S, LOGS, Measurement, MeasurementKind, new_logs_directory, out_of_time
+from cnnbench.run.watching import SILENT, Reporter
 
 TRIAL_S = 5.0
 """How long each engine is measured when the fastest is to be chosen."""
@@ -28,17 +29,22 @@ def measure_job(
     hang_s: float | None,
     timeout_s: float | None,
     kind: MeasurementKind = Measurement,
+    reporter: Reporter = SILENT,
 ) -> tuple[RunResult, Path]:
-    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory."""
+    """Stage and measure; return the result, which is invalid when the time is up before, and its logs directory.
+
+    `reporter` is told how far it is.
+    """
     hang_s = hang_s or DEFAULT_HANG_S
     try:
         with time_limit(timeout_s):
             job = choose_engine(job, cache, hang_s, kind)
+            reporter.begin("staging")
             inputs = stage_inputs(job, cache)
             logs = new_logs_directory(root, job.case.name)
             try:
                 with explain_refusals(logs, LOGS):
-                    result = kind(job, inputs, logs, hang_s).run()
+                    result = kind(job, inputs, logs, hang_s).run(reporter)
             except CnnbenchError:
                 if not any(logs.glob("*/output.log")):  # nothing was started, so there is no run to tell of
                     shutil.rmtree(logs.parent)

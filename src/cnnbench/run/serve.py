@@ -22,10 +22,11 @@ from typing import NoReturn
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
-from cnnbench.base.progress import bytes_text
+from cnnbench.base.progress import bytes_text, listening
 from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
 from cnnbench.cases.case import FIXED_BY_NAME, TestCase
 from cnnbench.cases.parameters import default_text
+from cnnbench.cases.variables import STATUS_VARIABLE
 from cnnbench.cases.workload import Workload, load_workload
 from cnnbench.launch.container import EXPORT
 from cnnbench.launch.mpi import refuse_in_container
@@ -37,6 +38,7 @@ from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, MeasurementKind
 from cnnbench.run.native import choose_engine
+from cnnbench.run.watching import reporter_in_container
 
 ERROR = "error"
 """The file of an export that says why there is no result."""
@@ -124,7 +126,9 @@ def _run(
         if case.sgx:
             job, inputs, enclaves = enclose_job(job, inputs, directory / TEMPLATE, scratch, sgx)
         run = Measurement(job, inputs, logs, hang_s, enclaves) if enclaves else kind(job, inputs, logs, hang_s)
-        result = run.run()
+        reporter = reporter_in_container(environ.get(STATUS_VARIABLE, ""))
+        with listening(reporter.progress):
+            result = run.run(reporter)
         write_logs(result, logs, result.exit_code)
     except CnnbenchError as error:
         return error.exit_code, str(error)

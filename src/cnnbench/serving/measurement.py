@@ -16,7 +16,15 @@ import numpy as np
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError
 from cnnbench.base.progress import SECONDS, Progress
-from cnnbench.launch.local import Limits, WorkerLaunch, run_workers, shared_directory, split_environment, worker_command
+from cnnbench.launch.local import (
+    Limits,
+    Run,
+    WorkerLaunch,
+    run_workers,
+    shared_directory,
+    split_environment,
+    worker_command,
+)
 from cnnbench.proof.verdict import LATE_BOUND
 from cnnbench.results import stats
 from cnnbench.results.steps import StepTimes
@@ -26,6 +34,7 @@ from cnnbench.run.measured import CLIENT, LATE_MS, METADATA, SERVER
 from cnnbench.run.measurement import Measurement, MeasurementKind
 from cnnbench.run.rates import search_rate, trial_s
 from cnnbench.run.record import CapacitySeen, SecondClientSeen, ServiceCount
+from cnnbench.run.watching import Watch
 from cnnbench.run.workers import share_images, worker_environment
 from cnnbench.serving.perf_analyzer import NAME as PERF_ANALYZER
 from cnnbench.serving.perf_analyzer import Asked, PerfAnalyzer, ask, find_perf_analyzer
@@ -100,7 +109,7 @@ class ServedMeasurement(Measurement):
     def _measure(self, asked: WorkerSpec, shared: Path) -> None:
         ControlBlock.create(shared, len(asked.instances))
         limits = Limits(self._enough if self._is_timed else None, self._hang_s)
-        self._run_client(asked, shared, limits, self._progress(), self._look_at_all)
+        self._run_client(asked, shared, limits, self._progress(), self._look_at_all, self._watch())
 
     def _confirm(self, spec: WorkerSpec, shared: Path, found: CapacitySeen) -> WorkerSpec:
         """Measure the rate that was found, and lower ones where such a run, longer than a trial, breaks the bound.
@@ -136,6 +145,7 @@ class ServedMeasurement(Measurement):
         limits: Limits,
         progress: Progress,
         look: Callable[[list[int]], object] = lambda _pids: None,
+        watch: Watch | None = None,
     ) -> None:
         assert self._server is not None
         directory = Path(spec.logs) / "process-0"
@@ -144,7 +154,17 @@ class ServedMeasurement(Measurement):
         command = worker_command(self._client, directory / "spec.json")
         numbers = tuple(one.index for one in spec.instances)
         launch = WorkerLaunch(command, self._client_environment, directory / "output.log", numbers)
-        run_workers([launch], shared, limits, progress, look, self._server.check)
+        run_workers(
+            [launch],
+            shared,
+            limits,
+            progress,
+            look,
+            self._server.check,
+            watch or (lambda _run: ""),
+            count=self._count if watch else Run.count_measured,
+            cpus=self._job.cpus,
+        )
 
     @property
     def _client_environment(self) -> dict[str, str]:
