@@ -18,7 +18,7 @@ from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import parse_arguments
 from cnnbench.cases.expectation import expectation_file, load_expectations
 from cnnbench.cases.platforms import check_platform, detect_platform
-from cnnbench.cases.workload import load_workload
+from cnnbench.cases.workload import load_sections, load_workload
 from cnnbench.cli.validating import Stand, check_cmake_options, find_workloads
 from cnnbench.machine.activity import check_activity, check_throttling, look_at, read_throttled
 from cnnbench.machine.checks import Check, Place, check_settings
@@ -29,8 +29,9 @@ from cnnbench.report.page.page import PAGE, end_with_page
 from cnnbench.report.text import Footnotes, align, printable
 from cnnbench.results.kpi_text import format_number
 from cnnbench.validation.expected import MIN_RUNS, check_writable, write_expected
-from cnnbench.validation.outcome import Outcome, estimate_left_s, next_due, primary
+from cnnbench.validation.outcome import Outcome, count_due, estimate_left_s, next_due, primary
 from cnnbench.validation.plan import (
+    BUILD,
     DEFAULT_REPEATS,
     RUNS,
     CaseChoice,
@@ -109,6 +110,8 @@ def validate(arguments: argparse.Namespace, root: Path) -> int:
     runs = RUNS[depth] if arguments.runs is None else arguments.runs
     _check_counts(runs, arguments.repeats)
     parse_arguments(arguments.rest)
+    if arguments.config:
+        load_sections(arguments.config)
     options = check_cmake_options(arguments.cmake)
     cpu = read_cpuinfo()
     code = check_platform(arguments.platform) if arguments.platform else detect_platform(cpu)
@@ -147,14 +150,14 @@ def validate(arguments: argparse.Namespace, root: Path) -> int:
         with tempfile.TemporaryDirectory(prefix="cnnbench-plan-") as build:
             listed = Stand.set_up(root, Path(build), code, arguments.backend, options, settings)
             plan = make_plan(listed.list_cases(_filters(arguments), depth))
-        _print_plan(Stand(folder / "build", listed.settings), plan, folder, before, lacking)
+        _print_plan(Stand(folder / BUILD, listed.settings), plan, folder, before, lacking)
         return 0
     check_directory(f"-o {folder}", folder)
     make_directory(folder, REMEDY)
     with held(folder, f"-o {folder}: another validation is at work there; wait until it ends"):
         if before:  # before anything is configured there
             _refuse_another(folder, before, make_plan(before.cases), arguments.replan)
-        stand = Stand.set_up(root, folder / "build", code, arguments.backend, options, settings)
+        stand = Stand.set_up(root, folder / BUILD, code, arguments.backend, options, settings)
         plan = make_plan(stand.list_cases(_filters(arguments), depth))
         if before and before != plan and not arguments.replan:
             told = "\n".join(f"  {text}" for text in tell_differences(before, plan))
@@ -266,13 +269,13 @@ def _print_plan(stand: Stand, plan: Plan, folder: Path, before: Plan | None, lac
         [
             one.choice.case,
             str(len(one.runs)) if one.runs else "",
-            str(max(0, plan.runs - len(one.runs)) if one.due(plan.runs, plan.repeats) else 0),
-            _duration(estimate_left_s([one], plan.runs, guesses)),
+            str(count_due(one, plan.runs, plan.repeats)),
+            _duration(estimate_left_s([one], plan.runs, plan.repeats, guesses)),
         ]
         for one in outcomes
     ]
     print(align(["case", "runs there", "runs due", "about"], cells))
-    total = _duration(estimate_left_s(outcomes, plan.runs, guesses))
+    total = _duration(estimate_left_s(outcomes, plan.runs, plan.repeats, guesses))
     print(f"\n{plan.platform}, {plan.backend}, {plan.depth}: {len(plan.cases)} cases, about {total} in all, and")
     print(f"up to {plan.repeats} more runs of each that is unstable; what is yet to be staged or built takes longer")
     for path in plan.files:
@@ -293,7 +296,7 @@ def _run_all(stand: Stand, plan: Plan, guesses: Mapping[CaseChoice, float]) -> l
         _say(f"not counted: {text}")
     total = plan.runs * len(plan.cases)
     while due := next_due(list(outcomes.values()), plan.runs, plan.repeats):
-        left_s = estimate_left_s(list(outcomes.values()), plan.runs, guesses)
+        left_s = estimate_left_s(list(outcomes.values()), plan.runs, plan.repeats, guesses)
         done = sum(min(len(one.runs), plan.runs) for one in outcomes.values())
         what = f"run {done + 1} of {total}" if len(due.runs) < plan.runs else "again, as it was unstable"
         _say(f"{due.choice.case}: {what}; about {_duration(left_s)} left")

@@ -143,10 +143,10 @@ def _huge_pages(place: Place) -> tuple[State, str, str]:
 
 def _swap(place: Place) -> tuple[State, str, str]:
     rows = [line.split() for line in place.read(place.proc / "swaps").splitlines()[1:]]
-    used = sum(int(row[3]) for row in rows if len(row) >= 5)
+    size, used = (sum(int(row[column]) for row in rows if len(row) >= 5) / 2**20 for column in (2, 3))
     if not rows:
         return "good", "none", ""
-    return "poor" if used else "good", f"{used / 2**20:.1f} GiB of {len(rows)} in use", "sudo swapoff -a"
+    return "poor" if used else "good", f"{used:.1f} of {size:.1f} GiB in use", "sudo swapoff -a"
 
 
 def _load(place: Place) -> tuple[State, str, str]:

@@ -97,12 +97,16 @@ def next_due(outcomes: Sequence[Outcome], runs: int, repeats: int) -> Outcome | 
     return min((one for one in outcomes if one.due(runs, repeats)), key=lambda one: len(one.runs), default=None)
 
 
-def estimate_left_s(outcomes: Sequence[Outcome], runs: int, guesses: Mapping[CaseChoice, float]) -> float:
-    """Return about how long (s) what is due takes, when nothing is repeated: by a case's own runs where it has some."""
+def count_due(one: Outcome, runs: int, repeats: int) -> int:
+    """Return how many runs of a case are still to come when no more of them are unstable."""
+    settled = sum(run.run.verdict != "unstable" for run in one.runs)
+    return min(runs - settled, runs + repeats - len(one.runs)) if one.due(runs, repeats) else 0
+
+
+def estimate_left_s(outcomes: Sequence[Outcome], runs: int, repeats: int, guesses: Mapping[CaseChoice, float]) -> float:
+    """Return about how long (s) takes what is due (`count_due`): by a case's own runs where it has some."""
     left = 0.0
     for one in outcomes:
-        if not one.skipped and not one.failed:
-            taken = [run.seconds for run in one.runs]
-            each = sum(taken) / len(taken) if taken else guesses[one.choice]
-            left += each * max(0, runs - len(one.runs))
+        taken = [run.seconds for run in one.runs]
+        left += count_due(one, runs, repeats) * (sum(taken) / len(taken) if taken else guesses[one.choice])
     return left

@@ -16,6 +16,8 @@ from cnnbench.cases.workload import Sources, Workload
 from cnnbench.machine.host import CpuInfo
 
 PLAN_FILE = "plan.json"
+BUILD = "build"
+"""The build directory in a validation's folder, which is there before the plan is: that needs its cases."""
 Depth = Literal["quick", "default", "full"]
 RUNS: dict[Depth, int] = {"quick": 1, "default": 1, "full": 3}
 """How many runs of each case there are to be, unless told."""
@@ -73,14 +75,15 @@ class Plan(_Model):
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """Return the plan of a folder; None of one that is empty or not there; raise UsageError where it is another's."""
+    """Return the plan of a folder; None of one that has none yet; raise UsageError where it is another's."""
     path = folder / PLAN_FILE
     if path.is_file():
         try:
             return Plan.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise CnnbenchError(f"{path}: no plan: {error.errors()[0]['msg']}; give another -o") from error
-    if folder.is_dir() and (others := [one.name for one in sorted(folder.iterdir()) if not one.name.startswith(".")]):
+    names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+    if others := [name for name in names if not name.startswith(".") and name != BUILD]:
         raise UsageError(f"{folder}: has {others[0]} and no {PLAN_FILE}: not a validation's folder; give -o a new one")
     return None
 

@@ -58,12 +58,12 @@ def judge_expectation(one: Expectation, workload: str, precision: str, outcome: 
         remark = f"measured in {kpi.unit}, expected in {one.unit}"
     else:
         cores, sockets = places_used(run)
-        if one.per != "machine" and not (cores and sockets):
+        if not {"machine": 1, "core": cores, "socket": sockets}[one.per]:
             remark = "the run does not tell what it was on"
         else:
             figures, value = one.scaled(cores, sockets), kpi.value
             word = _place(value, figures[1], figures[2], find_kind(kpi.key).better == "lower")
-            remark = f"unstable: {run.reason}" if run.verdict == "unstable" else ""
+            remark = f"unstable: {_failed_criteria(run)}" if run.verdict == "unstable" else ""
     return Judged(
         workload=workload,
         case=one.case,
@@ -100,6 +100,10 @@ def _describe_scale(one: Expectation) -> str:
     of = one.machine.cores if one.per == "core" else one.machine.sockets
     each = format_number(one.value / of)
     return f"{format_number(one.value)} on {of} {one.per}s ({one.machine.name}): {each} per {one.per}"
+
+
+def _failed_criteria(run: RunResult) -> str:
+    return ", ".join(criterion.name for criterion in run.failures)
 
 
 def why(outcome: Outcome) -> str:
@@ -199,7 +203,7 @@ def _expectation_table(verdict: Verdict) -> str:
                     "",
                     "",
                     kpi.unit,
-                    "no expectation",
+                    "no expectation" if run.verdict == "valid" else f"no expectation, {run.verdict}",
                 ]
             )
     if not cells:
@@ -220,8 +224,8 @@ def _reasons(verdict: Verdict, state: str) -> str:
     found: dict[str, list[str]] = {}
     for one in verdict.outcomes:
         if one.state == state:
-            run = one.counting
-            reason = run.reason if run else why(one)
+            run = one.counting  # of an unstable run the criteria's names, as the report has what was found
+            reason = _failed_criteria(run) if run else why(one)
             found.setdefault(printable(reason), []).append(printable(one.choice.case))
     if not found:
         return ""
