@@ -8,8 +8,8 @@ import pytest
 
 from cnnbench.cases.platforms import load_platforms
 from cnnbench.cli.commands import GROUPS, INTERNAL
+from cnnbench.cli.configuring import find_tool
 from cnnbench.cli.main import main
-from cnnbench.cli.quickstart import _tool
 from null_workload import ROOT, NullWorkload, clean_environment, step_of
 
 CODES = [platform.code for platform in load_platforms()]
@@ -85,7 +85,7 @@ def test_the_help_of_a_command_imports_no_other_command():
 
 def test_what_needs_no_workload_imports_nothing_slow(tmp_path):
     (tmp_path / "CTestTestfile.cmake").write_text('add_test(one "/bin/true")')
-    ctest = ["ctest", "--build-dir", str(tmp_path), "--ctest", _tool("ctest"), "--workload", "/no/such", "--"]
+    ctest = ["ctest", "--build-dir", str(tmp_path), "--ctest", find_tool("ctest"), "--workload", "/no/such", "--"]
     for line, needed in (
         (["--help"], "measure:"),
         ([], "a COMMAND is required"),
