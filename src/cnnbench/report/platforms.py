@@ -210,7 +210,7 @@ def platforms_table(standings: Sequence[Standing]) -> str:
                 *(("" if of is None else format_number(of)) for of in (one.per_core, one.per_socket)),
                 *(("" if of is None else f"{of:.3f}") for of in (one.ratio, one.low, one.high)),
                 str(one.runs),
-                notes.cite(one.finding, one.remark or told) if one.finding else notes.cite("", told).strip(),
+                notes.cite(one.finding or ("unstable" if told else ""), one.remark or told),
             ]
         )
     machines = list(dict.fromkeys(one.machine for one in standings))
