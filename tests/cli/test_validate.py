@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from cnnbench.cases.expectation import read_expectations
+from cnnbench.cases.parameters import precisions_of
 from cnnbench.cases.platforms import detect_platform
+from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
 from cnnbench.cli import validate
 from cnnbench.cli.main import main
 from cnnbench.machine.checks import Check
@@ -185,6 +187,38 @@ def test_unstable_cases_are_repeated_up_to_the_limit_and_invalid_ones_are_told(h
     assert text.out.index("INVALID:\n  Some instances were killed") < text.out.index(f"    {GATED}")
     assert main(arguments) == 3
     assert len(find_iterations(logs_of(folder, PKM))) == 2
+
+
+def test_a_case_that_cannot_run_and_one_that_fails_are_told_with_the_reason(here, tmp_path, capsys):
+    lacking = [name for name in precisions_of("graph") if missing_for_precision(PRECISIONS[name], read_cpuinfo().flags)]
+    if not lacking:
+        pytest.skip("this CPU runs every precision")
+    config = tmp_path / "large.yaml"
+    config.write_text("'*_avx_fp32_*': {CORES_PER_INSTANCE: 4000}\n")
+    declaration = here / "workload" / "Harness" / "cmake" / f"{CODE}.cmake"
+    before = declaration.read_text()
+    declaration.write_text(f"set(PRECISIONS avx_fp32 {lacking[0]})\n")
+    arguments = ["validate", "--quick", "-o", str(tmp_path / "sweep"), "--config", str(config), "-R", "_pkm$"]
+    try:
+        assert main(arguments) == 1
+    finally:
+        declaration.write_text(before)
+    text = capsys.readouterr()
+    failed, skipped = text.out.index("\nfailed:\n"), text.out.index("\nskipped:\n")
+    assert "CORES_PER_INSTANCE=4000: must be 1 to" in text.out[failed:skipped]
+    assert f"{lacking[0]}: " in text.out[skipped:]
+    assert "run 2 of 2" in text.err
+
+
+def test_a_ctrl_c_ends_it_and_says_how_to_go_on(checkout, tmp_path):
+    folder = tmp_path / "sweep"
+    with start(checkout, *QUICK[:-1], step_of(20), "--steps=10000", "-o", str(folder)) as process:
+        wait_until((logs_of(folder, GATED) / "itr-1" / "worker-0" / "process-0").exists, "the first case")
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert f"what has a result is in {folder}; the same command goes on from there" in told
+    assert not (folder / "verdict.json").exists()
 
 
 def test_what_was_measured_is_expected_from_then_on_and_not_written_over(here, tmp_path, capsys):

@@ -127,8 +127,10 @@ def validate(arguments: argparse.Namespace, root: Path) -> int:
     machine = PlannedMachine.of(cpu)
     folder: Path = arguments.output or Path(f"validate-{code}-{re.sub(r'[^A-Za-z0-9._-]', '_', machine.host)}")
     settings = [
-        WorkloadSettings.choose(path, load_workload(path), code, depth, arguments.config) for path in directories
+        WorkloadSettings.choose(path, load_workload(path), code, depth, arguments.config, len(read_topology().cores))
+        for path in directories
     ]
+    lacking += [one.note for one in settings if one.note]
     before = read_plan(folder)
 
     def make_plan(cases: Sequence[CaseChoice]) -> Plan:
@@ -282,7 +284,7 @@ def _print_plan(stand: Stand, plan: Plan, folder: Path, before: Plan | None, lac
         print(f"settings: {path}")
     print(f"folder: {folder}")
     for text in lacking:
-        print(f"not run: {text}")
+        print(text)
     if before and before != plan:
         print("the folder is of another plan, so --replan would be needed:")
         print("\n".join(f"  {text}" for text in tell_differences(before, plan)))
@@ -297,7 +299,9 @@ def _run_all(stand: Stand, plan: Plan, guesses: Mapping[CaseChoice, float]) -> l
     total = plan.runs * len(plan.cases)
     while due := next_due(list(outcomes.values()), plan.runs, plan.repeats):
         left_s = estimate_left_s(list(outcomes.values()), plan.runs, plan.repeats, guesses)
-        done = sum(min(len(one.runs), plan.runs) for one in outcomes.values())
+        ended = [one for one in outcomes.values() if one.skipped or one.failed]
+        done = sum(min(len(one.runs), plan.runs) for one in outcomes.values() if one not in ended)
+        done += plan.runs * len(ended)
         what = f"run {done + 1} of {total}" if len(due.runs) < plan.runs else "again, as it was unstable"
         _say(f"{due.choice.case}: {what}; about {_duration(left_s)} left")
         outcomes[due.choice] = one = stand.run_case(due.choice, plan)

@@ -37,6 +37,9 @@ class Machines:
 
     def __init__(self, known: Iterable[Machine] = ()) -> None:
         self._known = list(known)
+        self._of_host: dict[str, list[int]] = {}
+        for number, one in enumerate(self._known):
+            self._of_host.setdefault(one.host, []).append(number)
 
     @property
     def known(self) -> list[Machine]:
@@ -52,19 +55,21 @@ class Machines:
                 f"(CPU {one.cpu or 'not told'}, microcode {one.microcode or 'not told'})"
             )
             for number, one in enumerate(self._known)
-            if any(one.host == other.host for other in self._known[:number])
+            if number != self._of_host[one.host][0]
         ]
 
     def find(self, run: RunResult) -> Machine:
         """Return the machine of a run, a new one where no known one has its host name, CPU and microcode."""
         facts = run.facts
         seen = Machine("", facts.get(HOST_NAME, ""), facts.get("CPU", ""), facts.get("microcode", ""))
-        for number, one in enumerate(self._known):
+        for number in self._of_host.get(seen.host, ()):
+            one = self._known[number]
             if one.may_be(seen):
                 if seen.cpu and seen.microcode and not (one.cpu and one.microcode):
                     self._known[number] = one = Machine(one.name, one.host, seen.cpu, seen.microcode)
                 return one
         one = Machine(self._name(seen.host), seen.host, seen.cpu, seen.microcode)
+        self._of_host.setdefault(one.host, []).append(len(self._known))
         self._known.append(one)
         return one
 

@@ -12,7 +12,7 @@ from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.cases.case import TestCase, from_environment, parse_arguments
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cases.variables import DEFAULTS_VARIABLE
-from cnnbench.cases.workload import Sources, Workload
+from cnnbench.cases.workload import Sources, Workload, load_sections
 from cnnbench.machine.host import CpuInfo
 
 PLAN_FILE = "plan.json"
@@ -122,21 +122,33 @@ class WorkloadSettings:
     """Where the cases of a workload get their settings from in a validation.
 
     `defaults`: a file that is weaker than all but the workload's own, `config`: one that is stronger than what is
-    declared; None for none.
+    declared; None for none. `note`: why the best-known settings are not used, if so.
     """
 
-    def __init__(self, directory: Path, workload: Workload, defaults: Path | None, config: Path | None) -> None:
+    def __init__(
+        self, directory: Path, workload: Workload, defaults: Path | None, config: Path | None, note: str = ""
+    ) -> None:
         self.directory, self.workload, self.defaults, self.config = directory, workload, defaults, config
+        self.note = note
 
     @classmethod
     def choose(
-        cls, directory: Path, workload: Workload, code: str, depth: Depth, config: Path | None
+        cls, directory: Path, workload: Workload, code: str, depth: Depth, config: Path | None, cores: int
     ) -> "WorkloadSettings":
-        """Return those of a platform: the best-known settings, unless a file is given; quick ones for a quick run."""
-        known = directory / f"bkm-{code.lower()}.yaml"
+        """Return those of a platform: quick ones for a quick run, and the best-known settings, unless a file is given.
+
+        Best-known settings that need more than the `cores` here are those of a larger machine, and are not used.
+        """
+        known: Path | None = directory / f"bkm-{code.lower()}.yaml"
+        note = ""
+        if config or not (known and known.is_file()):
+            known = None
+        elif (most := _most_cores(known)) > cores:
+            note = f"{known}: not used: it has CORES_PER_INSTANCE={most}, and there are {cores} usable cores here"
+            known = None
         quick = (directory / "quick.yaml", directory.parent / "quick.yaml")
         defaults = next((path for path in quick if path.is_file()), None) if depth == "quick" else None
-        return cls(directory, workload, defaults, config or (known if known.is_file() else None))
+        return cls(directory, workload, defaults, config or known, note)
 
     @property
     def files(self) -> dict[str, str]:
@@ -150,6 +162,12 @@ class WorkloadSettings:
         weaker = {DEFAULTS_VARIABLE: str(self.defaults)} if self.defaults else {}
         sources = Sources.read(self.workload, {**environ, **weaker}, self.config)
         return sources.resolve(case, {"argument": parse_arguments(options)})
+
+
+def _most_cores(path: Path) -> int:
+    """Return the largest CORES_PER_INSTANCE of a settings file."""
+    given = [settings.get("CORES_PER_INSTANCE", "") for settings in load_sections(path).values()]
+    return max((int(text) for text in given if text.isdecimal()), default=0)
 
 
 def environment_settings(environ: Mapping[str, str]) -> dict[str, str]:
