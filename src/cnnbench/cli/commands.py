@@ -32,8 +32,8 @@ GROUPS = {
         "launch": Command("cnnbench.cli.launch", "start several instances of `run`, which comes after --", "all"),
         "benchmark": Command("cnnbench.cli.benchmark", "run the benchmarks of a spec, and tabulate them"),
         "ab": Command("cnnbench.cli.ab", "measure a case with two settings in turns, until it is clear", "unknown"),
-        "validate": Command("cnnbench.cli.validate", "run and judge all cases of this platform", "unknown"),
         "sweep": Command("cnnbench.cli.sweep", "find the fastest settings of cases on this machine", "unknown"),
+        "validate": Command("cnnbench.cli.validate", "run and judge all cases of this platform", "unknown"),
     },
     "look": {
         "list-kpi": Command("cnnbench.cli.list_kpi", "tabulate the KPIs of runs, from their logs-* directories"),
