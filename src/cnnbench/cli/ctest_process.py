@@ -23,8 +23,18 @@ from cnnbench.cases.variables import SKIPS_VARIABLE, STATUS_VARIABLE
 _GRACE_S = 15.0
 
 
-def run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str, str], call: str = "") -> int:
-    """Run ctest, then print why cases were skipped; return its exit code, or 128 + N when signal N has ended it.
+def _print_skip(line: str) -> None:
+    print(f"skipped: {line}", flush=True)
+
+
+def run_ctest(
+    command: Sequence[str],
+    build_dir: Path,
+    environment: Mapping[str, str],
+    call: str = "",
+    on_skip: Callable[[str], object] = _print_skip,
+) -> int:
+    """Run ctest, then tell why cases were skipped; return its exit code, or 128 + N when signal N has ended it.
 
     `call`: the name of the call that its cases are of, which they are told, and which is shown on a terminal.
     """
@@ -35,7 +45,7 @@ def run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str,
             variables = {**weaker, **environment, **told, SKIPS_VARIABLE: skips.name}
             code = _run_to_the_end(command, build_dir, variables, shown)
         for line in skips:
-            print(f"skipped: {line}", end="", flush=True)
+            on_skip(line.rstrip("\n"))
     return code
 
 

@@ -20,6 +20,7 @@ from cnnbench.report.page import (
     history,
     layers,
     places,
+    platforms,
     published,
     roofline,
     serving,
@@ -42,6 +43,7 @@ MARKS = {"valid": "✓", "unstable": "~", "invalid": "✗"}
 """What a badge shows beside its word, so that it is told by more than a colour."""
 
 SECTIONS = (
+    platforms.show_platforms,
     speed.show_speed,
     times.show_distribution,
     times.show_steps,
