@@ -1,5 +1,6 @@
 """Gather the facts that all runs on this machine share."""
 
+import os
 import platform
 from collections import Counter
 
@@ -9,6 +10,8 @@ from cnnbench.machine.topology import Topology, read_topology
 
 HOST_NAME = "host name"
 """The fact that says which machine a run was made on."""
+ALLOCATION, ALLOCATION_VARIABLE = "allocation", "CNNBENCH_ALLOCATION"
+"""The fact that says in which of a scheduler's jobs a run was made, and the environment variable that tells it."""
 
 
 def describe_caches(topology: Topology) -> str | None:
@@ -35,6 +38,7 @@ def machine_facts() -> dict[str, str | None]:
     quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
     return {
         HOST_NAME: platform.node() or None,
+        ALLOCATION: os.environ.get(ALLOCATION_VARIABLE) or None,
         "CPU": host.cpu_model,
         "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
         "SMT": "on" if host.smt else "off",
