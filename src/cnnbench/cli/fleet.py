@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder.adopt(plan)
         (folder.path / CANCEL).unlink(missing_ok=True)
         for one in launchers.values():
-            one.check()
+            one.check(fleet.run)
         control.begin()
         if arguments.retry_failed:
             console.print(f"{control.retry_failed()} failed runs are made again")

@@ -37,6 +37,8 @@ LIMIT_SLACK_S, LIMIT_FACTOR = 900.0, 3.0
 """A batch may be ended after so many times its estimated time, and this more."""
 
 QUEUED = JobState("queued")
+CANCELLED = "cancelled"
+"""Why a batch was closed whose runs are not counted as lost for it."""
 
 
 @dataclass
@@ -129,17 +131,29 @@ class Controller:
         self._submit()
 
     def cancel(self) -> None:
-        """End all batches, wherever they are; what has its outcome by then keeps it."""
+        """End all batches, wherever they are; what has its outcome by then keeps it.
+
+        Raises CnnbenchError, when all others have been ended, for those whose machines or scheduler do not answer.
+        """
+        problems = []
         for pool, batches in self._by_pool(self.open.values()).items():
-            jobs = {one.id: one.job for one in batches if one.job is not None}
-            unknown = [one for one in batches if one.job is None]
-            if unknown:  # handed over, maybe, by a controller that died before it could say so
-                jobs |= self._launchers[pool].submit([self._batch_of(one) for one in unknown])
-            self._launchers[pool].cancel(jobs)
-            for one in batches:
-                self._launchers[pool].collect(one.file)
-                self._close(one, JobState("failed", one.state.node, "cancelled"))
+            try:
+                self._cancel_pool(self._launchers[pool], batches)
+            except UnavailableError as error:
+                problems.append(f"pool {pool}: {error}")
         (self._folder.path / CANCEL).unlink(missing_ok=True)
+        if problems:
+            raise CnnbenchError("\n".join([*problems, "call --cancel again when they answer"]))
+
+    def _cancel_pool(self, launcher: Launcher, batches: list[OpenBatch]) -> None:
+        jobs = {one.id: one.job for one in batches if one.job is not None}
+        if unknown := [one for one in batches if one.job is None]:
+            # Handed over, maybe, by a controller that died before it could say so: the launcher finds those by name.
+            jobs |= launcher.submit([self._batch_of(one) for one in unknown])
+        launcher.cancel(jobs)
+        for one in batches:
+            launcher.collect(one.file)
+            self._close(one, JobState("failed", one.state.node, CANCELLED))
 
     def cost_hours(self) -> float:
         """Return the hours that batches have had machines so far."""
@@ -313,7 +327,7 @@ class Controller:
             where = f" on {closed.node}" if closed.node else ""
             self._tell(f"pool {one.file.pool}: batch {one.id}{where}: {state.reason}")
         self._set_aside_all(one.file.tasks)
-        if state.reason == "cancelled":
+        if state.reason == CANCELLED:
             return
         for task in one.file.tasks:
             self._give_up(self._tasks[task.id], one.id)
@@ -326,7 +340,7 @@ class Controller:
     def _note_closed(self, file: BatchFile, slot: int, closed: Closed) -> None:
         self.closed[file.id] = closed
         self._closed_of_slot[file.pool, slot] = self._closed_of_slot.get((file.pool, slot), 0) + 1
-        if closed.reason == "cancelled":
+        if closed.reason == CANCELLED:
             return
         for task in file.tasks:
             outcome = self.outcomes.get(task.id)

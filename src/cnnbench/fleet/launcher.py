@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.fleet.batch import BatchFile
 from cnnbench.fleet.folder import FleetFolder
-from cnnbench.fleet.spec import Pool
+from cnnbench.fleet.spec import Pool, Runs
 
 LAUNCHERS = {
     "local": "cnnbench.fleet.local:LocalLauncher",
+    "ssh": "cnnbench.fleet.ssh:SshLauncher",
 }
 """The launchers by name, as `module:Class`."""
 
@@ -76,7 +77,7 @@ class Launcher(Protocol):
     def machines(self) -> int:
         """How many machines the pool has, by its file alone; raise UsageError where that does not fit together."""
 
-    def check(self) -> None:
+    def check(self, run: Runs) -> None:
         """Raise UsageError, in the scheduler's own words, where batches could not be run as the pool is declared."""
 
     def submit(self, batches: Sequence[Batch]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from cnnbench.fleet.batch import BatchFile
 from cnnbench.fleet.folder import LOG, FleetFolder
 from cnnbench.fleet.launcher import Batch, JobState, node_command
 from cnnbench.fleet.process import batch_argument, find_state, stop
-from cnnbench.fleet.spec import Pool, Strict, read_options
+from cnnbench.fleet.spec import Pool, Runs, Strict, read_options
 
 
 class LocalOptions(Strict):
@@ -47,7 +47,7 @@ class LocalLauncher:
                 )
         return 1
 
-    def check(self) -> None:
+    def check(self, run: Runs) -> None:  # noqa: ARG002 - as every launcher
         """Do nothing: each batch checks the machine."""
 
     def submit(self, batches: Sequence[Batch]) -> dict[str, str]:
