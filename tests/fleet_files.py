@@ -1,7 +1,6 @@
-"""Write a workload of the null engine and fleets that run it, call `cnnbench fleet` on them, and read what they left."""
+"""Write a workload of the null engine and fleets that run it, call `cnnbench fleet`, and read what that left."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -85,7 +84,3 @@ def is_alive(pid: int) -> bool:
         return b"\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-
-
-def free_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("SSH_")}

@@ -1,4 +1,4 @@
-"""Two hosts for ssh on one machine: a real sshd each, in network and UTS namespaces, with keys and settings of its own."""
+"""Two hosts for ssh on one machine: a real sshd each, in network and UTS namespaces, with keys of its own."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from null_workload import PATIENCE_S
 
 HOSTS = {"lab-a": 2, "lab-b": 6}
-"""The hosts' names, and where in 192.0.2.0/24 (an address of documentation) each one's link begins."""
+"""The hosts' names, and the last number of their addresses, which are of those for benchmarks (RFC 2544)."""
 
 
 def find_obstacle() -> str:
@@ -59,7 +59,7 @@ class SshHosts:
         )
 
     def address(self, name: str) -> str:
-        return f"192.0.2.{HOSTS[name]}"
+        return f"198.18.{os.getpid() % 256}.{HOSTS[name]}"
 
     def serve(self, name: str) -> None:
         """Start a host's sshd, and wait until it answers."""
@@ -107,7 +107,7 @@ class SshHosts:
             ["ip", "netns", "add", space],
             ["ip", "link", "add", outside, "type", "veth", "peer", "name", inside],
             ["ip", "link", "set", inside, "netns", space],
-            ["ip", "addr", "add", f"192.0.2.{HOSTS[name] - 1}/30", "dev", outside],
+            ["ip", "addr", "add", f"198.18.{os.getpid() % 256}.{HOSTS[name] - 1}/30", "dev", outside],
             ["ip", "link", "set", outside, "up"],
             [*inner, "addr", "add", f"{self.address(name)}/30", "dev", inside],
             [*inner, "link", "set", inside, "up"],

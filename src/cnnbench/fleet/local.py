@@ -47,7 +47,7 @@ class LocalLauncher:
                 )
         return 1
 
-    def check(self, run: Runs) -> None:  # noqa: ARG002 - as every launcher
+    def check(self, run: Runs) -> None:
         """Do nothing: each batch checks the machine."""
 
     def submit(self, batches: Sequence[Batch]) -> dict[str, str]:

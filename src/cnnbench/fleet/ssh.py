@@ -1,4 +1,4 @@
-"""The launcher for machines without a scheduler: plain OpenSSH, a process on each that a lost connection leaves alone."""
+"""The launcher for machines without a scheduler: plain OpenSSH, and a process on each that outlives a connection."""
 
 import os
 import shlex
