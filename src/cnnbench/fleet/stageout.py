@@ -1,9 +1,12 @@
 """Bring what a machine without the shared folder has left into the fleet's folder."""
 
+import io
 import shutil
+from functools import partial
 from pathlib import Path
 
 from cnnbench.base.disk import explain_refusals, make_directory
+from cnnbench.base.progress import Progress
 from cnnbench.fleet.batch import BatchFile
 from cnnbench.fleet.folder import OUTCOME, REMEDY, FleetFolder
 from cnnbench.staging.archive import unpack
@@ -20,7 +23,7 @@ def install_archive(folder: FleetFolder, batch: BatchFile, tar_path: Path) -> No
     shutil.rmtree(part, ignore_errors=True)
     make_directory(part, REMEDY)
     with explain_refusals(part, REMEDY, lambda: shutil.rmtree(part, ignore_errors=True)):
-        unpack(tar_path, part)
+        unpack(tar_path, part, progress=partial(Progress, stream=io.StringIO()))
         for task in batch.tasks:
             if (part / task.place / OUTCOME).is_file():
                 folder.install(part / task.place, task.place)
