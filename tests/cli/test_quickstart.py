@@ -19,7 +19,8 @@ from cnnbench.cases.parameters import precisions_of
 from cnnbench.cases.platforms import detect_platform
 from cnnbench.cases.precisions import PRECISIONS, missing_for_precision
 from cnnbench.cases.workload import load_sections
-from cnnbench.cli.quickstart import DEFAULTS, _split_precisions, _tool
+from cnnbench.cli.configuring import find_tool
+from cnnbench.cli.quickstart import DEFAULTS, _split_precisions
 from cnnbench.engines.null.backend import STEP_TIME
 from cnnbench.engines.registry import find_engine
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
@@ -262,11 +263,11 @@ def test_the_tool_that_setup_installed_goes_before_the_systems(tmp_path, monkeyp
     system = write_tool(tmp_path / "usr" / "cmake")
     monkeypatch.setenv("PATH", str(system.parent))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
-    assert _tool("cmake") == str(system)
+    assert find_tool("cmake") == str(system)
     installed = write_tool(tmp_path / "venv" / "cmake")
-    assert _tool("cmake") == str(installed)
+    assert find_tool("cmake") == str(installed)
     with pytest.raises(CnnbenchError, match=r"ctest: not found; script/setup\.sh installs it"):
-        _tool("ctest")
+        find_tool("ctest")
 
 
 @pytest.mark.parametrize(

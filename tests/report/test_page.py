@@ -328,3 +328,31 @@ def _values(chart):
 
     look(chart)
     return found[0]
+
+
+@needs_altair
+def test_machines_stand_side_by_side_where_there_are_several(report, logs):
+    energy = Kpi(key="Energy", unit="J/image", value=2.5)
+    for second, (host, rate, instances) in enumerate([("alpha", 100, 2), ("beta", 140, 4), ("beta", 144, 4)]):
+        write_run(
+            logs,
+            instances=instances,
+            started=f"2025-01-01T00:00:0{second}Z",
+            facts={"host name": host, "CPU": f"CPU of {HOSTILE}{host}"},
+            kpis=(Kpi(key="Throughput", unit="img/s", value=rate, primary=True), energy),
+        )
+    _, page, _ = report(*logs.glob("logs-*"))
+    assert "platforms" in Reader(page).sections
+    assert "img" not in [tag for tag, _ in Reader(page).elements]
+    charts = {
+        name: chart["data"]["values"] for name, chart in read_charts(page).items() if name.startswith("platforms")
+    }
+    assert {name: [one["value"] for one in values] for name, values in charts.items()} == {
+        "platforms": [100, 142],
+        "platforms-core": [50, 35.5],
+        "platforms-socket": [100, 71],
+        "platforms-energy": [2.5, 2.5],
+    }
+    assert "needs 3 runs of each at the least" in page
+    _, page, _ = report(next(logs.glob("logs-*")) / "itr-1")
+    assert "platforms" not in Reader(page).sections

@@ -6,6 +6,7 @@ Standard library only: the engines' environments import this too.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -75,6 +76,23 @@ def check_directory(given: str, path: Path, remedy: str = YOURS) -> None:
         Path(tempfile.mkdtemp(prefix=".cnnbench-", dir=there)).rmdir()
     except OSError as error:
         raise UsageError(f"{given}: cannot be written to ({os.strerror(error.errno or 0)}); {remedy}") from error
+
+
+@contextmanager
+def held(directory: Path, refusal: str) -> Iterator[None]:
+    """Keep other processes out of a directory that is there; raise UsageError with `refusal` where one is in it.
+
+    The kernel lets go when the holder dies, and nothing is left in the directory.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(refusal) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def require_loadable(path: Path, remedy: str) -> None:

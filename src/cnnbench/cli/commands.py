@@ -34,11 +34,13 @@ GROUPS = {
         "ab": Command("cnnbench.cli.ab", "measure a case with two settings in turns, until it is clear", "unknown"),
         "fleet": Command("cnnbench.cli.fleet", "measure cases on many machines, through their schedulers"),
         "sweep": Command("cnnbench.cli.sweep", "find the fastest settings of cases on this machine", "unknown"),
+        "validate": Command("cnnbench.cli.validate", "run and judge all cases of this platform", "unknown"),
     },
     "look": {
         "list-kpi": Command("cnnbench.cli.list_kpi", "tabulate the KPIs of runs, from their logs-* directories"),
         "compare": Command("cnnbench.cli.compare", "tell whether runs are faster than others, or slower"),
         "report": Command("cnnbench.cli.report", "write one HTML page about runs: tables and charts"),
+        "merge": Command("cnnbench.cli.merge", "join the runs of several machines, and compare the machines"),
         "isa": Command("cnnbench.cli.isa", "tabulate what each layer of a run ran on, and how long it took"),
         "hotspots": Command("cnnbench.cli.hotspots", "tabulate where a run's processor time went, by samples"),
         "judge": Command("cnnbench.cli.judge", "judge runs again from what they left, and tell what differs"),

@@ -21,13 +21,22 @@ from cnnbench.cases.variables import SKIPS_VARIABLE
 _GRACE_S = 15.0
 
 
-def run_ctest(command: Sequence[str], build_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run ctest, then print why cases were skipped; return its exit code, or 128 + N when signal N has ended it."""
+def _print_skip(line: str) -> None:
+    print(f"skipped: {line}", flush=True)
+
+
+def run_ctest(
+    command: Sequence[str],
+    build_dir: Path,
+    environment: Mapping[str, str],
+    on_skip: Callable[[str], object] = _print_skip,
+) -> int:
+    """Run ctest, then tell why cases were skipped; return its exit code, or 128 + N when signal N has ended it."""
     with tempfile.NamedTemporaryFile("r", prefix="cnnbench-skips-") as skips, _lead_progress_around(command) as led:
         weaker = {"CTEST_OUTPUT_ON_FAILURE": "1", **led}
         code = _run_to_the_end(command, build_dir, {**weaker, **environment, SKIPS_VARIABLE: skips.name})
         for line in skips:
-            print(f"skipped: {line}", end="", flush=True)
+            on_skip(line.rstrip("\n"))
     return code
 
 

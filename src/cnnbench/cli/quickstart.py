@@ -2,10 +2,7 @@
 
 import argparse
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,14 +10,14 @@ from pathlib import Path
 
 from cnnbench.base.cache import cache_root
 from cnnbench.base.checkout import REPOSITORY
-from cnnbench.base.disk import check_directory
-from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
+from cnnbench.base.errors import SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.cases.parameters import PrecisionName
 from cnnbench.cases.platforms import detect_platform
 from cnnbench.cases.precisions import PRECISIONS, Precision, missing_for_precision
 from cnnbench.cases.workload import load_workload
 from cnnbench.cli import ctest
+from cnnbench.cli.configuring import configure, find_tool
 from cnnbench.cli.selection import list_cases
 from cnnbench.engines.registry import Engine, find_engine
 from cnnbench.machine.host import CpuInfo, read_cpuinfo
@@ -113,9 +110,10 @@ def quickstart(
     source, build = root / "workload" / name, root / "build"
     workload, cpu = load_workload(source), read_cpuinfo()
     int8 = any(one.is_int8 and not missing_for_precision(one, cpu.flags) for one in PRECISIONS.values())
-    _configure(root, build, detect_platform(cpu))
+    # The directory may have been configured for containers, which cmake remembers.
+    configure(root, build, detect_platform(cpu), ["-DBACKEND=native"])
     timings.note("configure")
-    directory, tool = build / "workload" / name, _tool("ctest")
+    directory, tool = build / "workload" / name, find_tool("ctest")
     is_choice = any(word.split("=")[0] in CHOOSING for word in arguments)
     if is_choice:
         ctest.check_choice(directory, tool, arguments)  # a slip is told before minutes of staging
@@ -203,29 +201,5 @@ def _fastest(precisions: Sequence[PrecisionName], runs: Iterable[RunResult]) -> 
     return max(precisions, key=lambda precision: rates.get(precision, 0.0))
 
 
-def _configure(root: Path, build: Path, platform: str) -> None:
-    elsewhere = "copy this checkout to a disk that you may write to, or configure elsewhere (cmake -B)"
-    check_directory(str(build), build, elsewhere)
-    _say(f"configuring {build} for {platform}")
-    # The directory may have been configured for containers, which cmake remembers.
-    options = ["-DBACKEND=native", f"-DPLATFORM={platform}", f"-DCNNBENCH_PYTHON={sys.executable}"]
-    command = [_tool("cmake"), "-S", str(root), "-B", str(build), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CnnbenchError(f"cmake failed:\n{done.stdout}{done.stderr}")
-
-
-def _tool(name: str) -> str:
-    """Return the tool that setup put beside this Python because the system's will not do, or else the system's."""
-    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if path is None:
-        raise CnnbenchError(f"{name}: not found; script/setup.sh installs it")
-    return path
-
-
 def _runs(directory: Path) -> set[Path]:
     return {path.parent for path in directory.glob(f"logs-*/itr-*/{WORKER}/{RUN_FILE}")}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -40,7 +40,7 @@ def read_sets(paths: Sequence[Path]) -> list[RunSet]:
     """Read sets, the first of which is A; raise UsageError where one has no run, or two have a run in common."""
     if not 2 <= len(paths) <= 26:
         raise UsageError(f"{len(paths)} sets of runs: needed 2 to 26, the first of which the others are compared with")
-    sets = [_read_set(chr(ord("A") + number), path) for number, path in enumerate(paths)]
+    sets = [read_folder(chr(ord("A") + number), path) for number, path in enumerate(paths)]
     owners: dict[tuple[str, str, str], RunSet] = {}
     for one in sets:
         for member in one.runs:
@@ -57,10 +57,11 @@ def _identity(run: RunResult) -> tuple[str, str, str]:
     return run.workload, run.case, run.run_id
 
 
-def _read_set(label: str, path: Path) -> RunSet:
+def read_folder(label: str, path: Path) -> RunSet:
+    """Read the runs of a folder, each once; raise UsageError where it has none."""
     problems: list[str] = []
     found: dict[tuple[str, str, str], SetRun] = {}
-    for place in _find_results(path, problems):
+    for place in find_results(path, problems):
         try:
             run = read_result(place) if place.is_file() else load_run(place)
         except CnnbenchError as error:
@@ -72,15 +73,15 @@ def _read_set(label: str, path: Path) -> RunSet:
         if (one := found.get(_identity(run))) is not None:
             problems.append(f"{place}: is the run of {one.name} again ({run.run_id}), and counts once")
             continue
-        found[_identity(run)] = SetRun(_name(place), run, _parse_time(run.started))
+        found[_identity(run)] = SetRun(_name(place), run, parse_time(run.started))
     if not found:
         told = f": {'; '.join(problems)}" if problems else ""
         raise UsageError(printable(f"{label}, {path}: no result of a run there{told}; needed is {NEEDED}"))
     return RunSet(label, printable(str(path)), tuple(found.values()), tuple(map(printable, problems)))
 
 
-def _find_results(path: Path, problems: list[str]) -> Iterator[Path]:
-    """Return the worker directories, or the result file, that a path stands for."""
+def find_results(path: Path, problems: list[str]) -> Iterator[Path]:
+    """Yield the worker directories, or the result file, that a path stands for; what has none is a problem."""
     if path.is_file():
         yield path
         return
@@ -107,7 +108,8 @@ def _name(place: Path) -> str:
     return printable(place.parent.name if place.name == WORKER else place.name)
 
 
-def _parse_time(text: str) -> datetime | None:
+def parse_time(text: str) -> datetime | None:
+    """Return when a run was started; None where its text does not say."""
     try:
         found = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know the Z
     except ValueError:

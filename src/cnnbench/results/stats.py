@@ -152,6 +152,16 @@ def instance_figures(
     return figures
 
 
+def estimate_next(figures: Sequence[float]) -> Estimate:
+    """Return the mean of a figure over runs, with the interval that the next run's is in 95 % of the time.
+
+    Student's prediction interval of a normal figure (Hahn, Meeker, Statistical Intervals, 4.7).
+    """
+    samples = np.asarray(figures, dtype=np.float64)
+    width = _half_width(samples)
+    return Estimate(float(samples.mean()), None if width is None else width * float(np.sqrt(len(samples) + 1)))
+
+
 def _half_width(samples: np.ndarray) -> float | None:
     """Return the half-width of the mean's 95 % interval by Student's t; None for fewer than MIN_SLICES samples."""
     if len(samples) < MIN_SLICES:

@@ -3,8 +3,6 @@
 A sweep has no state of its own: each run is a normal result whose note says which round it belongs to.
 """
 
-import fcntl
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
-from cnnbench.base.disk import make_directory
+from cnnbench.base.disk import held, make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.cases.case import TestCase
 from cnnbench.machine.facts import machine_facts
@@ -69,15 +67,8 @@ def _duration(seconds: float) -> str:
 def hold_state(state: Path) -> Iterator[None]:
     """Make the directory and keep other sweeps out of it."""
     make_directory(state, "give another --state with room that you may write to")
-    descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"--state {state}: another sweep is running there; wait for it or give another") from error
+    with held(state, f"--state {state}: another sweep is running there; wait for it or give another"):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def run_sweep(spaces: Sequence[Space], state: Path, rounds: int, measure: Measure, say: Say) -> list[Outcome]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cnnbench.base.disk import explain_refusals
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.report.page import accuracy, layers, places, published, roofline, serving, speed, times
+from cnnbench.report.page import accuracy, layers, places, platforms, published, roofline, serving, speed, times
 from cnnbench.report.page.charts import COLORS, HOW_TO_GET, color, javascript, load_altair, need_altair, specify
 from cnnbench.report.page.model import Section
 from cnnbench.report.page.runs import Runs, read_runs
@@ -30,6 +30,7 @@ MARKS = {"valid": "✓", "unstable": "~", "invalid": "✗"}
 """What a badge shows beside its word, so that it is told by more than a colour."""
 
 SECTIONS = (
+    platforms.show_platforms,
     speed.show_speed,
     times.show_distribution,
     times.show_steps,

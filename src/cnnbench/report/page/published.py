@@ -8,6 +8,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from cnnbench.base.checkout import REPOSITORY
+from cnnbench.cases.expectation import FOLDER, read_expectations
+from cnnbench.cases.workload import load_workload
 from cnnbench.report.page.charts import HEIGHT, by_series, data, tip
 from cnnbench.report.page.model import Cell, Figure, Section, Table, Value, number_text
 from cnnbench.report.page.runs import PageRun, Runs, newest
@@ -40,7 +43,26 @@ class Published(BaseModel):
 @cache
 def read_published() -> tuple[Published, ...]:
     """Return all that is published."""
-    return tuple(Published(**row) for row in yaml.safe_load(FILE.read_text(encoding="utf-8")))
+    rows = [Published(**row) for row in yaml.safe_load(FILE.read_text(encoding="utf-8"))]
+    return (*rows, *(one for path in sorted(REPOSITORY.glob(f"workload/*/{FOLDER}/*.yaml")) for one in _expected(path)))
+
+
+def _expected(path: Path) -> list[Published]:
+    """Return what of a file of expectations is published."""
+    directory = path.parent.parent
+    workload = load_workload(directory)
+    return [
+        Published(
+            workload=directory.name,
+            source=one.source,
+            machine=one.machine.name,
+            what=one.published,
+            precision=workload.parse_case(one.case).precision,
+            throughput={int(one.parameters["BATCH_SIZE"]): one.value},
+        )
+        for one in read_expectations(path)
+        if one.published and one.machine and "BATCH_SIZE" in one.parameters
+    ]
 
 
 def show_published(runs: Runs) -> Section | None:
