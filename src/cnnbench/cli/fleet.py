@@ -10,10 +10,12 @@ from rich.live import Live
 from cnnbench.base.disk import check_directory
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
+from cnnbench.cli.comparing import better
 from cnnbench.fleet.controller import Controller
 from cnnbench.fleet.folder import CANCEL, FLEET, FleetFolder
 from cnnbench.fleet.launcher import Launcher, find_launcher
 from cnnbench.fleet.plan import Plan, plan_fleet
+from cnnbench.fleet.report import write_report
 from cnnbench.fleet.spec import Fleet, read_fleet
 from cnnbench.fleet.view import count_verdicts, live_table, show_plan
 from cnnbench.report.text import printable
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "interrupted; what runs on machines goes on: the same command follows it again, --cancel ends it"
             )
             return INTERRUPTED
-        return _conclude(plan, control, console)
+        return _conclude(plan, folder, control, console)
 
 
 def _find_launchers(fleet: Fleet, folder: FleetFolder) -> dict[str, Launcher]:
@@ -133,8 +135,11 @@ def _cancel(plan: Plan, folder: FleetFolder, control: Controller) -> int:
     return 0
 
 
-def _conclude(plan: Plan, control: Controller, console: Console) -> int:
-    """Print what the runs came to, and why those that are not valid are not; return the exit code."""
+def _conclude(plan: Plan, folder: FleetFolder, control: Controller, console: Console) -> int:
+    """Print what the runs came to, pools and machines side by side, and what is wrong; return the exit code."""
+    report = write_report(plan, folder, control.outcomes, better)
+    if report.text:
+        console.print(f"\n{report.text}\n")
     for task in plan.tasks:
         outcome = control.outcomes[task.id]
         if outcome.verdict != "valid":
@@ -145,7 +150,9 @@ def _conclude(plan: Plan, control: Controller, console: Console) -> int:
         f"{count_verdicts(control.outcomes, len(plan.tasks))}; {repeats} made again; "
         f"{control.cost_hours():.2f} node hours"
     )
+    for text in report.problems:
+        console.print(f"cnnbench: {text}")
     counts = Counter(one.verdict for one in control.outcomes.values())
-    if counts["failed"]:
+    if counts["failed"] or report.problems:
         return CnnbenchError.exit_code
     return InvalidMeasurementError.exit_code if counts["invalid"] else 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.fleet.batch import BatchFile, Outcome, TaskFile
+from cnnbench.fleet.batch import BatchFile, Node, Outcome, TaskFile
 from cnnbench.fleet.checks import digest_workload
 from cnnbench.fleet.folder import (
     CANCEL,
@@ -28,7 +28,8 @@ from cnnbench.fleet.plan import Plan, Task, digest, find_workload
 from cnnbench.fleet.spec import Pool
 from cnnbench.run.images import digest_package
 
-POLL_S = 2.0
+POLL_S, POLL_BATCH_S = 2.0, 0.02
+"""How long to wait between two looks, and how much longer for each batch that is looked at."""
 PATIENCE_S = 900.0
 """How long a scheduler may not answer, or refuse for a quota, before its batches count as failed."""
 COLLECT_S = 30.0
@@ -43,13 +44,14 @@ CANCELLED = "cancelled"
 
 @dataclass
 class OpenBatch:
-    """A batch that is not closed; `job`: None until it is handed over. `state`: as last seen."""
+    """A batch that is not closed; `job`: None until it is handed over. `state`, `node`: as last seen."""
 
     file: BatchFile
     slot: int
     job: str | None
     submitted_s: float
     state: JobState = QUEUED
+    node: Node | None = None
 
     @property
     def id(self) -> str:
@@ -84,6 +86,8 @@ class Controller:
         self.closed: dict[str, Closed] = {}
         self._losses: dict[str, list[str]] = {}
         self._closed_of_slot: dict[tuple[str, int], int] = {}
+        self._under_way: dict[str, str] = {}
+        self._changed = True
         self._digests: dict[str, str] = {}
         self._sources = self._token = ""
 
@@ -105,7 +109,11 @@ class Controller:
                 continue
             submitted = read_file(self._folder.batches / batch / SUBMITTED, Submitted)
             job, since_s = (submitted.job, submitted.submitted_s) if submitted else (None, self._clock())
-            self.open[batch] = OpenBatch(file, slot, job, since_s)
+            self._open(OpenBatch(file, slot, job, since_s))
+
+    def _open(self, one: OpenBatch) -> None:
+        self.open[one.id] = one
+        self._under_way |= dict.fromkeys((task.id for task in one.file.tasks), one.id)
 
     @property
     def done(self) -> bool:
@@ -121,7 +129,7 @@ class Controller:
             self.step()
             seen()
             if not self.done:
-                self._sleep(POLL_S)
+                self._sleep(max(POLL_S, POLL_BATCH_S * len(self.open)))
         return True
 
     def step(self) -> None:
@@ -160,18 +168,20 @@ class Controller:
         now_s = self._clock()
         running = 0.0
         for one in self.open.values():
-            if one.state.state == "running" and (node := self._folder.read_node(one.id)):
-                running += max(0.0, now_s - node.began_s)
+            if one.state.state == "running" and one.node:
+                running += max(0.0, now_s - one.node.began_s)
         return (sum(closed.node_s for closed in self.closed.values()) + running) / 3600
 
     # What is to be run next.
 
     def _make_batches(self) -> None:
+        if not self._changed:
+            return
+        self._changed = False
         busy = {(one.file.pool, one.slot) for one in self.open.values()}
-        under_way = {task.id for one in self.open.values() for task in one.file.tasks}
         waiting: dict[tuple[str, int], list[Task]] = {}
         for task in self._plan.tasks:
-            if task.id not in self.outcomes and task.id not in under_way:
+            if task.id not in self.outcomes and task.id not in self._under_way:
                 waiting.setdefault((task.pool, self._slot_of(task)), []).append(task)
         for (pool, slot), tasks in waiting.items():
             if (pool, slot) not in busy:
@@ -219,7 +229,7 @@ class Controller:
             ],
         )
         self._folder.add_batch(file, slot)
-        self.open[file.id] = OpenBatch(file, slot, None, self._clock())
+        self._open(OpenBatch(file, slot, None, self._clock()))
 
     def _workload_on_node(self, pool: Pool, written: str) -> str:
         if "/" in written:
@@ -290,12 +300,9 @@ class Controller:
     def _look(self, one: OpenBatch) -> None:
         """Take down which runs of a batch have ended, and end one whose machine's clock is ahead of ours."""
         for task in one.file.tasks:
-            if task.id in self.outcomes:
-                continue
-            outcome = self._folder.read_outcome(task.place)
-            if outcome is not None:
-                self.outcomes[task.id] = outcome
-        node = self._folder.read_node(one.id)
+            if task.id not in self.outcomes and not self._take_up(task):
+                break  # they are made in this order
+        one.node = node = one.node or self._folder.read_node(one.id)
         ahead_s = node.began_s - self._clock() if node else 0.0
         if node and ahead_s > one.file.clock_skew_s and one.state.state == "running":
             reason = (
@@ -311,7 +318,9 @@ class Controller:
 
     def _close(self, one: OpenBatch, state: JobState) -> None:
         """Be done with a batch: note how it ended, and decide about each run that has no outcome, or not a good one."""
-        self._look_again(one)
+        for task in one.file.tasks:
+            if task.id not in self.outcomes:
+                self._take_up(task)
         node, ended = self._folder.read_node(one.id), self._folder.read_ended(one.id)
         node_s = 0.0
         if node:
@@ -322,6 +331,9 @@ class Controller:
         )
         write_file(self._folder.batches / one.id / CLOSED, closed)
         self.open.pop(one.id, None)
+        for task in one.file.tasks:
+            self._under_way.pop(task.id, None)
+        self._changed = True
         self._note_closed(one.file, one.slot, closed)
         if state.reason:
             where = f" on {closed.node}" if closed.node else ""
@@ -332,10 +344,11 @@ class Controller:
         for task in one.file.tasks:
             self._give_up(self._tasks[task.id], one.id)
 
-    def _look_again(self, one: OpenBatch) -> None:
-        for task in one.file.tasks:
-            if task.id not in self.outcomes and (outcome := self._folder.read_outcome(task.place)):
-                self.outcomes[task.id] = outcome
+    def _take_up(self, task: TaskFile) -> bool:
+        """Note how a run ended; return whether it has."""
+        if outcome := self._folder.read_outcome(task.place):
+            self.outcomes[task.id] = outcome
+        return outcome is not None
 
     def _note_closed(self, file: BatchFile, slot: int, closed: Closed) -> None:
         self.closed[file.id] = closed
@@ -370,10 +383,9 @@ class Controller:
 
     def _set_aside_all(self, files: Iterable[TaskFile] | None = None) -> None:
         """Put aside the runs that are to be made again; not those that an open batch may still write."""
-        under_way = {task.id for one in self.open.values() for task in one.file.tasks}
         for task_id in [file.id for file in files] if files is not None else list(self.outcomes):
             task, outcome = self._tasks[task_id], self.outcomes.get(task_id)
-            if outcome is None or task_id in under_way or not self._is_to_repeat(task, outcome):
+            if outcome is None or task_id in self._under_way or not self._is_to_repeat(task, outcome):
                 continue
             self._folder.put_aside(place_of(task.pool, task.slot, task.id), task.id)
             self.aside.setdefault(task_id, []).append(outcome)
@@ -397,6 +409,7 @@ class Controller:
             self._folder.put_aside(place_of(task.pool, task.slot, task.id), task.id)
             self.aside.setdefault(task.id, []).append(self.outcomes.pop(task.id))
             self._losses.pop(task.id, None)
+        self._changed = True
         return len(failed)
 
     @staticmethod

@@ -77,7 +77,7 @@ def describe_batch(
     left = [task for task in one.file.tasks if task.id not in outcomes]
     seconds = sum(tasks[task.id].work.run_s for task in left)
     done = f"{len(one.file.tasks) - len(left)} of {len(one.file.tasks)}"
-    node, now = folder.read_node(one.id), folder.read_now(one.id)
+    node, now = one.node or folder.read_node(one.id), folder.read_now(one.id)
     if one.job is None:
         state = "to be handed over"
     elif node is None:
