@@ -1,10 +1,10 @@
 """Measure what a fleet of N machines costs its controller: planning, following to the end, reading again and merging.
 
 Time is simulated, and so are the machines: a launcher writes, for each run, a result as the null engine leaves it. All
-else is the product's: the plan, the folder, the controller, the merge. Each size is a process of its own, as its peak of
-memory is told too.
+else is the product's: the plan, the folder, the controller, the merge. Each size is a process of its own, as its peak
+of memory is told too.
 
-    python benchmarks/fleet.py [--runs 200] [--folder DIR] 10 100 1000
+    python benchmarks/fleet.py --null fleet-runs --workload Harness [--runs 200] [--folder DIR] 10 100 1000
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from cnnbench.fleet.batch import BatchFile, Ended, Node, Outcome
 from cnnbench.fleet.controller import Controller
-from cnnbench.fleet.folder import ENDED, NODE, OUTCOME, FleetFolder, write_file
+from cnnbench.fleet.folder import ENDED, NODE, OUTCOME, FleetFolder, place_of, write_file
 from cnnbench.fleet.launcher import Batch, JobState
 from cnnbench.fleet.plan import plan_fleet
 from cnnbench.fleet.pools import PoolFigures, figure_of
@@ -165,10 +165,8 @@ def measure(machines: int, runs: int, directory: Path, template: RunResult, work
         lap("reading state again")
     figures = PoolFigures()
     for task in plan.tasks:
-        run_file = control.outcomes[task.id].run_file
-        figures.add(
-            figure_of(task.pool, "", read_result(folder.results / f"{task.pool}-{task.slot}" / task.id / run_file))
-        )
+        place = folder.results / place_of(task.pool, task.slot, task.id)
+        figures.add(figure_of(task.pool, "", read_result(place / control.outcomes[task.id].run_file)))
     assert len(figures.judge()) == 2
     lap("judging pools")
     merged = merge_runs([folder.results], folder.merged)
