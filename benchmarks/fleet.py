@@ -20,14 +20,14 @@ from typing import ClassVar
 
 from pydantic import BaseModel
 
+from cnnbench.cli.comparing import better
 from cnnbench.fleet.batch import BatchFile, Ended, Node, Outcome
 from cnnbench.fleet.controller import Controller
-from cnnbench.fleet.folder import ENDED, NODE, OUTCOME, FleetFolder, place_of, write_file
+from cnnbench.fleet.folder import ENDED, NODE, OUTCOME, FleetFolder, write_file
 from cnnbench.fleet.launcher import Batch, JobState
 from cnnbench.fleet.plan import plan_fleet
-from cnnbench.fleet.pools import PoolFigures, figure_of
+from cnnbench.fleet.report import write_report
 from cnnbench.fleet.spec import Fleet, Pool, Runs, Strict
-from cnnbench.report.merge import merge_runs
 from cnnbench.results.record import RUN_FILE, Kpi, RunResult, read_result
 
 CASE = "test_harness_inference_throughput_avx_fp32"
@@ -162,16 +162,11 @@ def measure(machines: int, runs: int, directory: Path, template: RunResult, work
         again.begin()
         assert again.done
         assert len(again.outcomes) == machines * runs
+        del again
         lap("reading state again")
-    figures = PoolFigures()
-    for task in plan.tasks:
-        place = folder.results / place_of(task.pool, task.slot, task.id)
-        figures.add(figure_of(task.pool, "", read_result(place / control.outcomes[task.id].run_file)))
-    assert len(figures.judge()) == 2
-    lap("judging pools")
-    merged = merge_runs([folder.results], folder.merged)
-    assert merged.added == machines * runs
-    lap("merging")
+    report = write_report(plan, folder, control.outcomes, better)
+    assert not report.problems
+    lap("merging and judging")
     seconds["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return seconds
 

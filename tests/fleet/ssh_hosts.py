@@ -67,6 +67,7 @@ class SshHosts:
         config.write_text(
             f"Port 2222\nListenAddress {self.address(name)}\nHostKey {self.directory}/{name}\nPidFile none\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nStrictModes no\nUsePAM no\n"
+            f"SetEnv PATH={self.programs(name)}:/usr/local/bin:/usr/bin:/bin\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
         )
         start = f"hostname {name} && exec /usr/sbin/sshd -D -e -f {config}"
@@ -86,6 +87,12 @@ class SshHosts:
                 time.sleep(0.02)
             else:
                 return
+
+    def programs(self, name: str) -> Path:
+        """Return the folder of programs that a host has before all others."""
+        path = self.directory / f"programs-{name}"
+        path.mkdir(exist_ok=True)
+        return path
 
     def namespace(self, name: str) -> str:
         return f"cnnbench-{self._tag}-{name}"

@@ -1,5 +1,6 @@
 """What a machine is told to do, and what it leaves: small files that cross between machines."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -88,6 +89,9 @@ class Ended(_Model):
     ended_s: float
 
 
+Verdict = Literal["valid", "unstable", "invalid", "failed"]
+
+
 class Outcome(_Model):
     """How a run ended; `verdict` is "failed" where there is no result, and `kind` says in what way.
 
@@ -97,7 +101,7 @@ class Outcome(_Model):
     schema_version: Literal[1] = 1
     task: str
     batch: str
-    verdict: Literal["valid", "unstable", "invalid", "failed"]
+    verdict: Verdict
     reason: str = ""
     kind: Kind = ""
     disturbed: str = ""
@@ -106,3 +110,21 @@ class Outcome(_Model):
     began_s: float
     ended_s: float
     run_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a controller keeps of an outcome: there may be hundreds of thousands."""
+
+    batch: str
+    verdict: Verdict
+    reason: str
+    kind: Kind
+    disturbed: str
+    host: str
+    run_file: str
+
+    @classmethod
+    def of(cls, one: Outcome) -> "Ending":
+        """Return what is kept of an outcome."""
+        return cls(one.batch, one.verdict, one.reason, one.kind, one.disturbed, one.host, one.run_file)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.fleet.batch import BatchFile, Node, Outcome, TaskFile
+from cnnbench.fleet.batch import BatchFile, Ending, Node, Outcome, TaskFile
 from cnnbench.fleet.checks import digest_workload
 from cnnbench.fleet.folder import (
     CANCEL,
@@ -80,8 +80,8 @@ class Controller:
         self._tasks = {task.id: task for task in plan.tasks}
         self._failing_since: dict[str, float] = {}
         self._collected_s = clock()
-        self.outcomes: dict[str, Outcome] = {}
-        self.aside: dict[str, list[Outcome]] = {}
+        self.outcomes: dict[str, Ending] = {}
+        self.aside: dict[str, list[Ending]] = {}
         self.open: dict[str, OpenBatch] = {}
         self.closed: dict[str, Closed] = {}
         self._losses: dict[str, list[str]] = {}
@@ -379,7 +379,7 @@ class Controller:
         )  # fmt: skip
         place = place_of(task.pool, task.slot, task.id)
         self._folder.write_outcome(place, outcome)
-        self.outcomes[task.id] = self._folder.read_outcome(place) or outcome
+        self.outcomes[task.id] = self._folder.read_outcome(place) or Ending.of(outcome)
 
     def _set_aside_all(self, files: Iterable[TaskFile] | None = None) -> None:
         """Put aside the runs that are to be made again; not those that an open batch may still write."""
@@ -392,7 +392,7 @@ class Controller:
             del self.outcomes[task_id]
             self._tell(f"{task.work.case} on {outcome.host}: to be made again: {outcome.disturbed or outcome.reason}")
 
-    def _is_to_repeat(self, task: Task, outcome: Outcome) -> bool:
+    def _is_to_repeat(self, task: Task, outcome: Ending) -> bool:
         """Say whether another machine may do better: one that others do not use, or that is as it was asked for."""
         before = self.aside.get(task.id, [])
         if outcome.disturbed:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, UsageError
-from cnnbench.fleet.batch import BatchFile, Ended, Node, Now, Outcome
+from cnnbench.fleet.batch import BatchFile, Ended, Ending, Node, Now, Outcome
 from cnnbench.fleet.plan import Plan, Task
 
 FLEET, BATCH, SUBMITTED, NODE = "fleet.json", "batch.json", "submitted.json", "node.json"
@@ -79,6 +79,12 @@ def read_file(path: Path, model: type[_File]) -> _File | None:
         raise CnnbenchError(f"{path}: not what a fleet leaves: {error.errors()[0]['msg']}") from error
 
 
+def read_ending(path: Path) -> Ending | None:
+    """Return what an outcome's file says; None where there is none."""
+    found = read_file(path, Outcome)
+    return Ending.of(found) if found else None
+
+
 def place_of(pool: str, slot: int, task: str) -> str:
     """Return where below results/ a task's run goes."""
     return f"{pool}-{slot}/{task}"
@@ -132,16 +138,16 @@ class FleetFolder:
                 + "\nname another folder with -o, or run the file as it was"
             )
 
-    def read_outcome(self, place: str) -> Outcome | None:
+    def read_outcome(self, place: str) -> Ending | None:
         """Return how a run ended; None where it has not."""
-        return read_file(self.results / place / OUTCOME, Outcome)
+        return read_ending(self.results / place / OUTCOME)
 
-    def find_outcomes(self, tasks: Iterable[Task]) -> dict[str, Outcome]:
+    def find_outcomes(self, tasks: Iterable[Task]) -> dict[str, Ending]:
         """Return the outcomes of tasks that have one, by id; folders are listed, not asked for each task."""
         by_slot: dict[str, list[Task]] = {}
         for task in tasks:
             by_slot.setdefault(f"{task.pool}-{task.slot}", []).append(task)
-        found: dict[str, Outcome] = {}
+        found: dict[str, Ending] = {}
         for slot, members in by_slot.items():
             try:
                 there = set(os.listdir(self.results / slot))  # noqa: PTH208 - names alone, many of them
@@ -179,11 +185,11 @@ class FleetFolder:
             number += 1
         (self.results / place).rename(target)
 
-    def read_set_aside(self) -> dict[str, list[Outcome]]:
+    def read_set_aside(self) -> dict[str, list[Ending]]:
         """Return the outcomes of runs that were made again, by task."""
-        found: dict[str, list[Outcome]] = {}
+        found: dict[str, list[Ending]] = {}
         for path in sorted(self.set_aside.glob("*.*"), key=lambda path: int(path.suffix[1:])):
-            if outcome := read_file(path / OUTCOME, Outcome):
+            if outcome := read_ending(path / OUTCOME):
                 found.setdefault(path.stem, []).append(outcome)
         return found
 

@@ -37,7 +37,7 @@ class Work:
     run_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """One run: `slot` counts the machines of a pool, `trial` the repetitions, both from 0.
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.fleet.batch import Outcome
+from cnnbench.fleet.batch import Ending
 from cnnbench.fleet.controller import OpenBatch
 from cnnbench.fleet.folder import FleetFolder
 from cnnbench.fleet.plan import Plan, Task
@@ -45,7 +45,7 @@ def show_plan(plan: Plan) -> str:
     )
 
 
-def count_verdicts(outcomes: Mapping[str, Outcome], total: int) -> str:
+def count_verdicts(outcomes: Mapping[str, Ending], total: int) -> str:
     """Return how many runs have come to what, and how many are left."""
     counts = Counter(one.verdict for one in outcomes.values())
     parts = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
@@ -54,7 +54,7 @@ def count_verdicts(outcomes: Mapping[str, Outcome], total: int) -> str:
 
 
 def live_table(
-    plan: Plan, folder: FleetFolder, open_batches: Mapping[str, OpenBatch], outcomes: Mapping[str, Outcome], cost: float
+    plan: Plan, folder: FleetFolder, open_batches: Mapping[str, OpenBatch], outcomes: Mapping[str, Ending], cost: float
 ) -> Table:
     """Return the table of what is under way: pool, node, case, state, time left."""
     table = Table(box=box.SIMPLE_HEAD, title=count_verdicts(outcomes, len(plan.tasks)), title_justify="left")
@@ -71,7 +71,7 @@ def live_table(
 
 
 def describe_batch(
-    folder: FleetFolder, one: OpenBatch, tasks: Mapping[str, Task], outcomes: Mapping[str, Outcome]
+    folder: FleetFolder, one: OpenBatch, tasks: Mapping[str, Task], outcomes: Mapping[str, Ending]
 ) -> list[str]:
     """Return the cells of a batch's row."""
     left = [task for task in one.file.tasks if task.id not in outcomes]
