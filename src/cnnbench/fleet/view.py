@@ -65,6 +65,8 @@ def live_table(
         table.add_row(*describe_batch(folder, one, tasks, outcomes))
     more = len(open_batches) - MOST_ROWS
     told = [f"{more} more batches"] if more > 0 else []
+    if not open_batches:
+        table.show_header = False
     table.caption = ", ".join([*told, f"{cost:.2f} of about {plan.node_hours:.2f} node hours"])
     table.caption_justify = "left"
     return table
