@@ -115,6 +115,12 @@ def test_what_is_no_result_is_told_and_what_was_interrupted_is_left_out(two, cap
     assert not (two / "outside").exists()
 
 
+def test_runs_of_one_machine_that_are_not_alike_are_told(two, capsys):
+    save_run(two / "a", make_run(90, 30, facts=A | {"container engine": "docker", "kernel": "6.2"}))
+    assert main(["merge", str(two / "a"), "-o", str(two / "out")]) == 0
+    assert "its runs differ in container engine, kernel" in " ".join(capsys.readouterr().out.split())
+
+
 def test_machines_that_have_no_case_in_common_stand_side_by_side_without_a_ratio(two, capsys):
     save_set(two / "c", [7], facts={"host name": "gamma"}, case=CASE.replace("avx_fp32", "amx_int8"))
     assert main(["merge", str(two / "a"), str(two / "c"), "-o", str(two / "out")]) == 0

@@ -10,13 +10,14 @@ from cnnbench.report.comparison_text import explain
 from cnnbench.report.machines import Machine, Machines
 from cnnbench.report.matching import match_sets
 from cnnbench.report.sets import RunSet, SetRun
-from cnnbench.report.table import common_prefix, effective_parameters, find_interval, shorten
+from cnnbench.report.table import DEFINING_FACTS, common_prefix, effective_parameters, find_interval, shorten
 from cnnbench.report.text import Footnotes, align, printable, wrap
 from cnnbench.results.finding import ALPHA
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import RunResult
 from cnnbench.results.stats import estimate_trials
 
+CONTAINER_ENGINE = "container engine"
 THRESHOLD = 0.02
 """The smallest difference between machines that matters, as `cnnbench compare` has it."""
 
@@ -147,7 +148,7 @@ def _stand(
         low=ends[0],
         high=ends[1],
         finding=comparison.finding if comparison else "",
-        remark=explain(comparison, THRESHOLD) if comparison else "",
+        remark="; ".join(filter(None, [explain(comparison, THRESHOLD) if comparison else "", _tell_mixture(valid)])),
         runs=len(runs),
         unstable=sum(run.verdict == "unstable" for run in runs),
         invalid=len(runs) - len(valid),
@@ -179,6 +180,19 @@ def places_used(run: RunResult) -> tuple[int, int]:
     return len(cpus) or told, len(sockets)
 
 
+def _tell_mixture(runs: Sequence[RunResult]) -> str:
+    """Say in which facts that define a figure the runs differ of which the mean is taken; empty where in none.
+
+    A run without a fact differs by nothing, but for the container engine: without, it was run on the machine itself.
+    """
+    values = {
+        name: {run.facts.get(name) for run in runs if name in run.facts or name == CONTAINER_ENGINE}
+        for name in DEFINING_FACTS
+    }
+    names = [name for name, found in values.items() if len(found) > 1]
+    return f"its runs differ in {', '.join(names)}" if names else ""
+
+
 def _energy(runs: Sequence[RunResult]) -> dict[str, tuple[float, str]]:
     """Return the KPIs of energy and power that runs have, each with its mean and unit."""
     found: dict[tuple[str, str], list[float]] = {}
@@ -199,7 +213,8 @@ def platforms_table(standings: Sequence[Standing]) -> str:
     cells = []
     for one in standings:
         settings = " ".join(f"{name}={text}" for name, text in one.parameters.items())
-        told = f"{one.unstable} of {one.runs} runs unstable" if one.unstable else ""
+        unstable = f"{one.unstable} of {one.runs} runs unstable" if one.unstable and not one.finding else ""
+        told = "; ".join(filter(None, [one.remark, unstable]))
         value = describe_value(one)
         cells.append(
             [
@@ -210,7 +225,7 @@ def platforms_table(standings: Sequence[Standing]) -> str:
                 *(("" if of is None else format_number(of)) for of in (one.per_core, one.per_socket)),
                 *(("" if of is None else f"{of:.3f}") for of in (one.ratio, one.low, one.high)),
                 str(one.runs),
-                notes.cite(one.finding or ("unstable" if told else ""), one.remark or told),
+                notes.cite(one.finding or ("unstable" if unstable else "see" if told else ""), told),
             ]
         )
     machines = list(dict.fromkeys(one.machine for one in standings))
