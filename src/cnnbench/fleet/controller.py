@@ -208,7 +208,7 @@ class Controller:
             sources=self._sources,
             workloads={path: self._digests_of(written) for written, path in workloads.items()},
             files=run.files,
-            images=pool.images,
+            images={one: pool.images[one] for one in dict.fromkeys(task.work.image for task in tasks) if one},
             backend=pool.backend,
             cache=pool.cache,
             container_cli=pool.container_cli,

@@ -29,12 +29,16 @@ ACCURACY_S = 300.0
 
 @dataclass(frozen=True)
 class Work:
-    """A case with its parameters, the same for every machine that has it; `run_s`: about how long it takes."""
+    """A case with its parameters, the same for every machine that has it.
+
+    `run_s`: about how long it takes. `image`: what it runs in; empty where it runs natively.
+    """
 
     workload: str
     case: str
     parameters: Settings
     run_s: float
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +115,8 @@ def plan_work(pool: Pool, run: Runs, base: Path) -> list[Work]:
         for name, combination in itertools.product(chosen, combinations):
             asked = {**run.parameters, **combination}
             parameters = sources.resolve(workload.parse_case(name), {"run.parameters": asked})
-            if pool.backend == "container":
-                _require_pinned(pool, workload, parameters)
-            work.append(Work(reference, name, asked, run.run_s or estimate_s(parameters)))
+            image = _pinned_image(pool, workload, parameters) if pool.backend == "container" else ""
+            work.append(Work(reference, name, asked, run.run_s or estimate_s(parameters), image))
     if not work:
         raise UsageError(
             f"pool {pool.name}: cases {', '.join(run.cases)} choose no case of {', '.join(run.workloads)} on "
@@ -143,10 +146,12 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
-def _require_pinned(pool: Pool, workload: Workload, parameters: Parameters) -> None:
+def _pinned_image(pool: Pool, workload: Workload, parameters: Parameters) -> str:
+    """Return the image that a case runs in; raise UsageError where its digest is not told."""
     image = inference_image(workload, parameters.data_type, False, ImageOptions(pool.registry, pool.release))
     if image not in pool.images:
         raise UsageError(
             f"pool {pool.name}: its cases run in {image}, whose digest is not told; add "
             f"`images: {{{image}: sha256:...}}`"
         )
+    return image

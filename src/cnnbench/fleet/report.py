@@ -68,7 +68,7 @@ def write_report(plan: Plan, folder: FleetFolder, outcomes: Mapping[str, Ending]
         some = f"`cnnbench report {folder.merged}/MACHINE/logs-*`"
         parts.append(f"no page, of {len(made)} runs: make one of some, by {some}")
     problems += merged.problems
-    return Report("\n\n".join([*parts, *map(printable, told)]), tuple(dict.fromkeys(problems)))
+    return Report("\n\n".join(part for part in (*parts, *map(printable, told)) if part), tuple(dict.fromkeys(problems)))
 
 
 def _read_runs(
