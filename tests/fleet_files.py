@@ -46,20 +46,28 @@ class FleetFiles:
         self.runs.update(runs)
         self.file.write_text(yaml.safe_dump(self.content, sort_keys=False))
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a call: with a folder of its own for temporary files, and so for the machine's lock."""
+        if self.pool["launcher"] != "local":
+            return clean_environment()
+        (self.directory / "tmp").mkdir(exist_ok=True)
+        return clean_environment(TMPDIR=str(self.directory / "tmp"))
+
     def command(self, *options: str) -> list[str]:
         return [*COMMAND, str(self.file), *options]
 
     def call(self, *options: str, timeout_s: float = 5 * PATIENCE_S, **environment) -> subprocess.CompletedProcess[str]:
         """Call the command to its end."""
         return subprocess.run(
-            self.command(*options), env=clean_environment(**environment), capture_output=True, text=True,
+            self.command(*options), env=self.environment | environment, capture_output=True, text=True,
             timeout=timeout_s,
         )  # fmt: skip
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start the command, to be disturbed."""
         return subprocess.Popen(
-            self.command(*options), env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.command(*options), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     def outcomes(self) -> list[dict]:

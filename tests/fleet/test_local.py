@@ -49,6 +49,14 @@ def test_each_run_is_made_once_and_says_which_job_it_was(tmp_path):
     assert fleet.outcomes() == before
     assert len(fleet.read("batch.json")) == 1
     assert "2 of 2 runs done" in fleet.call("--status").stdout
+    assert (fleet.folder / "report.txt").read_text() in again.stdout
+    old = next(fleet.folder.glob("results/*/*/logs-*/*/*/run.json"))
+    text = old.read_text().replace('"schema_version": 1', '"schema_version": 0')
+    old.unlink()  # the merged folder has a link to it
+    old.write_text(text)
+    odd = fleet.call()
+    assert odd.returncode == 1
+    assert "it is of schema 0; read it with the version of cnnbench that wrote it" in odd.stdout
     fleet.write(trials=2)
     refused = fleet.call()
     assert refused.returncode == 2
@@ -129,7 +137,7 @@ def test_a_full_disk_is_told(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     done = subprocess.run(
-        fleet.command(), env=clean_environment(), capture_output=True, text=True, preexec_fn=limit, timeout=120
+        fleet.command(), env=fleet.environment, capture_output=True, text=True, preexec_fn=limit, timeout=120
     )
     assert done.returncode == 1, done.stdout
     assert "the file-size limit (ulimit -f) is reached" in done.stdout + done.stderr

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnbench.base.disk import explain_refusals
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.fleet.batch import Ending
-from cnnbench.fleet.folder import FleetFolder, place_of
+from cnnbench.fleet.folder import REMEDY, FleetFolder, place_of
 from cnnbench.fleet.plan import Plan, Task
 from cnnbench.fleet.pools import PoolFigures, figure_of, list_outliers, pools_table
 from cnnbench.machine.facts import HOST_NAME
@@ -20,6 +21,8 @@ from cnnbench.report.sets import RunSet, SetRun, parse_time
 from cnnbench.report.text import printable
 from cnnbench.results.record import RunResult, read_result
 
+REPORT = "report.txt"
+"""The tables, beside the merged runs."""
 MOST_ON_PAGE = 5000
 """Of more runs a page would be too large to be read; the merged folder has them all."""
 LEAST_MACHINES = 3
@@ -68,7 +71,10 @@ def write_report(plan: Plan, folder: FleetFolder, outcomes: Mapping[str, Ending]
         some = f"`cnnbench report {folder.merged}/MACHINE/logs-*`"
         parts.append(f"no page, of {len(made)} runs: make one of some, by {some}")
     problems += merged.problems
-    return Report("\n\n".join(part for part in (*parts, *map(printable, told)) if part), tuple(dict.fromkeys(problems)))
+    text = "\n\n".join(part for part in (*parts, *map(printable, told)) if part)
+    with explain_refusals(folder.path, REMEDY):
+        (folder.path / REPORT).write_text(f"{text}\n", encoding="utf-8")
+    return Report(text, tuple(dict.fromkeys(problems)))
 
 
 def _read_runs(

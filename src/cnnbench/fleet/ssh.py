@@ -285,7 +285,7 @@ class SshLauncher:
         if sockets.stat().st_uid != os.getuid():
             raise CnnbenchError(f"{sockets}: belongs to another user; remove it, or set TMPDIR")
         settings = {
-            "BatchMode": "yes", "ConnectTimeout": str(self._options.connect_s), "ServerAliveInterval": "15",
+            "BatchMode": "yes", "ConnectTimeout": str(self._options.connect_s), "ServerAliveInterval": str(self._options.connect_s),
             "ServerAliveCountMax": "2", "ControlMaster": "auto", "ControlPath": f"{sockets}/%C", "ControlPersist": "30",
         }  # fmt: skip
         config = ["-F", self._options.config] if self._options.config else []
