@@ -67,7 +67,7 @@ class SshHosts:
         config.write_text(
             f"Port 2222\nListenAddress {self.address(name)}\nHostKey {self.directory}/{name}\nPidFile none\n"
             f"AuthorizedKeysFile {self.directory}/authorized_keys\nStrictModes no\nUsePAM no\n"
-            f"SetEnv PATH={self.programs(name)}:/usr/local/bin:/usr/bin:/bin\n"
+            f"SetEnv PATH={self.programs(name)}:/usr/local/bin:/usr/bin:/bin TMPDIR={self.temporary(name)}\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
         )
         start = f"hostname {name} && exec /usr/sbin/sshd -D -e -f {config}"
@@ -91,6 +91,12 @@ class SshHosts:
     def programs(self, name: str) -> Path:
         """Return the folder of programs that a host has before all others."""
         path = self.directory / f"programs-{name}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def temporary(self, name: str) -> Path:
+        """Return a host's folder of temporary files, with the lock that makes it one machine."""
+        path = self.directory / f"tmp-{name}"
         path.mkdir(exist_ok=True)
         return path
 

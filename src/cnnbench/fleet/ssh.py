@@ -284,8 +284,9 @@ class SshLauncher:
         sockets.mkdir(mode=0o700, exist_ok=True)
         if sockets.stat().st_uid != os.getuid():
             raise CnnbenchError(f"{sockets}: belongs to another user; remove it, or set TMPDIR")
+        patience_s = str(self._options.connect_s)
         settings = {
-            "BatchMode": "yes", "ConnectTimeout": str(self._options.connect_s), "ServerAliveInterval": str(self._options.connect_s),
+            "BatchMode": "yes", "ConnectTimeout": patience_s, "ServerAliveInterval": patience_s,
             "ServerAliveCountMax": "2", "ControlMaster": "auto", "ControlPath": f"{sockets}/%C", "ControlPersist": "30",
         }  # fmt: skip
         config = ["-F", self._options.config] if self._options.config else []
