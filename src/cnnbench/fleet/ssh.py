@@ -113,6 +113,7 @@ class SshLauncher:
         self._slots: dict[str, int] = {}
         self._seen: dict[str, tuple[float, JobState]] = {}
         self._silent_since: dict[str, float] = {}
+        self._refusals: dict[str, str] = {}
 
     @property
     def machines(self) -> int:
@@ -183,9 +184,11 @@ class SshLauncher:
         )
         self._slots[batch.id] = batch.slot
         try:
-            return batch.id, str(int(self._ask(self._host(batch.id), script)))
-        except (CnnbenchError, ValueError):  # whether it was started, the first look will tell
+            _, _, last = self._ask(self._host(batch.id), script).strip().rpartition("\n")
+        except CnnbenchError as error:  # whether it was started all the same, the first look will tell
+            self._refusals[batch.id] = str(error)
             return batch.id, NOBODY
+        return batch.id, last if last.isdecimal() else NOBODY
 
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """Ask the hosts that have not been asked for a while."""
@@ -219,7 +222,8 @@ class SshLauncher:
             return JobState("failed" if reason else "ended", host, reason)
         if first == "alive":
             return JobState("running" if NODE in told else "queued", host)
-        return JobState("lost", host, f"its process died: {told.get(LOG) or 'without a word'}")
+        words = told.get(LOG) or self._refusals.get(batch) or "without a word"
+        return JobState("lost", host, f"its process died: {words}")
 
     def cancel(self, jobs: Mapping[str, str]) -> None:
         """End the processes; raise UnavailableError, once all others have ended, for a host that does not answer."""
