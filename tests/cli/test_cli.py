@@ -133,7 +133,7 @@ def test_an_unknown_platform_lists_the_known_ones(cnnbench):
     ("words", "needed"),
     [
         ([], "required"),
-        (["zzz"], "zzz: no such command; there are run, launch, benchmark, ab, sweep, validate, list-kpi, "),
+        (["zzz"], "zzz: no such command; there are run, launch, benchmark, ab, fleet, sweep, validate, list-kpi, "),
         (["list-kpis"], "list-kpis: no such command; did you mean list-kpi?"),
         (["--fast"], "--fast: no such command"),
         (["platform", "--fast"], "unrecognized arguments: --fast"),

@@ -32,6 +32,7 @@ GROUPS = {
         "launch": Command("cnnbench.cli.launch", "start several instances of `run`, which comes after --", "all"),
         "benchmark": Command("cnnbench.cli.benchmark", "run the benchmarks of a spec, and tabulate them"),
         "ab": Command("cnnbench.cli.ab", "measure a case with two settings in turns, until it is clear", "unknown"),
+        "fleet": Command("cnnbench.cli.fleet", "measure cases on many machines, through their schedulers"),
         "sweep": Command("cnnbench.cli.sweep", "find the fastest settings of cases on this machine", "unknown"),
         "validate": Command("cnnbench.cli.validate", "run and judge all cases of this platform", "unknown"),
     },
@@ -65,6 +66,7 @@ GROUPS = {
 
 INTERNAL = {
     "case": Command("cnnbench.cli.case", "run one test case; what ctest calls", "unknown"),
+    "fleet-node": Command("cnnbench.cli.fleet_node", "run a batch of a fleet; what launchers call on machines"),
     "container": Command("cnnbench.cli.container", "run the case that the environment describes; what an image calls"),
     "test-resnet": Command(
         "cnnbench.cli.resnet", "convert ResNet50, and tell its accuracy and speed; what test_resnet.py calls"

@@ -1,14 +1,19 @@
 """Gather the facts that all runs on this machine share."""
 
+import os
 import platform
 from collections import Counter
+from pathlib import Path
 
 from cnnbench.machine.cgroup import read_cpu_quotas
+from cnnbench.machine.dimms import parse_smbios
 from cnnbench.machine.host import read_host
-from cnnbench.machine.topology import Topology, read_topology
+from cnnbench.machine.topology import HOST_SYSFS, Topology, read_topology
 
 HOST_NAME = "host name"
 """The fact that says which machine a run was made on."""
+ALLOCATION, ALLOCATION_VARIABLE = "allocation", "CNNBENCH_ALLOCATION"
+"""The fact that says in which of a scheduler's jobs a run was made, and the environment variable that tells it."""
 
 
 def describe_caches(topology: Topology) -> str | None:
@@ -29,12 +34,23 @@ def describe_kinds(topology: Topology) -> str | None:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) if len(kinds) > 1 else None
 
 
+def describe_memory_speed(table: Path = HOST_SYSFS / "firmware/dmi/tables/DMI") -> str | None:
+    """Return how fast the memory modules are set (MT/s); None where the firmware does not tell this user."""
+    try:
+        dimms = parse_smbios(table.read_bytes())
+    except OSError:  # shown to root alone, and not there in many virtual machines
+        return None
+    speeds = sorted({speed for one in dimms if one.size_bytes and (speed := one.set_mts or one.rated_mts)})
+    return f"{' and '.join(map(str, speeds))} MT/s" if speeds else None
+
+
 def machine_facts() -> dict[str, str | None]:
     """Return the facts that all runs on this machine share, by name; None for what cannot be known or is not there."""
     host, topology = read_host(), read_topology()
     quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
     return {
         HOST_NAME: platform.node() or None,
+        ALLOCATION: os.environ.get(ALLOCATION_VARIABLE) or None,
         "CPU": host.cpu_model,
         "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",
         "SMT": "on" if host.smt else "off",
@@ -48,5 +64,6 @@ def machine_facts() -> dict[str, str | None]:
         "hypervisor": {True: "yes", False: "no", None: None}[host.hypervisor],
         "kernel": host.kernel,
         "memory": f"{host.memory_bytes / 2**30:.1f} GiB" if host.memory_bytes else None,
+        "memory speed": describe_memory_speed(),
         "transparent hugepages": host.transparent_hugepages,
     }

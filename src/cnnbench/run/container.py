@@ -36,7 +36,7 @@ from cnnbench.launch.container import (
 )
 from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.contention import with_siblings
-from cnnbench.machine.facts import HOST_NAME
+from cnnbench.machine.facts import ALLOCATION, ALLOCATION_VARIABLE, HOST_NAME
 from cnnbench.machine.host import read_available_bytes
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
 from cnnbench.machine.topology import UNKNOWN_NODE, read_topology
@@ -336,8 +336,10 @@ class ContainerRun:
         identity = run_engine([*cli, "inspect", "--type", "image", "--format", "{{.Id}}", image])
         version = run_engine([*cli, "version", "--format", "{{.Server.Version}}"])
         told = self._energy.describe()
+        allocation = os.environ.get(ALLOCATION_VARIABLE)
         return ({ENERGY: told} if told else {}) | {
             HOST_NAME: platform.node(),  # a container has a name of its own
+            **({ALLOCATION: allocation} if allocation else {}),
             "container image": f"{image} ({identity})",
             "image made from": read_label(cli, "image", image, REVISION_LABEL),
             "image sources": read_label(cli, "image", image, SOURCES_LABEL),

@@ -1,0 +1,1 @@
+"""Many machines through a scheduler: one plan of runs, brought to its end whatever dies meanwhile."""

@@ -1,0 +1,30 @@
+"""Bring what a machine without the shared folder has left into the fleet's folder."""
+
+import io
+import shutil
+from functools import partial
+from pathlib import Path
+
+from cnnbench.base.disk import explain_refusals, make_directory
+from cnnbench.base.progress import Progress
+from cnnbench.fleet.batch import BatchFile
+from cnnbench.fleet.folder import OUTCOME, REMEDY, FleetFolder
+from cnnbench.staging.archive import unpack
+
+
+def missing_places(folder: FleetFolder, batch: BatchFile) -> list[str]:
+    """Return where below results/ the runs of a batch go that have not come yet."""
+    return [task.place for task in batch.tasks if not (folder.results / task.place).exists()]
+
+
+def install_archive(folder: FleetFolder, batch: BatchFile, tar_path: Path) -> None:
+    """Move the runs of a batch that are in a tar of a machine's results/ to their places, each whole or not at all."""
+    part = folder.path / "partial" / f"archive.{batch.id}"
+    shutil.rmtree(part, ignore_errors=True)
+    make_directory(part, REMEDY)
+    with explain_refusals(part, REMEDY, lambda: shutil.rmtree(part, ignore_errors=True)):
+        unpack(tar_path, part, progress=partial(Progress, stream=io.StringIO()))
+        for task in batch.tasks:
+            if (part / task.place / OUTCOME).is_file():
+                folder.install(part / task.place, task.place)
+    shutil.rmtree(part)
