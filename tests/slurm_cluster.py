@@ -44,13 +44,35 @@ SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
+JobSubmitPlugins=lua
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 ReturnToService=2
 SlurmctldTimeout=600
 SlurmdTimeout=600
 KillWait=5
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=1-0 State=UP
 """
+"""Two partitions: what is submitted to `urgent` has what runs in `main` requeued."""
+
+USED_UP = "the account poor has used up its node hours"
+
+_QUOTA = f"""\
+function slurm_job_submit(job, partitions, user)
+    if job.account == "poor" then
+        slurm.log_user("{USED_UP}")
+        return slurm.ERROR
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user)
+    return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+"""A site's own rule, in place of the database that quotas are otherwise kept in."""
 
 
 def explain_absence() -> str:
@@ -137,6 +159,7 @@ class SlurmCluster:
             text += " ".join([*line, "RealMemory=100", f"Feature={feature}", "State=UNKNOWN"]) + "\n"
         (self.directory / "state").mkdir()
         self.configuration.write_text(text)
+        (self.directory / "job_submit.lua").write_text(_QUOTA)
 
     def _start_munge(self) -> None:
         key, socket_path = self.directory / "munge.key", self.directory / "munge.sock"
