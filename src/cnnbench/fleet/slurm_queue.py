@@ -1,0 +1,118 @@
+"""Speak to Slurm by its own commands: try a request, submit an array, read the queue, cancel.
+
+What is read is asked for column by column, which every version prints alike: the JSON of `squeue` has changed between
+them, and `sacct` answers only where there is an accounting database.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from cnnbench.base.errors import UsageError
+from cnnbench.fleet.launcher import UnavailableError
+
+_PASSING = (
+    *(
+        "Unable to contact slurm controller",
+        "Socket timed out",
+        "temporarily unable",
+        "Resource temporarily unavailable",
+    ),
+    *("job submit limit", "MaxSubmitJob", "in standby mode"),
+)
+"""What Slurm says where the same question may be answered, or the same job taken, later."""
+
+_FIELDS = ("%F", "%K", "%j", "%T", "%r", "%N")
+_SEPARATOR = "|"  # in no name of a job of ours, in no state, reason or node
+
+_VARIABLES = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SQUEUE_")
+_KEPT = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_RESERVATION")
+"""A user's own defaults of where to run; all others would change what is asked, or what is printed."""
+
+
+@dataclass(frozen=True)
+class QueuedTask:
+    """A task of an array as Slurm has it; `reason`: Slurm's for its state; `node`: empty while it has none."""
+
+    number: int
+    index: int
+    name: str
+    state: str
+    reason: str
+    node: str
+
+    @property
+    def job(self) -> str:
+        """What Slurm calls the task."""
+        return f"{self.number}_{self.index}"
+
+
+def ask_slurm(*command: str, script: str = "", lock: int | None = None) -> str:
+    """Run a command of Slurm's and return what it prints.
+
+    Raises UsageError in its own words where it refuses, UnavailableError where it may not do so later. `lock`: a file
+    descriptor that it is to hold open, and so the lock on it, for as long as it runs.
+    """
+    environ = {name: text for name, text in os.environ.items() if name in _KEPT or not name.startswith(_VARIABLES)}
+    try:
+        done = subprocess.run(
+            command,
+            input=script,
+            capture_output=True,
+            text=True,
+            env=environ,
+            pass_fds=() if lock is None else (lock,),
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{command[0]}: not found; launcher slurm needs Slurm's client commands where `cnnbench fleet` runs"
+        ) from error
+    if done.returncode == 0:
+        return done.stdout
+    said = "; ".join(line.removeprefix(f"{command[0]}: ") for line in done.stderr.splitlines() if line.strip())
+    passing = any(words in said for words in _PASSING)
+    raise (UnavailableError if passing else UsageError)(f"{command[0]}: {said}")
+
+
+def try_request(options: Sequence[str]) -> None:
+    """Have Slurm try a request without submitting it; raise UsageError, in its words, where no such job could run."""
+    ask_slurm("sbatch", "--test-only", *options, "--wrap=true")
+
+
+def submit_script(script: str, options: Sequence[str], lock: int) -> int:
+    """Submit a batch script and return the job's number."""
+    said = ask_slurm("sbatch", "--parsable", *options, script=script, lock=lock)
+    return int(said.split(";")[0])  # in a federation, the cluster comes after the number
+
+
+def read_queue(names: Collection[str]) -> list[QueuedTask]:
+    """Return the tasks of all arrays of these names that Slurm still knows: for some minutes, ended ones too."""
+    if not names:
+        return []
+    options = ["--noheader", "--me", "--states=all", "--array", f"--format={_SEPARATOR.join(_FIELDS)}"]
+    tasks = []
+    for line in ask_slurm("squeue", *options, f"--name={','.join(names)}").splitlines():
+        number, index, name, state, reason, node = line.split(_SEPARATOR)
+        tasks.append(QueuedTask(int(number), int(index), name, state, reason, node))
+    return tasks
+
+
+def read_exit_code(job: str) -> str:
+    """Return a task's exit code and signal as Slurm has them, such as 1:0."""
+    found = re.search("ExitCode=([0-9]+:[0-9]+)", ask_slurm("scontrol", "show", "job", "--oneliner", job))
+    return found[1] if found else ""
+
+
+def read_largest_array() -> int:
+    """Return how many tasks an array of this cluster may have."""
+    found = re.search("MaxArraySize *= ([0-9]+)", ask_slurm("scontrol", "show", "config"))
+    return max(1, int(found[1]) - 1) if found else 1
+
+
+def cancel_tasks(jobs: Iterable[str]) -> None:
+    """Cancel tasks; those that have ended, and those that Slurm has forgotten, stay as they are."""
+    if named := sorted(jobs):
+        ask_slurm("scancel", "--quiet", *named)
