@@ -128,8 +128,7 @@ class SlurmCluster:
 
     def end_controller(self) -> None:
         """End slurmctld as an update of it does, which leaves nodes and jobs running."""
-        (pid,) = keeper.children(self._keepers["slurmctld"].pid)
-        os.kill(pid, signal.SIGTERM)
+        os.kill(self._daemon("slurmctld"), signal.SIGTERM)
         wait_until(lambda: not keeper.children(self._keepers["slurmctld"].pid), "slurmctld ended")
         self._release("slurmctld")
 
@@ -140,6 +139,10 @@ class SlurmCluster:
     def kill_node(self, name: str) -> None:
         """Take a node away with all that runs on it, as a power cut does."""
         self._release(name)
+
+    def kill_daemon(self, name: str) -> None:
+        """Kill a node's slurmd; what runs on the node goes on."""
+        os.kill(self._daemon(name), signal.SIGKILL)
 
     def set_node(self, name: str, state: str) -> None:
         """Have an operator set a node's state."""
@@ -170,6 +173,10 @@ class SlurmCluster:
         # By force, as it would have its socket in a folder that everybody can enter.
         self._keep("munged", ["munged", "--foreground", "--force", *options])
         wait_until(socket_path.exists, "munged")
+
+    def _daemon(self, name: str) -> int:
+        """Return the process that a keeper has started itself, not one that it was left with."""
+        return keeper.children(self._keepers[name].pid)[0]
 
     def _keep(self, name: str, command: list[str]) -> None:
         with (self.directory / f"{name}.out").open("ab") as output:

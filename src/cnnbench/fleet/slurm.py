@@ -75,6 +75,7 @@ _SCRIPT = """\
 taskset --cpu-list --pid "0-$(($(getconf _NPROCESSORS_CONF) - 1))" $$ >/dev/null
 batches=({batches})
 cd {folder}/batches/"${{batches[SLURM_ARRAY_TASK_ID]}}" || exit {no_folder}
+export CNNBENCH_NODE="$SLURMD_NODENAME"
 ((${{SLURM_RESTART_COUNT:-0}} == 0)) || rm -f {ended} # of the time before it was requeued
 exec {command} <{batch} >>{log} 2>&1
 """
@@ -193,12 +194,22 @@ class SlurmLauncher:
         options = [
             *(f"--job-name={name}", f"--array=0-{len(batches) - 1}", "--nodes=1", "--ntasks=1", f"--time={minutes}"),
             *("--requeue", "--open-mode=append", "--output=/dev/null", f"--signal=B:TERM@{_TERM_S}", "--chdir=/"),
-            *([f"--exclude={','.join(batches[0].avoid)}"] if batches[0].avoid else []),
         ]
         # The nodes' own environment, as ssh has it, not that of whoever started the controller.
-        options.append("--export=HOME,LANG,LOGNAME,PATH,SHELL,USER")
-        job = submit_script(self._script(ids), [*options, *self._request()], lock)
+        options += ["--export=HOME,LANG,LOGNAME,PATH,SHELL,USER", *self._request()]
+        job = submit_script(self._script(ids), [*options, *self._avoiding(batches[0].avoid)], lock)
         return {batch: f"{job}_{index}" for index, batch in enumerate(ids)}
+
+    def _avoiding(self, nodes: Sequence[str]) -> list[str]:
+        """Return the option that keeps a job from nodes; none where no others would be left."""
+        if not nodes:
+            return []
+        option = f"--exclude={','.join(nodes)}"
+        try:
+            try_request([*self._request(), "--nodes=1", option])
+        except UsageError:
+            return []
+        return [option]
 
     def _script(self, batches: Sequence[str]) -> str:
         folder = self._pool.folder or str(self._folder.path)
