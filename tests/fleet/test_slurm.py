@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -12,52 +10,44 @@ import slurm_cluster
 from cnnbench.base.errors import UsageError
 from cnnbench.fleet.folder import FleetFolder
 from cnnbench.fleet.slurm import SlurmLauncher
-from cnnbench.fleet.spec import Pool
-from null_workload import CORES, clean_environment, find_specs, wait_until, write_checkout
+from cnnbench.fleet.spec import Pool, Runs
+from fleet_files import STEP, FleetFiles
+from null_workload import find_specs, wait_until
 
 pytestmark = pytest.mark.skipif(bool(slurm_cluster.explain_absence()), reason=slurm_cluster.explain_absence())
 
-SPR = "{name: spr, launcher: slurm, constraint: SPR}"
-GENOA = "{name: genoa, launcher: slurm, constraint: GENOA, machines: 2}"
-SHORT = "STEPS: 8, WARMUP_STEPS: 1"
-LONG = f"{SHORT}, CUSTOMER_ENV: CNNBENCH_NULL_STEP_MS=100"
-PATIENCE_S = 300
+SPR = {"name": "spr", "launcher": "slurm", "constraint": "SPR"}
+GENOA = {"name": "genoa", "launcher": "slurm", "constraint": "GENOA", "machines": 2}
+SLOW = {"STEPS": 10, "WARMUP_STEPS": 1, "CUSTOMER_ENV": f"{STEP}=100"}
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def running_cluster(tmp_path_factory):
     with slurm_cluster.slurm_cluster(tmp_path_factory.mktemp("slurm")) as running:
         yield running
 
 
-class SlurmFleet:
-    """A fleet whose file, folder and workload are in a directory."""
+@pytest.fixture
+def cluster(running_cluster, monkeypatch):
+    """The cluster, as that which the commands of a test ask."""
+    for name, text in running_cluster.variables.items():
+        monkeypatch.setenv(name, text)
+    return running_cluster
 
-    def __init__(self, directory, cluster, *pools, parameters=SHORT, run=""):
-        self.file, self.folder, self._cluster = directory / "fleet.yaml", directory / "fleet-runs", cluster
-        write_checkout(directory, "GENERIC")
-        listed = "".join(f"- {pool}\n" for pool in pools)
-        self.file.write_text(
-            f"pools:\n{listed}run:\n  workloads: [./workload/Harness]\n  parameters: {{{parameters}}}\n"
-            f"  repeats: 0\n{run}"
-        )
 
-    def start(self, *options):
-        """Start the controller."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "cnnbench", "fleet", str(self.file), *options],
-            env=clean_environment(**self._cluster.variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+class SlurmFleet(FleetFiles):
+    """A fleet with pools on the cluster."""
 
-    def run(self, *options, code=0):
-        """Run the controller to its end; return what it printed."""
-        with self.start(*options) as process:
-            printed = process.communicate(timeout=PATIENCE_S)[0]
-        assert process.returncode == code, printed
-        return printed
+    def __init__(self, directory, *pools, **runs):
+        super().__init__(directory)
+        self.content["pools"] = list(pools)
+        self.write(repeats=0, **runs)
+
+    def finish(self, *options, code=0):
+        """Call the command to its end; return what it printed."""
+        done = self.call(*options)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     @contextmanager
     def started(self):
@@ -68,37 +58,21 @@ class SlurmFleet:
             finally:
                 process.send_signal(signal.SIGKILL)
 
-    def files(self, pattern):
-        """Return what files below the folder say, by their paths in it."""
-        return {
-            path.relative_to(self.folder).as_posix(): json.loads(path.read_text())
-            for path in sorted(self.folder.glob(pattern))
-        }
-
-    @property
-    def outcomes(self):
-        return self.files("results/*/*/outcome.json")
-
-    @property
     def nodes(self):
         """The nodes that have begun batches."""
-        return {node["host"] for node in self.files("batches/*/node.json").values()}
+        return {node["host"] for node in self.read("node.json")}
 
     def is_measuring(self, host):
         """Say whether a node has a worker of a case."""
-        begun = {path.split("/")[1] for path, node in self.files("batches/*/node.json").items() if node["host"] == host}
+        paths = self.folder.glob("batches/*/node.json")
+        begun = [path.parent.name for path in paths if json.loads(path.read_text())["host"] == host]
         return any(f".{batch}/" in str(spec) for batch in begun for spec in find_specs(self.folder).values())
 
     def assert_all_measured(self, count):
-        """Assert that there are so many runs, and that none has failed."""
-        assert [one["verdict"] for one in self.outcomes.values() if one["verdict"] not in ("valid", "unstable")] == []
-        assert len(self.outcomes) == len({one["task"] for one in self.outcomes.values()}) == count
-        assert len(self.files("results/**/run.json")) == count
-
-    @property
-    def batches(self):
-        """The batches that have been made."""
-        return self.files("batches/*/batch.json")
+        """Assert that there are so many runs, each with one result, and that none has failed."""
+        assert set(self.verdicts()) <= {"valid", "unstable"}
+        assert len(self.outcomes()) == len({one["task"] for one in self.outcomes()}) == count
+        assert len(list(self.folder.glob("results/**/run.json"))) == count
 
 
 def queued(cluster, *options):
@@ -107,30 +81,32 @@ def queued(cluster, *options):
 
 
 def test_batches_land_where_their_constraints_say_and_say_so(tmp_path, cluster):
-    fleet = SlurmFleet(tmp_path, cluster, SPR, GENOA)
-    assert "3 of 3 runs done" in fleet.run()
+    """The same from nodes that have folders of their own, whose results are fetched."""
+    own = {"shared": False, "folder": str(tmp_path / "own")}
+    fleet = SlurmFleet(tmp_path, SPR, GENOA | own)
+    assert "3 of 3 runs done" in fleet.finish()
     fleet.assert_all_measured(3)
-    runs = fleet.files("results/**/run.json")
-    found = {path.split("/")[1].rpartition("-")[0]: set() for path in runs}
-    for path, run in runs.items():
-        facts = run["facts"]
+    landed = {}
+    for path in fleet.folder.glob("results/**/run.json"):
+        facts = json.loads(path.read_text())["facts"]
         assert facts["allocation"].startswith("Slurm task ")
         assert f"node {facts['host name']}, cluster " in facts["allocation"]
-        assert sum(len(one["cpus"]) for one in run["plan"]["instances"]) >= CORES
-        found[path.split("/")[1].rpartition("-")[0]].add(facts["host name"])
-    assert found["spr"] == {"spr01"}
-    assert found["genoa"] <= {"genoa01", "genoa02"}
+        landed.setdefault(path.relative_to(fleet.folder).parts[1].rpartition("-")[0], set()).add(facts["host name"])
+    assert landed["spr"] == {"spr01"}
+    assert landed["genoa"] <= {"genoa01", "genoa02"}
+    assert len(fleet.read("ended.json")) == 3
+    assert cluster.tell("squeue", "--noheader") == ""
 
 
 def test_what_dies_in_the_middle_loses_no_run_and_counts_none_twice(tmp_path, cluster):
     """The controller, a node, another's slurmd and slurmctld; what was handed over is known again by its name."""
-    fleet = SlurmFleet(tmp_path, cluster, GENOA, parameters=LONG, run="  trials: 2\n")
+    fleet = SlurmFleet(tmp_path, GENOA, parameters=SLOW, trials=2)
     with fleet.started():
-        wait_until(lambda: fleet.nodes == {"genoa01", "genoa02"}, "batches on both nodes")
-        wait_until(lambda: any(map(fleet.is_measuring, fleet.nodes)), "a run under way")
+        wait_until(lambda: fleet.nodes() == {"genoa01", "genoa02"}, "batches on both nodes")
+        wait_until(lambda: any(map(fleet.is_measuring, fleet.nodes())), "a run under way")
     for note in fleet.folder.glob("batches/*/submitted.json"):
         note.unlink()
-    first, second = sorted(fleet.nodes, key=fleet.is_measuring, reverse=True)
+    first, second = sorted(fleet.nodes(), key=fleet.is_measuring, reverse=True)
     cluster.kill_node(first)
     wait_until(lambda: fleet.is_measuring(second), "the run of the other node")
     cluster.kill_daemon(second)
@@ -142,38 +118,37 @@ def test_what_dies_in_the_middle_loses_no_run_and_counts_none_twice(tmp_path, cl
     for name in (first, second):
         cluster.start_node(name)
         cluster.set_node(name, "resume")
-    fleet.run()
+    fleet.finish()
     fleet.assert_all_measured(4)
 
 
 def test_a_preempted_task_goes_on_and_a_cancelled_one_is_made_again_elsewhere(tmp_path, cluster):
-    fleet = SlurmFleet(tmp_path, cluster, SPR, "{name: genoa, launcher: slurm, constraint: GENOA}", parameters=LONG)
+    fleet = SlurmFleet(tmp_path, SPR, GENOA | {"machines": 1}, parameters=SLOW)
     with fleet.started():
-        wait_until(lambda: len(fleet.nodes) == 2, "batches on both nodes")
-        (drained,) = fleet.nodes - {"spr01"}
+        wait_until(lambda: len(fleet.nodes()) == 2, "batches on both nodes")
+        (drained,) = fleet.nodes() - {"spr01"}
         (task,) = queued(cluster, f"--nodelist={drained}")
         cluster.set_node(drained, "drain")
         cluster.tell("scancel", task.split()[0])
         cluster.tell(
             "sbatch", "--partition=urgent", "--constraint=SPR", "--exclusive", "--output=/dev/null", "--wrap=true"
         )
-    printed = fleet.run()
+    printed = fleet.finish()
     cluster.set_node(drained, "resume")
     fleet.assert_all_measured(2)
     assert "Slurm: CANCELLED" in printed or "ended from outside" in printed
-    assert len(fleet.batches) == 3
-    allocations = {
-        run["facts"]["host name"]: run["facts"]["allocation"] for run in fleet.files("results/**/run.json").values()
-    }
+    assert len(fleet.read("batch.json")) == 3
+    allocations = {run["facts"]["host name"]: run["facts"]["allocation"] for run in fleet.run_files()}
     assert set(allocations) == {"spr01", *({"genoa01", "genoa02"} - {drained})}
     assert allocations["spr01"].endswith("restart 1")
 
 
 def test_tasks_that_fail_say_why_in_slurms_words_and_their_own(tmp_path, cluster):
-    pools = (SPR.replace("}", ", python: /bin/false}"), GENOA.replace("}", f", folder: {tmp_path}/elsewhere}}"))
-    fleet = SlurmFleet(tmp_path, cluster, *pools, run="  attempts: 1\n")
-    printed = fleet.run(code=1)
-    reasons = {path.split("/")[1]: one["reason"] for path, one in fleet.outcomes.items()}
+    lost = {"folder": str(tmp_path / "elsewhere")}
+    fleet = SlurmFleet(tmp_path, SPR | {"python": "/bin/false"}, GENOA | lost, attempts=1)
+    printed = fleet.finish(code=1)
+    places = [path.relative_to(fleet.folder).parts[1] for path in sorted(fleet.folder.glob("results/*/*/outcome.json"))]
+    reasons = dict(zip(places, [one["reason"] for one in fleet.outcomes()], strict=True))
     assert reasons["spr-0"].endswith("Slurm: FAILED (NonZeroExitCode); exit code 1"), printed
     for slot in ("genoa-0", "genoa-1"):
         assert "does not have" in reasons[slot]
@@ -181,10 +156,10 @@ def test_tasks_that_fail_say_why_in_slurms_words_and_their_own(tmp_path, cluster
 
 
 def test_cancel_ends_all_that_was_submitted(tmp_path, cluster):
-    fleet = SlurmFleet(tmp_path, cluster, SPR, GENOA, parameters=LONG, run="  trials: 9\n")
+    fleet = SlurmFleet(tmp_path, SPR, GENOA, parameters=SLOW, trials=9)
     with fleet.started():
-        wait_until(lambda: any(map(fleet.is_measuring, fleet.nodes)), "a run under way")
-    assert "3 batches cancelled" in fleet.run("--cancel")
+        wait_until(lambda: any(map(fleet.is_measuring, fleet.nodes())), "a run under way")
+    assert "3 batches cancelled" in fleet.finish("--cancel")
     wait_until(lambda: not queued(cluster) and not find_specs(fleet.folder), "nothing left of it")
 
 
@@ -200,11 +175,10 @@ def test_cancel_ends_all_that_was_submitted(tmp_path, cluster):
         ({"options": {"extra": ["--no-such=1"]}}, "unrecognized option '--no-such=1'"),
     ],
 )
-def test_what_slurm_refuses_is_told_in_its_words(tmp_path, cluster, monkeypatch, pool, words):
-    monkeypatch.setenv("SLURM_CONF", cluster.variables["SLURM_CONF"])
+def test_what_slurm_refuses_is_told_in_its_words(tmp_path, cluster, pool, words):
     launcher = SlurmLauncher(Pool.model_validate({"name": "one", "launcher": "slurm"} | pool), FleetFolder(tmp_path))
     with pytest.raises(UsageError) as error:
-        launcher.check()
+        launcher.check(Runs(workloads=["x"]))
     assert words in str(error.value)
 
 
@@ -223,6 +197,6 @@ def test_options_that_a_pool_cannot_have_are_told(tmp_path, options, words):
 
 
 def test_a_fleet_that_slurm_refuses_submits_nothing(tmp_path, cluster):
-    fleet = SlurmFleet(tmp_path, cluster, SPR, GENOA.replace("2", "3"))
-    assert "pool genoa: machines is 3" in fleet.run(code=2)
+    fleet = SlurmFleet(tmp_path, SPR, GENOA | {"machines": 3})
+    assert "pool genoa: machines is 3" in fleet.finish(code=2)
     assert queued(cluster) == []

@@ -9,10 +9,11 @@ import hashlib
 import math
 import os
 import re
-import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, BaseModel
 from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import UsageError
 from cnnbench.fleet.batch import BatchFile
-from cnnbench.fleet.folder import BATCH, ENDED, LOCK, LOG, REMEDY, FleetFolder
+from cnnbench.fleet.folder import LOCK, LOG, REMEDY, FleetFolder
 from cnnbench.fleet.launcher import Batch, JobState, JobStateName, node_command
 from cnnbench.fleet.process import is_locked
 from cnnbench.fleet.slurm_queue import (
@@ -29,10 +30,13 @@ from cnnbench.fleet.slurm_queue import (
     read_exit_code,
     read_largest_array,
     read_queue,
+    run_on_node,
     submit_script,
     try_request,
 )
-from cnnbench.fleet.spec import Pool, Strict, read_options
+from cnnbench.fleet.slurm_script import LARGEST_BYTES, NO_FOLDER, array_script, fetch_script, script_bytes
+from cnnbench.fleet.spec import Pool, Runs, Strict, read_options
+from cnnbench.fleet.stageout import install_archive, missing_places
 
 ARRAYS = "slurm"
 """The directory in a fleet's folder that has a file for each array, with the ids of its batches in order."""
@@ -56,9 +60,6 @@ _OWN_OPTIONS = (
 _TERM_S = 120
 """How long before its limit a task is asked to end, so that its run is recorded; Slurm may do so 60 s earlier still."""
 
-_NO_FOLDER = 66
-"""The exit code of a task that finds no such folder on its node (EX_NOINPUT of sysexits.h)."""
-
 _STATES: Mapping[str, JobStateName] = {
     **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"), "queued"),
     "SPECIAL_EXIT": "queued",
@@ -68,17 +69,6 @@ _STATES: Mapping[str, JobStateName] = {
     **dict.fromkeys(("PREEMPTED", "REVOKED", "TIMEOUT"), "failed"),
 }
 """What the states that Slurm prints are for a fleet; a task that it has requeued is queued again."""
-
-_SCRIPT = """\
-#!/bin/bash
-# What Slurm has bound this to is undone: each case pins its own instances.
-taskset --cpu-list --pid "0-$(($(getconf _NPROCESSORS_CONF) - 1))" $$ >/dev/null
-batches=({batches})
-cd {folder}/batches/"${{batches[SLURM_ARRAY_TASK_ID]}}" || exit {no_folder}
-export CNNBENCH_NODE="$SLURMD_NODENAME"
-((${{SLURM_RESTART_COUNT:-0}} == 0)) || rm -f {ended} # of the time before it was requeued
-exec {command} <{batch} >>{log} 2>&1
-"""
 
 
 def _check_option(option: str) -> str:
@@ -112,13 +102,14 @@ class SlurmLauncher:
         self._pool, self._folder = pool, folder
         self._options = read_options(SlurmOptions, pool)
         self._arrays = folder.path / ARRAYS / pool.name
+        self._remote = pool.folder or str(folder.path)
 
     @property
     def machines(self) -> int:
         """How many nodes the pool's batches go to at once."""
         return self._pool.machines or 1
 
-    def check(self) -> None:
+    def check(self, run: Runs) -> None:  # noqa: ARG002 - as every launcher
         """Raise UsageError, in Slurm's words, where it has no such nodes, or not so many that are up."""
         with self._explained():
             try_request([*self._request(), "--nodes=1"])
@@ -144,7 +135,30 @@ class SlurmLauncher:
         cancel_tasks(jobs.values())
 
     def collect(self, batch: BatchFile) -> None:
-        """Do nothing: the nodes write into the fleet's folder."""
+        """Fetch what a batch has left on a node with a folder of its own, once that does not measure any more.
+
+        A node that cannot be had, as it is down or drained, keeps what it has: those runs are made again elsewhere.
+        """
+        if self._pool.shared:
+            return
+        job = self._find_jobs([batch.id]).get(batch.id)
+        task = next((one for one in read_queue(self._array_names()) if one.job == job), None)
+        if task is None or not task.node or task.state == "RUNNING":
+            return
+        script = fetch_script(batch, self._remote, missing_places(self._folder, batch))
+        with (
+            explain_refusals(self._folder.path, REMEDY),
+            tempfile.NamedTemporaryFile(dir=self._folder.path, prefix=".fetch-", suffix=".tar") as archive,
+        ):
+            path = Path(archive.name)
+            try:
+                run_on_node(task.node, script, self._place(), archive)
+            except UsageError as error:
+                note = f"cnnbench: what it left on {task.node} cannot be fetched: {error}\n"
+                (self._folder.batches / batch.id / LOG).write_text(note, encoding="utf-8")
+                return
+            if path.stat().st_size:
+                install_archive(self._folder, batch, path)
 
     @staticmethod
     def identify(environ: Mapping[str, str]) -> str:
@@ -162,16 +176,17 @@ class SlurmLauncher:
         }
         return "Slurm " + ", ".join(f"{name} {text}" for name, text in told.items() if text)
 
+    def _place(self) -> list[str]:
+        """Return the options that say where in Slurm's accounts and partitions."""
+        options = self._options
+        asked = {"partition": options.partition, "account": options.account, "qos": options.qos}
+        return [f"--{name}={text}" for name, text in asked.items() if text]
+
     def _request(self) -> list[str]:
         """Return the options that say which nodes may be had, and all of each."""
-        pool, options = self._pool, self._options
-        asked = {
-            "constraint": pool.constraint or pool.platform.upper(),
-            "partition": options.partition,
-            "account": options.account,
-            "qos": options.qos,
-        }
-        return ["--exclusive", *(f"--{name}={text}" for name, text in asked.items() if text), *options.extra]
+        constraint = self._pool.constraint or self._pool.platform.upper()
+        wanted = [f"--constraint={constraint}"] if constraint else []
+        return ["--exclusive", *wanted, *self._place(), *self._options.extra]
 
     def _split(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
         """Part batches into arrays: those of one have the same nodes to avoid, and are no more than Slurm takes."""
@@ -180,8 +195,16 @@ class SlurmLauncher:
             alike.setdefault(batch.avoid, []).append(batch)
         size = read_largest_array() if batches else 1
         for members in alike.values():
-            for begin in range(0, len(members), size):
-                yield members[begin : begin + size]
+            array: list[Batch] = []
+            length = 0
+            for batch in members:
+                more = 0 if self._pool.shared else script_bytes(batch.file)
+                if array and (len(array) == size or length + more > LARGEST_BYTES):
+                    yield array
+                    array, length = [], 0
+                array.append(batch)
+                length += more
+            yield array
 
     def _submit_array(self, batches: Sequence[Batch], lock: int) -> dict[str, str]:
         """Note which array it will be, then submit it: it is found by that name, whatever happens in between."""
@@ -197,7 +220,9 @@ class SlurmLauncher:
         ]
         # The nodes' own environment, as ssh has it, not that of whoever started the controller.
         options += ["--export=HOME,LANG,LOGNAME,PATH,SHELL,USER", *self._request()]
-        job = submit_script(self._script(ids), [*options, *self._avoiding(batches[0].avoid)], lock)
+        command = node_command(self._pool, sys.executable, self._remote)
+        script = array_script([batch.file for batch in batches], self._remote, command, shared=self._pool.shared)
+        job = submit_script(script, [*options, *self._avoiding(batches[0].avoid)], lock)
         return {batch: f"{job}_{index}" for index, batch in enumerate(ids)}
 
     def _avoiding(self, nodes: Sequence[str]) -> list[str]:
@@ -210,18 +235,6 @@ class SlurmLauncher:
         except UsageError:
             return []
         return [option]
-
-    def _script(self, batches: Sequence[str]) -> str:
-        folder = self._pool.folder or str(self._folder.path)
-        return _SCRIPT.format(
-            batches=" ".join(batches),
-            folder=shlex.quote(folder),
-            no_folder=_NO_FOLDER,
-            ended=ENDED,
-            command=shlex.join(node_command(self._pool, sys.executable, folder)),
-            batch=BATCH,
-            log=LOG,
-        )
 
     def _array_names(self) -> list[str]:
         return sorted(path.name for path in self._arrays.glob("cnnbench-*"))
@@ -260,12 +273,13 @@ class SlurmLauncher:
             return f"Slurm knows nothing more of task {job}"
         code = read_exit_code(job) if task.state == "FAILED" else ""
         said = f"Slurm: {task.state}" + ("" if task.reason == "None" else f" ({task.reason})")
-        if code == f"{_NO_FOLDER}:0":
-            folder = self._pool.folder or self._folder.path
-            return (
-                f"{said}: node {task.node} does not have {folder}/batches/{batch}; needed is a folder that all nodes "
-                "share, or `shared: false` and a `folder` in the pool"
+        if code == f"{NO_FOLDER}:0":
+            needed = (
+                "needed is a folder that all nodes share, or `shared: false` and a `folder` in the pool"
+                if self._pool.shared
+                else "needed is a `folder` in which its user may write"
             )
+            return f"{said}: node {task.node} does not have {self._remote}/batches/{batch}; {needed}"
         words = self._folder.last_words(batch)
         return "; ".join(part for part in (said, code and f"exit code {code.partition(':')[0]}", words) if part)
 

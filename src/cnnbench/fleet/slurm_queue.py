@@ -9,27 +9,26 @@ import re
 import subprocess
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 from cnnbench.base.errors import UsageError
 from cnnbench.fleet.launcher import UnavailableError
 
 _PASSING = (
-    *(
-        "Unable to contact slurm controller",
-        "Socket timed out",
-        "temporarily unable",
-        "Resource temporarily unavailable",
-    ),
-    *("job submit limit", "MaxSubmitJob", "in standby mode"),
+    *("Resource temporarily unavailable", "Requested nodes are busy", "Socket timed out", "in standby mode"),
+    *("Unable to contact slurm controller", "job submit limit", "temporarily unable", "MaxSubmitJob"),
 )
 """What Slurm says where the same question may be answered, or the same job taken, later."""
 
 _FIELDS = ("%F", "%K", "%j", "%T", "%r", "%N")
 _SEPARATOR = "|"  # in no name of a job of ours, in no state, reason or node
 
-_VARIABLES = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SQUEUE_")
-_KEPT = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_RESERVATION")
-"""A user's own defaults of where to run; all others would change what is asked, or what is printed."""
+_SOON_S = 60
+"""How long a node may take to be free for what fetches what it has kept."""
+
+_VARIABLES = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SLURM_", "SQUEUE_", "SRUN_")
+_KEPT = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_RESERVATION", "SLURM_CONF")
+"""A user's own defaults of where to run; all others, as of a job that this runs in, would change what is asked."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class QueuedTask:
         return f"{self.number}_{self.index}"
 
 
-def ask_slurm(*command: str, script: str = "", lock: int | None = None) -> str:
-    """Run a command of Slurm's and return what it prints.
+def ask_slurm(*command: str, script: str = "", lock: int | None = None, output: IO[bytes] | None = None) -> str:
+    """Run a command of Slurm's and return what it prints, or have it print to a file.
 
     Raises UsageError in its own words where it refuses, UnavailableError where it may not do so later. `lock`: a file
     descriptor that it is to hold open, and so the lock on it, for as long as it runs.
@@ -59,9 +58,9 @@ def ask_slurm(*command: str, script: str = "", lock: int | None = None) -> str:
     try:
         done = subprocess.run(
             command,
-            input=script,
-            capture_output=True,
-            text=True,
+            input=script.encode(),
+            stdout=output or subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environ,
             pass_fds=() if lock is None else (lock,),
             check=False,
@@ -71,8 +70,9 @@ def ask_slurm(*command: str, script: str = "", lock: int | None = None) -> str:
             f"{command[0]}: not found; launcher slurm needs Slurm's client commands where `cnnbench fleet` runs"
         ) from error
     if done.returncode == 0:
-        return done.stdout
-    said = "; ".join(line.removeprefix(f"{command[0]}: ") for line in done.stderr.splitlines() if line.strip())
+        return (done.stdout or b"").decode(errors="replace")
+    lines = done.stderr.decode(errors="replace").splitlines()
+    said = "; ".join(line.removeprefix(f"{command[0]}: ") for line in lines if line.strip())
     passing = any(words in said for words in _PASSING)
     raise (UnavailableError if passing else UsageError)(f"{command[0]}: {said}")
 
@@ -116,3 +116,13 @@ def cancel_tasks(jobs: Iterable[str]) -> None:
     """Cancel tasks; those that have ended, and those that Slurm has forgotten, stay as they are."""
     if named := sorted(jobs):
         ask_slurm("scancel", "--quiet", *named)
+
+
+def run_on_node(node: str, script: str, options: Sequence[str], output: IO[bytes]) -> None:
+    """Run a shell script on a node, in a job of its own, and write what it prints to a file.
+
+    Raises UnavailableError where the node is not free soon, UsageError, in Slurm's words, where it cannot be had.
+    """
+    asked = ["--quiet", "--nodes=1", "--ntasks=1", "--time=10", f"--immediate={_SOON_S}", f"--nodelist={node}"]
+    words = [*asked, "--job-name=cnnbench-fetch", "--chdir=/", "--input=none", *options, "sh", "-c", script]
+    ask_slurm("srun", *words, output=output)
