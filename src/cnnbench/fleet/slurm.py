@@ -29,6 +29,7 @@ from cnnbench.fleet.slurm_queue import (
     cancel_tasks,
     read_exit_code,
     read_largest_array,
+    read_longest_minutes,
     read_queue,
     run_on_node,
     submit_script,
@@ -41,19 +42,12 @@ from cnnbench.fleet.stageout import install_archive, missing_places
 ARRAYS = "slurm"
 """The directory in a fleet's folder that has a file for each array, with the ids of its batches in order."""
 
+_ON_NODE = "slurm-node"
+"""The file of a batch that says which node it went to, where that has a folder of its own."""
+
 _OWN_OPTIONS = (
-    *(
-        "--array",
-        "--chdir",
-        "--exclude",
-        "--exclusive",
-        "--job-name",
-        "--nodes",
-        "--no-requeue",
-        "--ntasks",
-        "--open-mode",
-    ),
-    *("--output", "--parsable", "--requeue", "--signal", "--test-only", "--time", "--wait", "--wrap"),
+    *("--array", "--chdir", "--exclude", "--exclusive", "--job-name", "--nodes", "--no-requeue", "--ntasks"),
+    *("--open-mode", "--output", "--parsable", "--requeue", "--signal", "--test-only", "--time", "--wait", "--wrap"),
 )
 """Options of sbatch that a pool cannot have, as they are the launcher's."""
 
@@ -128,6 +122,9 @@ class SlurmLauncher:
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """Ask Slurm; what it has forgotten is told by what its node has left."""
         tasks = {task.job: task for task in read_queue(self._array_names())}
+        for batch, job in jobs.items():
+            if job in tasks:
+                self._note_node(batch, tasks[job].node)
         return {batch: self._state(batch, job, tasks.get(job)) for batch, job in jobs.items()}
 
     def cancel(self, jobs: Mapping[str, str]) -> None:
@@ -141,9 +138,8 @@ class SlurmLauncher:
         """
         if self._pool.shared:
             return
-        job = self._find_jobs([batch.id]).get(batch.id)
-        task = next((one for one in read_queue(self._array_names()) if one.job == job), None)
-        if task is None or not task.node or task.state == "RUNNING":
+        node, measuring = self._find_node(batch.id)
+        if not node or measuring:
             return
         script = fetch_script(batch, self._remote, missing_places(self._folder, batch))
         with (
@@ -152,9 +148,9 @@ class SlurmLauncher:
         ):
             path = Path(archive.name)
             try:
-                run_on_node(task.node, script, self._place(), archive)
+                run_on_node(node, script, self._place(), archive)
             except UsageError as error:
-                note = f"cnnbench: what it left on {task.node} cannot be fetched: {error}\n"
+                note = f"cnnbench: what it left on {node} cannot be fetched: {error}\n"
                 (self._folder.batches / batch.id / LOG).write_text(note, encoding="utf-8")
                 return
             if path.stat().st_size:
@@ -163,10 +159,9 @@ class SlurmLauncher:
     @staticmethod
     def identify(environ: Mapping[str, str]) -> str:
         """Return the job, the node and the allocation that this process is of."""
+        array = [environ[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in environ]
         told = {
-            "task": "_".join(
-                environ[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in environ
-            ),
+            "task": "_".join(array),
             "job": environ.get("SLURM_JOB_ID"),
             "node": environ.get("SLURMD_NODENAME"),
             "cluster": environ.get("SLURM_CLUSTER_NAME"),
@@ -186,7 +181,7 @@ class SlurmLauncher:
         """Return the options that say which nodes may be had, and all of each."""
         constraint = self._pool.constraint or self._pool.platform.upper()
         wanted = [f"--constraint={constraint}"] if constraint else []
-        return ["--exclusive", *wanted, *self._place(), *self._options.extra]
+        return ["--exclusive", "--mem=0", *wanted, *self._place(), *self._options.extra]
 
     def _split(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
         """Part batches into arrays: those of one have the same nodes to avoid, and are no more than Slurm takes."""
@@ -214,6 +209,8 @@ class SlurmLauncher:
         with explain_refusals(path, REMEDY):
             path.write_text("\n".join(ids), encoding="utf-8")
         minutes = math.ceil((max(batch.limit_s for batch in batches) + _TERM_S + 60) / 60)
+        # The plan's limit is generous, and Slurm has a task that asks for more than there is wait for ever.
+        minutes = min(minutes, read_longest_minutes(self._options.partition) or minutes)
         options = [
             *(f"--job-name={name}", f"--array=0-{len(batches) - 1}", "--nodes=1", "--ntasks=1", f"--time={minutes}"),
             *("--requeue", "--open-mode=append", "--output=/dev/null", f"--signal=B:TERM@{_TERM_S}", "--chdir=/"),
@@ -235,6 +232,20 @@ class SlurmLauncher:
         except UsageError:
             return []
         return [option]
+
+    def _note_node(self, batch: str, node: str) -> None:
+        """Keep which node has what a batch leaves: Slurm will forget it."""
+        path = self._folder.batches / batch / _ON_NODE
+        if node and not self._pool.shared and (not path.exists() or path.read_text(encoding="utf-8") != node):
+            path.write_text(node, encoding="utf-8")
+
+    def _find_node(self, batch: str) -> tuple[str, bool]:
+        """Return the node that has, or has had, a batch, empty where there is none, and whether it is at work on it."""
+        job = self._find_jobs([batch]).get(batch)
+        task = next((one for one in read_queue(self._array_names()) if one.job == job), None)
+        path = self._folder.batches / batch / _ON_NODE
+        noted = path.read_text(encoding="utf-8") if path.exists() else ""
+        return (task.node if task else "") or noted, task is not None and task.state == "RUNNING"
 
     def _array_names(self) -> list[str]:
         return sorted(path.name for path in self._arrays.glob("cnnbench-*"))
@@ -261,6 +272,8 @@ class SlurmLauncher:
         state = _STATES.get(task.state, "running") if task else "lost"
         if task and state in ("queued", "running"):
             return JobState(state, name, "" if task.reason == "None" else task.reason)
+        if task and state == "ended" and not self._pool.shared:
+            return JobState("ended", name)  # what it has left is still there
         if ended is not None:
             return JobState("failed" if ended.reason else "ended", name, ended.reason)
         if is_locked(self._folder.batches / batch / LOCK):

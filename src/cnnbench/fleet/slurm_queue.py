@@ -26,7 +26,7 @@ _SEPARATOR = "|"  # in no name of a job of ours, in no state, reason or node
 _SOON_S = 60
 """How long a node may take to be free for what fetches what it has kept."""
 
-_VARIABLES = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SLURM_", "SQUEUE_", "SRUN_")
+_VARIABLES = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_", "SRUN_")
 _KEPT = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_RESERVATION", "SLURM_CONF")
 """A user's own defaults of where to run; all others, as of a job that this runs in, would change what is asked."""
 
@@ -101,9 +101,33 @@ def read_queue(names: Collection[str]) -> list[QueuedTask]:
 
 
 def read_exit_code(job: str) -> str:
-    """Return a task's exit code and signal as Slurm has them, such as 1:0."""
-    found = re.search("ExitCode=([0-9]+:[0-9]+)", ask_slurm("scontrol", "show", "job", "--oneliner", job))
+    """Return a task's exit code and signal as Slurm has them, such as 1:0; empty where it has just forgotten them."""
+    try:
+        told = ask_slurm("scontrol", "show", "job", "--oneliner", job)
+    except UsageError:
+        return ""
+    found = re.search("ExitCode=([0-9]+:[0-9]+)", told)
     return found[1] if found else ""
+
+
+def read_longest_minutes(partition: str) -> int | None:
+    """Return how long a job in a partition, or in all of several, may be; None where there is no limit."""
+    chosen = (partition or os.environ.get("SBATCH_PARTITION", "")).split(",")
+    limits = []
+    for line in ask_slurm("sinfo", "--noheader", f"--format=%P{_SEPARATOR}%l").splitlines():
+        name, limit = line.split(_SEPARATOR)
+        if name.rstrip("*") in chosen or (chosen == [""] and name.endswith("*")):
+            limits.append(limit)
+    minutes = [found for found in map(parse_minutes, limits) if found is not None]
+    return min(minutes, default=None)
+
+
+def parse_minutes(text: str) -> int | None:
+    """Return the whole minutes of a time as Slurm prints it, [days-][hours:]minutes:seconds; None where it is none."""
+    if not (match := re.fullmatch("(?:([0-9]+)-)?(?:([0-9]+):)?([0-9]+):([0-9]+)", text)):
+        return None
+    days, hours, minutes = (int(part or 0) for part in match.groups()[:3])
+    return (24 * days + hours) * 60 + minutes
 
 
 def read_largest_array() -> int:
