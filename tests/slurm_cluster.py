@@ -54,8 +54,9 @@ KillWait=5
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=1-0 State=UP
+PartitionName=brief Nodes=ALL MaxTime=5 State=UP
 """
-"""Two partitions: what is submitted to `urgent` has what runs in `main` requeued."""
+"""Partitions: what is submitted to `urgent` has what runs in the others requeued; `brief` lets jobs run for 5 min."""
 
 USED_UP = "the account poor has used up its node hours"
 
@@ -102,7 +103,7 @@ class SlurmCluster:
         self.start_controller("-c")
         for name in nodes:
             self.start_node(name)
-        wait_until(lambda: {self.state(name) for name in nodes} == {"IDLE"}, "a Slurm cluster, all nodes idle")
+        self.settle()
 
     @property
     def variables(self) -> dict[str, str]:
@@ -117,9 +118,13 @@ class SlurmCluster:
 
     def state(self, node: str) -> str:
         """Return a node's state; empty while the controller does not answer."""
-        command = ["sinfo", "--noheader", f"--nodes={node}", "--format=%T"]
+        command = ["sinfo", "--noheader", "--partition=main", f"--nodes={node}", "--format=%T"]
         done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(**self.variables))
         return done.stdout.strip().upper()
+
+    def settle(self) -> None:
+        """Wait until all nodes are idle."""
+        wait_until(lambda: {self.state(name) for name in self.nodes} == {"IDLE"}, "all nodes idle")
 
     def start_controller(self, *options: str) -> None:
         """Start slurmctld, which takes its state from the one before it."""

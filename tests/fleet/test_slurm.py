@@ -32,6 +32,7 @@ def cluster(running_cluster, monkeypatch):
     """The cluster, as that which the commands of a test ask."""
     for name, text in running_cluster.variables.items():
         monkeypatch.setenv(name, text)
+    running_cluster.settle()
     return running_cluster
 
 
@@ -59,8 +60,8 @@ class SlurmFleet(FleetFiles):
                 process.send_signal(signal.SIGKILL)
 
     def nodes(self):
-        """The nodes that have begun batches."""
-        return {node["host"] for node in self.read("node.json")}
+        """The nodes that have begun batches, in the fleet's folder or their own."""
+        return {json.loads(path.read_text())["host"] for path in self.directory.glob("*/batches/*/node.json")}
 
     def is_measuring(self, host):
         """Say whether a node has a worker of a case."""
@@ -81,9 +82,12 @@ def queued(cluster, *options):
 
 
 def test_batches_land_where_their_constraints_say_and_say_so(tmp_path, cluster):
-    """The same from nodes that have folders of their own, whose results are fetched."""
+    """The same from nodes that have folders of their own, whose results are fetched.
+
+    One partition lets jobs run for less time than the plan would give them at the most.
+    """
     own = {"shared": False, "folder": str(tmp_path / "own")}
-    fleet = SlurmFleet(tmp_path, SPR, GENOA | own)
+    fleet = SlurmFleet(tmp_path, SPR | {"options": {"partition": "brief"}}, GENOA | own)
     assert "3 of 3 runs done" in fleet.finish()
     fleet.assert_all_measured(3)
     landed = {}
@@ -115,15 +119,17 @@ def test_what_dies_in_the_middle_loses_no_run_and_counts_none_twice(tmp_path, cl
     wait_until(lambda: len([line for line in queued(cluster) if "PENDING" in line]) == 2, "tasks to be requeued")
     cluster.end_controller()
     cluster.start_controller()
-    for name in (first, second):
-        cluster.start_node(name)
-        cluster.set_node(name, "resume")
+    cluster.start_node(second)
+    cluster.set_node(second, "resume")
     fleet.finish()
     fleet.assert_all_measured(4)
+    cluster.start_node(first)
+    cluster.set_node(first, "resume")
 
 
 def test_a_preempted_task_goes_on_and_a_cancelled_one_is_made_again_elsewhere(tmp_path, cluster):
-    fleet = SlurmFleet(tmp_path, SPR, GENOA | {"machines": 1}, parameters=SLOW)
+    own = {"machines": 1, "shared": False, "folder": str(tmp_path / "own")}
+    fleet = SlurmFleet(tmp_path, SPR, GENOA | own, parameters=SLOW)
     with fleet.started():
         wait_until(lambda: len(fleet.nodes()) == 2, "batches on both nodes")
         (drained,) = fleet.nodes() - {"spr01"}
@@ -156,10 +162,15 @@ def test_tasks_that_fail_say_why_in_slurms_words_and_their_own(tmp_path, cluster
 
 
 def test_cancel_ends_all_that_was_submitted(tmp_path, cluster):
+    """What a controller that died had not noted yet is found by its name, and not submitted again."""
     fleet = SlurmFleet(tmp_path, SPR, GENOA, parameters=SLOW, trials=9)
     with fleet.started():
         wait_until(lambda: any(map(fleet.is_measuring, fleet.nodes())), "a run under way")
+    for note in fleet.folder.glob("batches/*/submitted.json"):
+        note.unlink()
     assert "3 batches cancelled" in fleet.finish("--cancel")
+    names = ",".join(path.name for path in fleet.folder.glob("slurm/*/cnnbench-*"))
+    assert len(set(cluster.tell("squeue", "--noheader", "--states=all", "--format=%F", f"--name={names}").split())) == 2
     wait_until(lambda: not queued(cluster) and not find_specs(fleet.folder), "nothing left of it")
 
 

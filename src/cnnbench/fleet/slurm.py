@@ -27,6 +27,7 @@ from cnnbench.fleet.process import is_locked
 from cnnbench.fleet.slurm_queue import (
     QueuedTask,
     cancel_tasks,
+    is_in_service,
     read_exit_code,
     read_largest_array,
     read_longest_minutes,
@@ -104,7 +105,12 @@ class SlurmLauncher:
         return self._pool.machines or 1
 
     def check(self, run: Runs) -> None:  # noqa: ARG002 - as every launcher
-        """Raise UsageError, in Slurm's words, where it has no such nodes, or not so many that are up."""
+        """Raise UsageError, in Slurm's words, where it has no such nodes, or not so many that are up.
+
+        A fleet that has begun goes on with what there is: a node that has died meanwhile may come back.
+        """
+        if self._array_names():
+            return
         with self._explained():
             try_request([*self._request(), "--nodes=1"])
         if self.machines > 1:
@@ -141,6 +147,9 @@ class SlurmLauncher:
         node, measuring = self._find_node(batch.id)
         if not node or measuring:
             return
+        if not is_in_service(node):
+            self._note(batch, f"{node} is down or drained, and keeps what it has")
+            return
         script = fetch_script(batch, self._remote, missing_places(self._folder, batch))
         with (
             explain_refusals(self._folder.path, REMEDY),
@@ -150,8 +159,7 @@ class SlurmLauncher:
             try:
                 run_on_node(node, script, self._place(), archive)
             except UsageError as error:
-                note = f"cnnbench: what it left on {node} cannot be fetched: {error}\n"
-                (self._folder.batches / batch.id / LOG).write_text(note, encoding="utf-8")
+                self._note(batch, f"what it left on {node} cannot be fetched: {error}")
                 return
             if path.stat().st_size:
                 install_archive(self._folder, batch, path)
@@ -232,6 +240,9 @@ class SlurmLauncher:
         except UsageError:
             return []
         return [option]
+
+    def _note(self, batch: BatchFile, text: str) -> None:
+        (self._folder.batches / batch.id / LOG).write_text(f"cnnbench: {text}\n", encoding="utf-8")
 
     def _note_node(self, batch: str, node: str) -> None:
         """Keep which node has what a batch leaves: Slurm will forget it."""

@@ -23,7 +23,8 @@ _PASSING = (
 _FIELDS = ("%F", "%K", "%j", "%T", "%r", "%N")
 _SEPARATOR = "|"  # in no name of a job of ours, in no state, reason or node
 
-_SOON_S = 60
+_OUT_OF_SERVICE = ("down", "drain", "fail", "unknown")
+_SOON_S = 20
 """How long a node may take to be free for what fetches what it has kept."""
 
 _VARIABLES = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_", "SRUN_")
@@ -134,6 +135,12 @@ def read_largest_array() -> int:
     """Return how many tasks an array of this cluster may have."""
     found = re.search("MaxArraySize *= ([0-9]+)", ask_slurm("scontrol", "show", "config"))
     return max(1, int(found[1]) - 1) if found else 1
+
+
+def is_in_service(node: str) -> bool:
+    """Say whether a node answers and takes jobs; `srun` only says of one that does not that it is busy."""
+    state = ask_slurm("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T").split()
+    return bool(state) and not state[0].startswith(_OUT_OF_SERVICE) and not state[0].endswith("*")
 
 
 def cancel_tasks(jobs: Iterable[str]) -> None:
