@@ -193,20 +193,6 @@ def test_what_slurm_refuses_is_told_in_its_words(tmp_path, cluster, pool, words)
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"partion": "main"}, "partion: no such key; there are partition, account, qos, extra"),
-        ({"extra": ["--array=0-9"]}, "--array is set by the fleet; leave it out"),
-        ({"extra": ["-N2"]}, "must be an option of sbatch in one word, such as --mem=0"),
-    ],
-)
-def test_options_that_a_pool_cannot_have_are_told(tmp_path, options, words):
-    pool = Pool.model_validate({"name": "one", "launcher": "slurm", "options": options})
-    with pytest.raises(UsageError, match=words):
-        SlurmLauncher(pool, FleetFolder(tmp_path))
-
-
 def test_a_fleet_that_slurm_refuses_submits_nothing(tmp_path, cluster):
     fleet = SlurmFleet(tmp_path, SPR, GENOA | {"machines": 3})
     assert "pool genoa: machines is 3" in fleet.finish(code=2)
