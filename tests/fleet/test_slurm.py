@@ -161,17 +161,19 @@ def test_tasks_that_fail_say_why_in_slurms_words_and_their_own(tmp_path, cluster
         assert "needed is a folder that all nodes share" in reasons[slot]
 
 
-def test_cancel_ends_all_that_was_submitted(tmp_path, cluster):
+def test_cancel_ends_all_that_was_submitted_and_brings_what_there_is(tmp_path, cluster):
     """What a controller that died had not noted yet is found by its name, and not submitted again."""
-    fleet = SlurmFleet(tmp_path, SPR, GENOA, parameters=SLOW, trials=9)
+    own = {"shared": False, "folder": str(tmp_path / "own")}
+    fleet = SlurmFleet(tmp_path, GENOA | own, trials=99)
     with fleet.started():
-        wait_until(lambda: any(map(fleet.is_measuring, fleet.nodes())), "a run under way")
+        wait_until(lambda: list(tmp_path.glob("own/results/*/*/outcome.json")), "the end of a run")
     for note in fleet.folder.glob("batches/*/submitted.json"):
         note.unlink()
-    assert "3 batches cancelled" in fleet.finish("--cancel")
-    names = ",".join(path.name for path in fleet.folder.glob("slurm/*/cnnbench-*"))
-    assert len(set(cluster.tell("squeue", "--noheader", "--states=all", "--format=%F", f"--name={names}").split())) == 2
-    wait_until(lambda: not queued(cluster) and not find_specs(fleet.folder), "nothing left of it")
+    assert "2 batches cancelled" in fleet.finish("--cancel")
+    (name,) = [path.name for path in fleet.folder.glob("slurm/*/cnnbench-*")]
+    assert len(set(cluster.tell("squeue", "--noheader", "--states=all", "--format=%F", f"--name={name}").split())) == 1
+    wait_until(lambda: not queued(cluster) and not find_specs(tmp_path), "nothing left of it")
+    assert fleet.outcomes()
 
 
 @pytest.mark.parametrize(

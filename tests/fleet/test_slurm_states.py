@@ -68,6 +68,11 @@ def test_every_state_has_its_meaning(said, states, expected):
             assert found.reason == "A reason"
 
 
+def test_an_array_that_was_cancelled_while_it_waited_is_one_line(said):
+    said.say("squeue", "7|N/A|cnnbench-a|CANCELLED|Resources|")
+    assert (said.poll().state, said.poll().reason) == ("failed", "Slurm: CANCELLED (Resources)")
+
+
 def test_what_slurm_has_forgotten_is_told_by_what_the_node_left(said):
     said.say("squeue", "")
     assert (said.poll().state, said.poll().reason) == ("lost", "Slurm knows nothing more of task 7_0")

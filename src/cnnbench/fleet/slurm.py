@@ -53,7 +53,10 @@ _OWN_OPTIONS = (
 """Options of sbatch that a pool cannot have, as they are the launcher's."""
 
 _TERM_S = 120
-"""How long before its limit a task is asked to end, so that its run is recorded; Slurm may do so 60 s earlier still."""
+"""How long before its limit a task is asked to end, so that its run is recorded; Slurm may do so 60 s earlier still.
+
+A quarter of the limit where that is less.
+"""
 
 _STATES: Mapping[str, JobStateName] = {
     **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"), "queued"),
@@ -98,6 +101,7 @@ class SlurmLauncher:
         self._options = read_options(SlurmOptions, pool)
         self._arrays = folder.path / ARRAYS / pool.name
         self._remote = pool.folder or str(folder.path)
+        self._polled: dict[str, QueuedTask | None] = {}  # so that a thousand batches are not asked for one by one
 
     @property
     def machines(self) -> int:
@@ -128,14 +132,19 @@ class SlurmLauncher:
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobState]:
         """Ask Slurm; what it has forgotten is told by what its node has left."""
         tasks = {task.job: task for task in read_queue(self._array_names())}
+        states = {}
         for batch, job in jobs.items():
-            if job in tasks:
-                self._note_node(batch, tasks[job].node)
-        return {batch: self._state(batch, job, tasks.get(job)) for batch, job in jobs.items()}
+            task = tasks.get(job) or tasks.get(job.partition("_")[0])
+            self._polled[batch] = task
+            if task:
+                self._note_node(batch, task.node)
+            states[batch] = self._state(batch, job, task)
+        return states
 
     def cancel(self, jobs: Mapping[str, str]) -> None:
         """Cancel tasks, whatever they are in the middle of."""
         cancel_tasks(jobs.values())
+        self._polled.clear()
 
     def collect(self, batch: BatchFile) -> None:
         """Fetch what a batch has left on a node with a folder of its own, once that does not measure any more.
@@ -221,7 +230,13 @@ class SlurmLauncher:
         minutes = min(minutes, read_longest_minutes(self._options.partition) or minutes)
         options = [
             *(f"--job-name={name}", f"--array=0-{len(batches) - 1}", "--nodes=1", "--ntasks=1", f"--time={minutes}"),
-            *("--requeue", "--open-mode=append", "--output=/dev/null", f"--signal=B:TERM@{_TERM_S}", "--chdir=/"),
+            *(
+                "--requeue",
+                "--open-mode=append",
+                "--output=/dev/null",
+                f"--signal=B:TERM@{min(_TERM_S, 15 * minutes)}",
+                "--chdir=/",
+            ),
         ]
         # The nodes' own environment, as ssh has it, not that of whoever started the controller.
         options += ["--export=HOME,LANG,LOGNAME,PATH,SHELL,USER", *self._request()]
@@ -252,8 +267,9 @@ class SlurmLauncher:
 
     def _find_node(self, batch: str) -> tuple[str, bool]:
         """Return the node that has, or has had, a batch, empty where there is none, and whether it is at work on it."""
-        job = self._find_jobs([batch]).get(batch)
-        task = next((one for one in read_queue(self._array_names()) if one.job == job), None)
+        if batch not in self._polled:
+            self.poll(self._find_jobs([batch]))
+        task = self._polled.get(batch)
         path = self._folder.batches / batch / _ON_NODE
         noted = path.read_text(encoding="utf-8") if path.exists() else ""
         return (task.node if task else "") or noted, task is not None and task.state == "RUNNING"
@@ -263,7 +279,7 @@ class SlurmLauncher:
 
     def _find_jobs(self, batches: Sequence[str]) -> dict[str, str]:
         """Return the tasks that there are for batches: in the queue, or by what their nodes have said of themselves."""
-        queued: dict[tuple[str, int], QueuedTask] = {}
+        queued: dict[tuple[str, int | None], QueuedTask] = {}
         for task in sorted(read_queue(self._array_names()), key=lambda task: task.number):
             queued[task.name, task.index] = task
         jobs: dict[str, str] = {}

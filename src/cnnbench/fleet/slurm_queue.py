@@ -24,7 +24,7 @@ _FIELDS = ("%F", "%K", "%j", "%T", "%r", "%N")
 _SEPARATOR = "|"  # in no name of a job of ours, in no state, reason or node
 
 _OUT_OF_SERVICE = ("down", "drain", "fail", "unknown")
-_SOON_S = 20
+_SOON_S = 60
 """How long a node may take to be free for what fetches what it has kept."""
 
 _VARIABLES = ("SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_", "SRUN_")
@@ -34,10 +34,13 @@ _KEPT = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_RESERVATION
 
 @dataclass(frozen=True)
 class QueuedTask:
-    """A task of an array as Slurm has it; `reason`: Slurm's for its state; `node`: empty while it has none."""
+    """A task of an array as Slurm has it; `reason`: Slurm's for its state; `node`: empty while it has none.
+
+    `index`: None for all that were cancelled while they waited, where the whole array was.
+    """
 
     number: int
-    index: int
+    index: int | None
     name: str
     state: str
     reason: str
@@ -46,7 +49,7 @@ class QueuedTask:
     @property
     def job(self) -> str:
         """What Slurm calls the task."""
-        return f"{self.number}_{self.index}"
+        return str(self.number) if self.index is None else f"{self.number}_{self.index}"
 
 
 def ask_slurm(*command: str, script: str = "", lock: int | None = None, output: IO[bytes] | None = None) -> str:
@@ -97,7 +100,7 @@ def read_queue(names: Collection[str]) -> list[QueuedTask]:
     tasks = []
     for line in ask_slurm("squeue", *options, f"--name={','.join(names)}").splitlines():
         number, index, name, state, reason, node = line.split(_SEPARATOR)
-        tasks.append(QueuedTask(int(number), int(index), name, state, reason, node))
+        tasks.append(QueuedTask(int(number), int(index) if index.isdigit() else None, name, state, reason, node))
     return tasks
 
 
