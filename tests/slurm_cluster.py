@@ -39,6 +39,7 @@ SlurmctldLogFile={directory}/slurmctld.log
 SlurmdLogFile={directory}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/affinity
+TaskProlog={directory}/task_prolog
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
@@ -168,6 +169,9 @@ class SlurmCluster:
         (self.directory / "state").mkdir()
         self.configuration.write_text(text)
         (self.directory / "job_submit.lua").write_text(_QUOTA)
+        # A folder of its own for temporary files, and so for the lock by which a machine makes one run at a time.
+        (self.directory / "task_prolog").write_text(f"#!/bin/sh\necho export TMPDIR={self.directory}\n")
+        (self.directory / "task_prolog").chmod(0o755)
 
     def _start_munge(self) -> None:
         key, socket_path = self.directory / "munge.key", self.directory / "munge.sock"

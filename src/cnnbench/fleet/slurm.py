@@ -69,6 +69,10 @@ _STATES: Mapping[str, JobStateName] = {
 """What the states that Slurm prints are for a fleet; a task that it has requeued is queued again."""
 
 
+def _in_slurms_words(task: QueuedTask) -> str:
+    return f"Slurm: {task.state}" + ("" if task.reason == "None" else f" ({task.reason})")
+
+
 def _check_option(option: str) -> str:
     name = option.partition("=")[0]
     if not re.fullmatch("--[a-z][a-z-]*", name):
@@ -301,8 +305,11 @@ class SlurmLauncher:
             return JobState(state, name, "" if task.reason == "None" else task.reason)
         if task and state == "ended" and not self._pool.shared:
             return JobState("ended", name)  # what it has left is still there
+        if ended is not None and not ended.reason:
+            return JobState("ended", name)
         if ended is not None:
-            return JobState("failed" if ended.reason else "ended", name, ended.reason)
+            said = _in_slurms_words(task) if task and state == "failed" else ""
+            return JobState("failed", name, f"{ended.reason}; {said}" if said else ended.reason)
         if is_locked(self._folder.batches / batch / LOCK):
             return JobState("running", name, "on a node that Slurm has given up")
         return JobState("lost" if task is None else "failed", name, self._explain_end(batch, job, task))
@@ -312,7 +319,7 @@ class SlurmLauncher:
         if task is None:
             return f"Slurm knows nothing more of task {job}"
         code = read_exit_code(job) if task.state == "FAILED" else ""
-        said = f"Slurm: {task.state}" + ("" if task.reason == "None" else f" ({task.reason})")
+        said = _in_slurms_words(task)
         if code == f"{NO_FOLDER}:0":
             needed = (
                 "needed is a folder that all nodes share, or `shared: false` and a `folder` in the pool"
