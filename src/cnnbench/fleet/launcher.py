@@ -15,6 +15,7 @@ from cnnbench.fleet.spec import Pool, Runs
 
 LAUNCHERS = {
     "local": "cnnbench.fleet.local:LocalLauncher",
+    "slurm": "cnnbench.fleet.slurm:SlurmLauncher",
     "ssh": "cnnbench.fleet.ssh:SshLauncher",
 }
 """The launchers by name, as `module:Class`."""

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from cnnbench.cases.parameters import FIELDS
 from cnnbench.fleet.batch import BatchFile, Ended, Kind, Node, Now, Outcome, TaskFile
 from cnnbench.fleet.checks import RefusedError, check_folder, check_node
 from cnnbench.fleet.folder import BATCH, ENDED, LOCK, NODE, NOW, OUTCOME, REMEDY, FleetFolder, write_file
-from cnnbench.machine.facts import ALLOCATION_VARIABLE
+from cnnbench.machine.facts import ALLOCATION_VARIABLE, NODE_VARIABLE, read_host_name
 from cnnbench.report.comparison import DISTURBANCES
 from cnnbench.results.record import RunResult, find_last_run, load_run
 from cnnbench.run.job import PLATFORM_VARIABLE
@@ -38,7 +37,7 @@ class BatchRun:
 
     def __init__(self, batch: BatchFile, folder: FleetFolder, allocation: str, environ: Mapping[str, str]) -> None:
         self._batch, self._folder, self._allocation, self._environ = batch, folder, allocation, environ
-        self._host = platform.node()
+        self._host = read_host_name()
         self._directory = folder.batches / batch.id
         self._done = 0
 
@@ -130,7 +129,7 @@ class BatchRun:
         """Return this environment without what would set parameters, and with what the batch says."""
         kept = {name: text for name, text in self._environ.items() if name not in FIELDS}
         kept = {name: text for name, text in kept.items() if not name.startswith("CNNBENCH_")}
-        own = {"CNNBENCH_CACHE": str(self._cache), ALLOCATION_VARIABLE: self._allocation}
+        own = {"CNNBENCH_CACHE": str(self._cache), ALLOCATION_VARIABLE: self._allocation, NODE_VARIABLE: self._host}
         return kept | own | ({PLATFORM_VARIABLE: self._batch.platform} if self._batch.platform else {})
 
     def _judge(self, task: TaskFile, part: Path, began_s: float, code: int) -> Outcome | None:

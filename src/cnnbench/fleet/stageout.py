@@ -8,7 +8,7 @@ from pathlib import Path
 from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.progress import Progress
 from cnnbench.fleet.batch import BatchFile
-from cnnbench.fleet.folder import OUTCOME, REMEDY, FleetFolder
+from cnnbench.fleet.folder import ENDED, LOG, NODE, NOW, OUTCOME, REMEDY, FleetFolder
 from cnnbench.staging.archive import unpack
 
 
@@ -18,7 +18,10 @@ def missing_places(folder: FleetFolder, batch: BatchFile) -> list[str]:
 
 
 def install_archive(folder: FleetFolder, batch: BatchFile, tar_path: Path) -> None:
-    """Move the runs of a batch that are in a tar of a machine's results/ to their places, each whole or not at all."""
+    """Move the runs of a batch that are in a tar of a machine's results/ to their places, each whole or not at all.
+
+    What the tar has of the batch's own files, below its id, comes too.
+    """
     part = folder.path / "partial" / f"archive.{batch.id}"
     shutil.rmtree(part, ignore_errors=True)
     make_directory(part, REMEDY)
@@ -27,4 +30,7 @@ def install_archive(folder: FleetFolder, batch: BatchFile, tar_path: Path) -> No
         for task in batch.tasks:
             if (part / task.place / OUTCOME).is_file():
                 folder.install(part / task.place, task.place)
+        for name in (NODE, NOW, ENDED, LOG):
+            if (part / batch.id / name).is_file():
+                (part / batch.id / name).replace(folder.batches / batch.id / name)
     shutil.rmtree(part)

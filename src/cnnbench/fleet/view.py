@@ -92,7 +92,8 @@ def describe_batch(
     if now and now.task in tasks:
         task = tasks[now.task]
         case = task.work.case
-        seconds -= min(time.time() - now.since_s, task.work.run_s)
+        if task.id not in outcomes:
+            seconds -= min(time.time() - now.since_s, task.work.run_s)
     return [one.file.pool, node.host if node else one.state.node or f"slot {one.slot}", case, state, _span(seconds)]
 
 

@@ -12,8 +12,15 @@ from cnnbench.machine.topology import HOST_SYSFS, Topology, read_topology
 
 HOST_NAME = "host name"
 """The fact that says which machine a run was made on."""
+NODE_VARIABLE = "CNNBENCH_NODE"
+"""Environment variable: what a scheduler calls this machine, where that need not be its own name."""
 ALLOCATION, ALLOCATION_VARIABLE = "allocation", "CNNBENCH_ALLOCATION"
 """The fact that says in which of a scheduler's jobs a run was made, and the environment variable that tells it."""
+
+
+def read_host_name() -> str:
+    """Return what this machine is called: by the scheduler, where one has told it, else by itself."""
+    return os.environ.get(NODE_VARIABLE) or platform.node()
 
 
 def describe_caches(topology: Topology) -> str | None:
@@ -49,7 +56,7 @@ def machine_facts() -> dict[str, str | None]:
     host, topology = read_host(), read_topology()
     quota = min((quota.cpus for quota in read_cpu_quotas()), default=None)
     return {
-        HOST_NAME: platform.node() or None,
+        HOST_NAME: read_host_name() or None,
         ALLOCATION: os.environ.get(ALLOCATION_VARIABLE) or None,
         "CPU": host.cpu_model,
         "sockets, cores, threads": f"{host.sockets}, {host.cores}, {host.threads}",

@@ -7,7 +7,6 @@ case by itself, with all the checks that a run on this machine has (serve.py).
 import io
 import json
 import os
-import platform
 import secrets
 import shutil
 import sys
@@ -36,7 +35,7 @@ from cnnbench.launch.container import (
 )
 from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.contention import with_siblings
-from cnnbench.machine.facts import ALLOCATION, ALLOCATION_VARIABLE, HOST_NAME
+from cnnbench.machine.facts import ALLOCATION, ALLOCATION_VARIABLE, HOST_NAME, read_host_name
 from cnnbench.machine.host import read_available_bytes
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sgx
 from cnnbench.machine.topology import UNKNOWN_NODE, read_topology
@@ -338,7 +337,7 @@ class ContainerRun:
         told = self._energy.describe()
         allocation = os.environ.get(ALLOCATION_VARIABLE)
         return ({ENERGY: told} if told else {}) | {
-            HOST_NAME: platform.node(),  # a container has a name of its own
+            HOST_NAME: read_host_name(),  # a container has a name of its own
             **({ALLOCATION: allocation} if allocation else {}),
             "container image": f"{image} ({identity})",
             "image made from": read_label(cli, "image", image, REVISION_LABEL),
