@@ -41,6 +41,7 @@ from cnnbench.machine.sgx import HOST_SGX, SgxRoots, missing_on_host, require_sg
 from cnnbench.machine.topology import UNKNOWN_NODE, read_topology
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult, load_run
+from cnnbench.run.handover import ERROR
 from cnnbench.run.images import (
     GRAMINE_LABEL,
     NO_GRAMINE,
@@ -55,7 +56,7 @@ from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase
 from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
 from cnnbench.run.record import Outside, Record, describe_run, write_outside
-from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
+from cnnbench.run.serve import ATTENDED_VARIABLE, HANG_VARIABLE
 from cnnbench.staging.archive import DamagedError, unpack
 
 DOCKER_OPTIONS_VARIABLE = "DOCKER_OPTIONS"
