@@ -94,9 +94,20 @@ class Cluster:
             raise not_found("namespaces", namespace)
         if (namespace, name) in self.jobs:
             raise Refusal(409, "AlreadyExists", f'jobs.batch "{name}" already exists')
-        hard = next((one["spec"]["hard"]["count/jobs.batch"] for one in self.quotas if "count/jobs.batch" in one["spec"]["hard"]), None)
+        hard = next(
+            (
+                one["spec"]["hard"]["count/jobs.batch"]
+                for one in self.quotas
+                if "count/jobs.batch" in one["spec"]["hard"]
+            ),
+            None,
+        )
         if hard is not None and len(self.jobs) >= int(hard):
-            raise Refusal(403, "Forbidden", f'jobs.batch "{name}" is forbidden: exceeded quota: q, requested: count/jobs.batch=1, used: count/jobs.batch={hard}, limited: count/jobs.batch={hard}')
+            raise Refusal(
+                403,
+                "Forbidden",
+                f'jobs.batch "{name}" is forbidden: exceeded quota: q, requested: count/jobs.batch=1, used: count/jobs.batch={hard}, limited: count/jobs.batch={hard}',
+            )
         body["metadata"] |= {"uid": str(uuid.uuid4()), "namespace": namespace, "creationTimestamp": now()}
         body["status"] = {}
         self.jobs[namespace, name] = body
@@ -136,16 +147,31 @@ class Cluster:
     def create_pod(self, namespace, name, job):
         limit = next((one["spec"]["hard"]["pods"] for one in self.quotas if "pods" in one["spec"]["hard"]), None)
         if limit is not None and len(self.pods) >= int(limit):
-            self.add_event("Job", name, namespace, "FailedCreate", f'Error creating: pods "{name}-x" is forbidden: exceeded quota: q, requested: pods=1, used: pods={limit}, limited: pods={limit}')
+            self.add_event(
+                "Job",
+                name,
+                namespace,
+                "FailedCreate",
+                f'Error creating: pods "{name}-x" is forbidden: exceeded quota: q, requested: pods=1, used: pods={limit}, limited: pods={limit}',
+            )
             return
         level = self.namespaces[namespace].get("pod-security.kubernetes.io/enforce", "privileged")
         if level != "privileged":
-            self.add_event("Job", name, namespace, "FailedCreate", f'Error creating: pods "{name}-x" is forbidden: violates PodSecurity "{level}:latest": non-default capabilities')
+            self.add_event(
+                "Job",
+                name,
+                namespace,
+                "FailedCreate",
+                f'Error creating: pods "{name}-x" is forbidden: violates PodSecurity "{level}:latest": non-default capabilities',
+            )
             return
         template = json.loads(json.dumps(job["spec"]["template"]))
         pod_name = f"{name}-{uuid.uuid4().hex[:5]}"
         template["metadata"] |= {
-            "name": pod_name, "namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": now(),
+            "name": pod_name,
+            "namespace": namespace,
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": now(),
             "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job["metadata"]["uid"]}],
         }
         template["metadata"]["labels"] |= {"batch.kubernetes.io/job-name": name}
@@ -154,11 +180,19 @@ class Cluster:
 
     def add_event(self, kind, name, namespace, reason, message):
         if not any(one["message"] == message and one["involvedObject"]["name"] == name for one in self.events):
-            self.events.append({
-                "metadata": {"name": f"{name}.{len(self.events)}", "namespace": namespace, "creationTimestamp": now()},
-                "involvedObject": {"kind": kind, "name": name}, "reason": reason, "message": message,
-                "lastTimestamp": now(),
-            })
+            self.events.append(
+                {
+                    "metadata": {
+                        "name": f"{name}.{len(self.events)}",
+                        "namespace": namespace,
+                        "creationTimestamp": now(),
+                    },
+                    "involvedObject": {"kind": kind, "name": name},
+                    "reason": reason,
+                    "message": message,
+                    "lastTimestamp": now(),
+                }
+            )
 
     def schedule(self, key, pod):
         spec, busy = pod["spec"], set()
@@ -168,14 +202,18 @@ class Cluster:
         affinity = spec.get("affinity", {})
         terms = affinity.get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
         refused = {
-            field["values"][0] for term in terms.get("nodeSelectorTerms", ()) for field in term["matchFields"]
+            field["values"][0]
+            for term in terms.get("nodeSelectorTerms", ())
+            for field in term["matchFields"]
             if field["operator"] == "NotIn" and field["key"] == "metadata.name"
         }
         apart = "podAntiAffinity" in affinity
         for name, node in self.nodes.items():
             if name in refused or (apart and name in busy) or node["spec"]["unschedulable"]:
                 continue
-            if all(node["metadata"]["labels"].get(label) == value for label, value in spec.get("nodeSelector", {}).items()):
+            if all(
+                node["metadata"]["labels"].get(label) == value for label, value in spec.get("nodeSelector", {}).items()
+            ):
                 spec["nodeName"] = name
                 pod["status"] |= {"startTime": now()}
                 if not self.stands_still:
@@ -204,7 +242,12 @@ class Cluster:
                     process = self.start(key, pod, container)
                 process.wait()
                 code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-                end = {"exitCode": code, "reason": "Error" if code else "Completed", "startedAt": began, "finishedAt": now()}
+                end = {
+                    "exitCode": code,
+                    "reason": "Error" if code else "Completed",
+                    "startedAt": began,
+                    "finishedAt": now(),
+                }
                 if code == 137:
                     end["reason"] = "OOMKilled"
                 statuses[-1]["state"] = {"terminated": end}
@@ -216,7 +259,14 @@ class Cluster:
         pod["status"]["phase"] = "Failed" if ended else "Succeeded"
         job = self.jobs.get((key[0], pod["metadata"]["ownerReferences"][0]["name"]))
         if job and ended:
-            job["status"]["conditions"] = [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}]
+            job["status"]["conditions"] = [
+                {
+                    "type": "Failed",
+                    "status": "True",
+                    "reason": "BackoffLimitExceeded",
+                    "message": "Job has reached the specified backoff limit",
+                }
+            ]
         elif job:
             job["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
 
@@ -282,7 +332,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, self.control(body))
         with LOCK:
             CLUSTER.asked.append(f"{method} {url.path}")
-            fault = next((one for one in CLUSTER.faults if one["times"] and re.fullmatch(one["path"], f"{method} {url.path}")), None)
+            fault = next(
+                (one for one in CLUSTER.faults if one["times"] and re.fullmatch(one["path"], f"{method} {url.path}")),
+                None,
+            )
             if fault:
                 fault["times"] -= 1
                 if fault["status"] == "drop":
@@ -338,7 +391,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def allow(self, verb, resource):
         if [verb, resource] in CLUSTER.denied:
-            raise Refusal(403, "Forbidden", f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}"')
+            raise Refusal(
+                403, "Forbidden", f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}"'
+            )
 
     def page(self, kind, items, query):
         start = 0
@@ -375,7 +430,15 @@ class Handler(BaseHTTPRequestHandler):
             return body | {"status": {"allowed": [asked["verb"], resource] not in CLUSTER.denied}}
         if path == "/api/v1/nodes":
             self.allow("list", "nodes")
-            return self.page("NodeList", [one for one in CLUSTER.nodes.values() if matches(one["metadata"]["labels"], query.get("labelSelector"))], query)
+            return self.page(
+                "NodeList",
+                [
+                    one
+                    for one in CLUSTER.nodes.values()
+                    if matches(one["metadata"]["labels"], query.get("labelSelector"))
+                ],
+                query,
+            )
         if parts[:3] == ["api", "v1", "nodes"] and parts[4:] == ["proxy", "configz"]:
             self.allow("get", "nodes/proxy")
             if CLUSTER.nodes[parts[3]]["kubelet"] is None:
@@ -392,7 +455,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.page("ResourceQuotaList", CLUSTER.quotas, query)
         if rest == ["events"]:
             wanted = dict(word.split("=") for word in query["fieldSelector"].split(","))
-            return self.page("EventList", [one for one in CLUSTER.events if one["involvedObject"]["name"] == wanted["involvedObject.name"]], query)
+            return self.page(
+                "EventList",
+                [one for one in CLUSTER.events if one["involvedObject"]["name"] == wanted["involvedObject.name"]],
+                query,
+            )
         if rest == ["networkpolicies"] and method == "POST":
             name = self.checked(body)["metadata"]["name"]
             if name in CLUSTER.policies:
@@ -409,7 +476,11 @@ class Handler(BaseHTTPRequestHandler):
             return CLUSTER.delete_job(namespace, rest[1], policy)
         if rest[0] in ("jobs", "pods") and len(rest) == 1:
             objects = CLUSTER.jobs if rest[0] == "jobs" else CLUSTER.pods
-            chosen = [one for (where, _), one in objects.items() if where == namespace and matches(one["metadata"]["labels"], query.get("labelSelector"))]
+            chosen = [
+                one
+                for (where, _), one in objects.items()
+                if where == namespace and matches(one["metadata"]["labels"], query.get("labelSelector"))
+            ]
             return self.page("List", chosen, query)
         if rest[0] == "jobs":
             if (namespace, rest[1]) not in CLUSTER.jobs:

@@ -47,7 +47,7 @@ from cnnbench.fleet.pods import (
     judge_pod,
     read_time,
 )
-from cnnbench.fleet.spec import Pool, read_options
+from cnnbench.fleet.spec import Pool, Runs, read_options
 from cnnbench.run.handover import NotWholeError, read_printed
 from cnnbench.run.images import ImageOptions, inference_image
 from cnnbench.run.job import PLATFORM_VARIABLE
@@ -99,7 +99,7 @@ class KubernetesLauncher:
     def _selector(self, **more: str) -> dict[str, str]:
         return {**fleet_labels(self._folder.token), POOL_LABEL: self._pool.name, **more}
 
-    def check(self) -> None:
+    def check(self, run: Runs) -> None:  # noqa: ARG002 - as every launcher
         """Ask the cluster for all that its Pods will need."""
         if self._options.results and not Path(self._options.results.here).is_dir():
             raise UsageError(
@@ -113,7 +113,7 @@ class KubernetesLauncher:
         labels, namespace = self._selector(), self._options.namespace
         found = [job_manifest(self._plan(batch), self._options) for batch in batches]
         if found and self._options.network_policy:
-            found.append(network_policy(labels, f"cnnbench-{self._pool.name}", namespace))
+            found.append(network_policy(labels, f"cnnbench-{self._pool.name}-{self._folder.token[:12]}", namespace))
         return found
 
     def _plan(self, batch: Batch) -> PodBatch:

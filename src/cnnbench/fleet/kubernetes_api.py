@@ -6,9 +6,13 @@ connection breaks: names of Jobs are decided before, so that a second request to
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import yaml
 
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.fleet.launcher import UnavailableError
@@ -47,10 +51,7 @@ class KubernetesApi:
         module = load_client()
         self._module, self._namespace = module, namespace
         configuration = module.client.Configuration()
-        try:
-            module.config.load_config(context=context or None, client_configuration=configuration)
-        except module.config.ConfigException as error:
-            raise UsageError(f"kubeconfig: {error}; set KUBECONFIG, or `context` in the pool's options") from error
+        _configure(module, context, configuration)
         urllib3 = importlib.import_module("urllib3")
         configuration.retries = urllib3.Retry(
             total=RETRIES,
@@ -173,6 +174,22 @@ class KubernetesApi:
         review = {"spec": {"resourceAttributes": attributes}}
         answer = self._call(self._access.create_self_subject_access_review, review)
         return bool(answer["status"]["allowed"])
+
+
+def _configure(module: ModuleType, context: str, configuration: Any) -> None:
+    """Read how to reach the API: from KUBECONFIG, ~/.kube/config, or inside of a cluster, what each Pod has."""
+    path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    found = any(Path(part).is_file() for part in path.split(os.pathsep))
+    try:
+        if found or context:
+            module.config.load_kube_config(path, context=context or None, client_configuration=configuration)
+        else:
+            module.config.load_incluster_config(client_configuration=configuration)
+    except (module.config.ConfigException, OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"how to reach the Kubernetes API is not known: {path}{'' if found else ' is not there'}: {error}; set "
+            "KUBECONFIG, or `context` in the pool's options"
+        ) from error
 
 
 def _explain(error: Any) -> CnnbenchError:
