@@ -208,7 +208,8 @@ class Cluster:
             if field["operator"] == "NotIn" and field["key"] == "metadata.name"
         }
         apart = "podAntiAffinity" in affinity
-        for name, node in self.nodes.items():
+        wishes = json.dumps(affinity.get("nodeAffinity", {}).get("preferredDuringSchedulingIgnoredDuringExecution", ()))
+        for name, node in sorted(self.nodes.items(), key=lambda one: f'"{one[0]}"' in wishes):
             if name in refused or (apart and name in busy) or node["spec"]["unschedulable"]:
                 continue
             if all(

@@ -129,6 +129,7 @@ class KubernetesLauncher:
             needs=needs.model_dump_json(),
             node_labels=self._labels,
             not_on=batch.avoid,
+            machines=self.machines,
             limit_s=batch.limit_s,
             timeout_s=file.timeout_s,
             hang_s=file.hang_after_s,

@@ -50,7 +50,8 @@ class PodBatch:
     """A batch of runs on one node.
 
     `fleet`: the token of its folder. `job`: what the Job is called. `needs`: the batch as what runs checks it, JSON.
-    `node_labels`: those of nodes that it may be on; `not_on`: nodes that it must not be on. `limit_s`: for how long it
+    `node_labels`: those of nodes that it may be on; `not_on`: nodes that it is not to be on, where its pool has more
+    `machines` than these. `limit_s`: for how long it
     may have a node; `timeout_s`: how long each run may take. `hang_s`: None for what a container takes by itself.
     """
 
@@ -62,6 +63,7 @@ class PodBatch:
     needs: str
     node_labels: Mapping[str, str]
     not_on: Sequence[str]
+    machines: int
     limit_s: float
     timeout_s: float
     hang_s: float | None = None
@@ -160,12 +162,14 @@ def _affinity(batch: PodBatch) -> Manifest:
         "topologyKey": "kubernetes.io/hostname",
     }
     found: Manifest = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
-    # The API takes one name in each.
-    if fields := [
-        {"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in sorted(set(batch.not_on))
-    ]:
+    # One name in each: the API takes no more.
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in sorted(set(batch.not_on))]
+    if fields and len(fields) < batch.machines:
         terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
         found["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+    elif fields:  # no other may be left: rather one of these than to wait for ever
+        wish = {"weight": 100, "preference": {"matchFields": fields}}
+        found["nodeAffinity"] = {"preferredDuringSchedulingIgnoredDuringExecution": [wish]}
     return found
 
 
