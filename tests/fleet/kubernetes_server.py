@@ -21,6 +21,7 @@ import uuid
 from datetime import datetime, timezone
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import kubernetes_validate
@@ -30,7 +31,7 @@ VERSION = "1.33"
 LOCK = threading.RLock()
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     def __init__(self, code, reason, message):
         super().__init__(message)
         self.code, self.reason = code, reason
@@ -41,7 +42,7 @@ def now():
 
 
 def not_found(kind, name):
-    return Refusal(404, "NotFound", f'{kind} "{name}" not found')
+    return RefusalError(404, "NotFound", f'{kind} "{name}" not found')
 
 
 def matches(labels, selector):
@@ -93,21 +94,10 @@ class Cluster:
         if namespace not in self.namespaces:
             raise not_found("namespaces", namespace)
         if (namespace, name) in self.jobs:
-            raise Refusal(409, "AlreadyExists", f'jobs.batch "{name}" already exists')
-        hard = next(
-            (
-                one["spec"]["hard"]["count/jobs.batch"]
-                for one in self.quotas
-                if "count/jobs.batch" in one["spec"]["hard"]
-            ),
-            None,
-        )
-        if hard is not None and len(self.jobs) >= int(hard):
-            raise Refusal(
-                403,
-                "Forbidden",
-                f'jobs.batch "{name}" is forbidden: exceeded quota: q, requested: count/jobs.batch=1, used: count/jobs.batch={hard}, limited: count/jobs.batch={hard}',
-            )
+            raise RefusalError(409, "AlreadyExists", f'jobs.batch "{name}" already exists')
+        if self.is_full("count/jobs.batch", len(self.jobs)):
+            said = f'jobs.batch "{name}" is forbidden: exceeded quota: q, requested: count/jobs.batch=1'
+            raise RefusalError(403, "Forbidden", said)
         body["metadata"] |= {"uid": str(uuid.uuid4()), "namespace": namespace, "creationTimestamp": now()}
         body["status"] = {}
         self.jobs[namespace, name] = body
@@ -144,16 +134,14 @@ class Cluster:
             if pod["status"]["phase"] == "Pending" and not pod["spec"].get("nodeName"):
                 self.schedule(key, pod)
 
+    def is_full(self, resource, used):
+        """Say whether a quota has no room for one more."""
+        return any(used >= int(one["spec"]["hard"].get(resource, used + 1)) for one in self.quotas)
+
     def create_pod(self, namespace, name, job):
-        limit = next((one["spec"]["hard"]["pods"] for one in self.quotas if "pods" in one["spec"]["hard"]), None)
-        if limit is not None and len(self.pods) >= int(limit):
-            self.add_event(
-                "Job",
-                name,
-                namespace,
-                "FailedCreate",
-                f'Error creating: pods "{name}-x" is forbidden: exceeded quota: q, requested: pods=1, used: pods={limit}, limited: pods={limit}',
-            )
+        refused = f'Error creating: pods "{name}-x" is forbidden: '
+        if self.is_full("pods", len(self.pods)):
+            self.add_event("Job", name, namespace, "FailedCreate", f"{refused}exceeded quota: q, requested: pods=1")
             return
         level = self.namespaces[namespace].get("pod-security.kubernetes.io/enforce", "privileged")
         if level != "privileged":
@@ -162,7 +150,7 @@ class Cluster:
                 name,
                 namespace,
                 "FailedCreate",
-                f'Error creating: pods "{name}-x" is forbidden: violates PodSecurity "{level}:latest": non-default capabilities',
+                f'{refused}violates PodSecurity "{level}:latest"',
             )
             return
         template = json.loads(json.dumps(job["spec"]["template"]))
@@ -295,7 +283,7 @@ class Cluster:
         if self.machine.get("all_cpus"):
             cpus = sorted(os.sched_getaffinity(0))
         command = [sys.executable, "-I", "-m", "cnnbench", "container", *words]
-        log = open(f"{self.machine['logs']}/{key[1]}.{container['name']}", "wb")  # noqa: SIM115
+        log = Path(f"{self.machine['logs']}/{key[1]}.{container['name']}").open("wb")  # noqa: SIM115
         self.logs[key[1], container["name"]] = log.name
         process = subprocess.Popen(
             self.machine.get("command", {}).get(container["image"].partition("@")[0]) or command,
@@ -343,12 +331,12 @@ class Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     return self.connection.close()
                 if fault["status"] != "cut":
-                    return self.refuse(Refusal(fault["status"], "Fault", fault.get("message", "made to fail")))
+                    return self.refuse(RefusalError(fault["status"], "Fault", fault.get("message", "made to fail")))
             try:
                 if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                    raise Refusal(401, "Unauthorized", "Unauthorized")
+                    return self.refuse(RefusalError(401, "Unauthorized", "Unauthorized"))
                 found = self.route(method, url.path, query, body)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 return self.refuse(refusal)
         if isinstance(found, bytes):
             return self.send(200, "text/plain", found, cut=bool(fault))
@@ -392,7 +380,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def allow(self, verb, resource):
         if [verb, resource] in CLUSTER.denied:
-            raise Refusal(
+            raise RefusalError(
                 403, "Forbidden", f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}"'
             )
 
@@ -400,7 +388,7 @@ class Handler(BaseHTTPRequestHandler):
         start = 0
         if token := query.get("continue"):
             if token not in CLUSTER.tokens:
-                raise Refusal(410, "Expired", "The provided continue parameter is too old")
+                raise RefusalError(410, "Expired", "The provided continue parameter is too old")
             start = CLUSTER.tokens.pop(token)
         size = min(int(query.get("limit") or len(items) or 1), CLUSTER.page)
         metadata = {"resourceVersion": "1"}
@@ -414,12 +402,12 @@ class Handler(BaseHTTPRequestHandler):
         try:
             kubernetes_validate.validate(body, VERSION, strict=True)
         except kubernetes_validate.ValidationError as error:
-            raise Refusal(422, "Invalid", f"{body.get('kind')} is invalid: {error.message}") from error
+            raise RefusalError(422, "Invalid", f"{body.get('kind')} is invalid: {error.message}") from error
         for kind in ("initContainers", "containers"):
             for one in body.get("spec", {}).get("template", {}).get("spec", {}).get(kind, ()):
                 names = [variable["name"] for variable in one["env"]]
                 if len(one["name"]) > 63 or len(set(names)) != len(names):
-                    raise Refusal(422, "Invalid", f"{one['name']}: Invalid value")
+                    raise RefusalError(422, "Invalid", f"{one['name']}: Invalid value")
         return body
 
     def route(self, method, path, query, body):
@@ -464,7 +452,7 @@ class Handler(BaseHTTPRequestHandler):
         if rest == ["networkpolicies"] and method == "POST":
             name = self.checked(body)["metadata"]["name"]
             if name in CLUSTER.policies:
-                raise Refusal(409, "AlreadyExists", f'networkpolicies "{name}" already exists')
+                raise RefusalError(409, "AlreadyExists", f'networkpolicies "{name}" already exists')
             CLUSTER.policies[name] = body
             return body
         if rest == ["jobs"] and method == "POST":
@@ -490,9 +478,8 @@ class Handler(BaseHTTPRequestHandler):
         if rest[0] == "pods" and rest[2:] == ["log"]:
             if (namespace, rest[1]) not in CLUSTER.pods:
                 raise not_found("pods", rest[1])
-            with open(CLUSTER.logs[rest[1], query["container"]], "rb") as log:
-                return log.read()
-        raise Refusal(404, "NotFound", f"the server could not find the requested resource: {method} {path}")
+            return Path(CLUSTER.logs[rest[1], query["container"]]).read_bytes()
+        raise RefusalError(404, "NotFound", f"the server could not find the requested resource: {method} {path}")
 
 
 def end_with_parent():
