@@ -61,7 +61,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     save_archive(path, tmp_path / "logs", 0, "why")
     assert unpack(path.read_bytes())["error"] == b"why"
     assert [one.name for one in path.parent.iterdir()] == [path.name]
-    with pytest.raises(CnnbenchError, match="could not be written there: .*; the volume needs room"):
+    with pytest.raises(CnnbenchError, match=r"could not be written there: .*; the volume needs room"):
         save_archive(path / "below", tmp_path / "logs", 0, "")
 
 
