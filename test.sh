@@ -6,7 +6,7 @@ set -euo pipefail
 unset PYTHONHOME PYTHONPATH PYTHONUSERBASE # the checks see .venv alone; the tests set what they need
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
-script/setup.sh test report
+script/setup.sh test report kubernetes
 bin=$root/.venv/bin
 read -ra cli <<<"${CONTAINER_CLI:-docker}"
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -13,8 +14,10 @@ from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
 from cnnbench.cli.comparing import better
 from cnnbench.fleet.controller import Controller
 from cnnbench.fleet.folder import CANCEL, FLEET, FleetFolder
+from cnnbench.fleet.kubernetes import KubernetesLauncher
 from cnnbench.fleet.launcher import Launcher, find_launcher
 from cnnbench.fleet.plan import Plan, plan_fleet
+from cnnbench.fleet.render import require_own, write_base
 from cnnbench.fleet.report import write_report
 from cnnbench.fleet.spec import Fleet, read_fleet
 from cnnbench.fleet.view import count_verdicts, live_table, show_plan
@@ -29,6 +32,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the plan, and touch nothing")
+    what.add_argument(
+        "--render",
+        type=Path,
+        metavar="DIR",
+        help="write what Kubernetes is to run, a kustomize base; start nothing",
+    )
     what.add_argument("--status", action="store_true", help="tell how far the fleet is, from its files")
     what.add_argument("--cancel", action="store_true", help="end all that the fleet has submitted")
     parser.add_argument("--retry-failed", action="store_true", help="make the runs again that failed before")
@@ -57,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _cancel(plan, folder, control)
     end_by_exceptions()
     check_directory(f"-o {folder.path}", folder.path)
+    if arguments.render:
+        return _render(arguments.render, plan, folder, control, launchers)
     with folder.held():
         folder.adopt(plan)
         (folder.path / CANCEL).unlink(missing_ok=True)
@@ -104,6 +115,30 @@ def _follow(plan: Plan, folder: FleetFolder, control: Controller, console: Conso
             live.update(live_table(plan, folder, control.open, control.outcomes, control.cost_hours()), refresh=True)
 
         return control.run(draw)
+
+
+def _render(
+    directory: Path, plan: Plan, folder: FleetFolder, control: Controller, launchers: Mapping[str, Launcher]
+) -> int:
+    """Write what would be submitted, under the names by which the same command without --render finds it again."""
+    renderers = {name: one for name, one in launchers.items() if isinstance(one, KubernetesLauncher)}
+    for pool in plan.fleet.pools:
+        if pool.name not in renderers:
+            raise UsageError(
+                f"pool {pool.name}: --render writes manifests of Kubernetes, and this pool has the launcher "
+                f"{pool.launcher}; put it into a file of its own"
+            )
+    require_own(directory)
+    with folder.held():
+        folder.adopt(plan)
+        control.begin()
+        manifests = [one for pool, batches in control.prepare().items() for one in renderers[pool].render(batches)]
+    write_base(directory, manifests)
+    print(
+        f"{directory}: {len(manifests)} manifests; after `kubectl apply -k {directory}`, the same command without "
+        "--render follows them and fetches what they leave"
+    )
+    return 0
 
 
 def _show_status(plan: Plan, folder: FleetFolder, control: Controller, console: Console) -> int:

@@ -138,6 +138,14 @@ class Controller:
         self._make_batches()
         self._submit()
 
+    def prepare(self) -> dict[str, list[Batch]]:
+        """Make the batches that are to be run next, and hand none over; return all that are open, by pool."""
+        self._make_batches()
+        return {
+            pool: [self._batch_of(one) for one in batches]
+            for pool, batches in self._by_pool(self.open.values()).items()
+        }
+
     def cancel(self) -> None:
         """End all batches, wherever they are; what has its outcome by then keeps it.
 

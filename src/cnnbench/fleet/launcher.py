@@ -14,6 +14,7 @@ from cnnbench.fleet.folder import FleetFolder
 from cnnbench.fleet.spec import Pool, Runs
 
 LAUNCHERS = {
+    "kubernetes": "cnnbench.fleet.kubernetes:KubernetesLauncher",
     "local": "cnnbench.fleet.local:LocalLauncher",
     "slurm": "cnnbench.fleet.slurm:SlurmLauncher",
     "ssh": "cnnbench.fleet.ssh:SshLauncher",

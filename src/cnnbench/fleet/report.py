@@ -17,7 +17,7 @@ from cnnbench.report.machines import Machine
 from cnnbench.report.merge import merge_runs
 from cnnbench.report.page.page import PAGE, end_with_page
 from cnnbench.report.platforms import platforms_table, stand
-from cnnbench.report.sets import RunSet, SetRun, parse_time
+from cnnbench.report.sets import RunSet, SetRun
 from cnnbench.report.text import printable
 from cnnbench.results.record import RunResult, read_result
 
@@ -126,7 +126,7 @@ def _pools_as_sets(plan: Plan, folder: FleetFolder, made: Sequence[_Made]) -> li
         if len({one.host for one in own}) >= LEAST_MACHINES:
             own = _middle_runs(own)
         results = [one.read(folder) for one in own]
-        runs = [SetRun(f"{run.facts.get(HOST_NAME, '')} {run.run_id}", run, parse_time(run.started)) for run in results]
+        runs = [SetRun(f"{run.facts.get(HOST_NAME, '')} {run.run_id}", run, run.started_at) for run in results]
         facts = results[0].facts
         machine = Machine(pool, pool, facts.get("CPU", ""), facts.get("microcode", ""))
         found.append((machine, RunSet(pool, pool, tuple(runs), ())))

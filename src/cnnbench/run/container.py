@@ -43,6 +43,7 @@ from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.results.record import SEEN, TIMEOUT, Criterion, RunResult, load_run
 from cnnbench.run.energy import ENERGY
 from cnnbench.run.energy_seen import watch_energy
+from cnnbench.run.handover import ERROR
 from cnnbench.run.images import (
     GRAMINE_LABEL,
     NO_GRAMINE,
@@ -57,7 +58,7 @@ from cnnbench.run.job import PLATFORM_VARIABLE, PlannedCase, find_energy_sources
 from cnnbench.run.judging import apply_outside, judge_run
 from cnnbench.run.measurement import new_logs_directory
 from cnnbench.run.record import EnergySeen, Outside, Record, describe_run, write_outside
-from cnnbench.run.serve import ATTENDED_VARIABLE, ERROR, HANG_VARIABLE
+from cnnbench.run.serve import ATTENDED_VARIABLE, HANG_VARIABLE
 from cnnbench.run.watching import MARK, SILENT, Reporter, read_line
 from cnnbench.staging.archive import DamagedError, unpack
 

@@ -1,29 +1,27 @@
 """Run one case inside a container and hand its logs over: what an image's entry point does.
 
 The case and its parameters come as environment variables. However the run ends, everything that it left is written as a
-tar archive into the FIFO EXPORT, once somebody reads there: the run's files, `error` when there is a message, and last
-of all `status`, the exit code. A container that nobody attends then waits to be removed.
+tar archive (handover.py) into the FIFO EXPORT, once somebody reads there. A container that nobody attends then waits to
+be removed. Where nobody can reach into it, as in a pod, the archive goes into a file or is printed, and it ends.
 """
 
 import errno
-import io
 import os
 import shutil
 import signal
 import sys
-import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from cnnbench.base.cache import cache_root
-from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
+from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, TimeUpInterrupt, UsageError
 from cnnbench.base.progress import bytes_text, listening
-from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
+from cnnbench.base.signals import INTERRUPTED, end_by_exceptions, time_limit
 from cnnbench.cases.case import FIXED_BY_NAME, TestCase
 from cnnbench.cases.parameters import default_text
 from cnnbench.cases.variables import STATUS_VARIABLE
@@ -31,17 +29,15 @@ from cnnbench.cases.workload import Workload, load_workload
 from cnnbench.launch.container import EXPORT
 from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots
-from cnnbench.results.kpi_text import STATUS, write_logs
+from cnnbench.results.kpi_text import write_logs
 from cnnbench.run.enclaves import TEMPLATE, enclose_job
 from cnnbench.run.energy import NO_ENERGY
+from cnnbench.run.handover import print_archive, save_archive, write_archive
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import Job, plan_case, prepare_job
 from cnnbench.run.measurement import DEFAULT_HANG_S, ENCLAVE_HANG_S, Measurement, MeasurementKind
 from cnnbench.run.native import choose_engine
 from cnnbench.run.watching import reporter_in_container
-
-ERROR = "error"
-"""The file of an export that says why there is no result."""
 
 WORKLOAD_VARIABLE = "CNNBENCH_WORKLOAD"
 """Environment variable of an image: its workload's directory."""
@@ -59,13 +55,37 @@ HANG_VARIABLE = "CNNBENCH_HANG_AFTER"
 """Environment variable: `cnnbench case --hang-after`."""
 
 
+MOUNTED_CACHE = Path("/mnt/cache")
+"""Where a volume has more of what a cache holds (GROWING), read-only, beside what the image has."""
+
+PRINT = "-"
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """How a case is run where nobody can reach into the container.
+
+    `export`: the file that the archive of its logs goes into; PRINT to print it. `require`: raises CnnbenchError where
+    the machine, or the cache in this directory, is not what the run was asked for on. `timeout_s`: how long it takes
+    at the most.
+    """
+
+    export: str
+    require: Callable[[Path], None] = lambda _cache: None
+    timeout_s: float | None = None
+
+
 def serve_case(
     environ: Mapping[str, str],
     fifo: Path = EXPORT,
     sgx: SgxRoots = HOST_SGX,
     choose: Callable[[Job, Path], MeasurementKind] = lambda _job, _cache: Measurement,
+    unreached: Unreached | None = None,
 ) -> int:
-    """Run the case that the environment describes, hand its logs over and return its exit code."""
+    """Run the case that the environment describes, hand its logs over and return its exit code.
+
+    Where nobody can reach into the container, return 0 once they are handed over: the exit code is in them.
+    """
     end_by_exceptions()
     attended = bool(environ.get(ATTENDED_VARIABLE))
     if attended:
@@ -73,16 +93,26 @@ def serve_case(
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as directory:
         logs = Path(directory) / "logs"
         logs.mkdir()
-        status, error = _run(environ, Path(directory), logs, sgx, choose)
+        require, timeout_s = (unreached.require, unreached.timeout_s) if unreached else (None, None)
+        with time_limit(timeout_s):
+            status, error = _run(environ, Path(directory), logs, sgx, choose, require)
+        at_end = signal.SIG_IGN if attended or unreached else _exit_with(status)
         for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: its logs go out whole
-            signal.signal(number, signal.SIG_IGN if attended else _exit_with(status))
+            signal.signal(number, at_end)
         if error:
-            print(f"cnnbench: {error}", file=sys.stderr)
+            print(f"cnnbench: {error}", file=sys.stderr, flush=True)
         if not attended and not error:
             print((logs / "kpi.log").read_text(), end="", flush=True)
+        if unreached:
+            if unreached.export == PRINT:
+                print_archive(sys.stdout, logs, status, error)
+            else:
+                save_archive(Path(unreached.export), logs, status, error)
+            return 0
         while True:
             try:
-                _export(logs, status, error, fifo)
+                with fifo.open("wb") as stream:  # this waits for a reader
+                    write_archive(stream, logs, status, error)
                 break
             except BrokenPipeError:
                 print("cnnbench: who read the logs has gone; waiting for another", file=sys.stderr, flush=True)
@@ -108,9 +138,15 @@ def _run(
     logs: Path,
     sgx: SgxRoots,
     choose: Callable[[Job, Path], MeasurementKind],
+    require: Callable[[Path], None] | None,
 ) -> tuple[int, str]:
     """Run the case; return its exit code, and why there is no result if there is none."""
     try:
+        if MOUNTED_CACHE.is_dir():
+            together = overlay_cache(cache_root(environ), scratch / "mounted", MOUNTED_CACHE)
+            environ = {**environ, "CNNBENCH_CACHE": str(together)}
+        if require:
+            require(cache_root(environ))
         directory = Path(environ.get(WORKLOAD_VARIABLE, ""))
         case = _case_of(environ, load_workload(directory))
         planned = plan_case(directory, case.name, environ, {})
@@ -140,6 +176,8 @@ def _run(
             f"writing in the container failed: {error}; its {tempfile.gettempdir()} has {free} left, "
             'which DOCKER_OPTIONS="--tmpfs /tmp:size=..." sets'
         )
+    except TimeUpInterrupt as error:
+        return InvalidMeasurementError.exit_code, f"{error}, before anything was measured"
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted before anything was measured"
     return result.exit_code, ""
@@ -157,28 +195,18 @@ def _case_of(environ: Mapping[str, str], workload: Workload) -> TestCase:
     return workload.parse_case(name)
 
 
-def overlay_cache(cache: Path, scratch: Path) -> Path:
-    """Return a cache in `scratch` with all that a read-only one has, in which another model can be made."""
+def overlay_cache(cache: Path, scratch: Path, *more: Path) -> Path:
+    """Return a cache in `scratch` with all that a read-only one has, in which another model can be made.
+
+    `more`: where more of what grows is; of what two have, the first one's counts.
+    """
     for path in cache.glob("*"):
         if path.name not in GROWING:
             scratch.mkdir(parents=True, exist_ok=True)
             (scratch / path.name).symlink_to(path)
     for name in GROWING:
         (scratch / name).mkdir(parents=True)
-        for path in (cache / name).glob("*"):
-            (scratch / name / path.name).symlink_to(path)
+        for path in (path for one in (cache, *more) for path in (one / name).glob("*")):
+            if not (scratch / name / path.name).is_symlink():
+                (scratch / name / path.name).symlink_to(path)
     return scratch
-
-
-def _export(logs: Path, status: int, error: str, fifo: Path) -> None:
-    """Write the logs as a tar archive into the FIFO; this waits for a reader."""
-    texts = ({ERROR: error} if error else {}) | {STATUS: f"{status}\n"}
-    with fifo.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
-        for path in sorted(logs.rglob("*")):
-            if path.relative_to(logs).as_posix() not in texts:
-                archive.add(path, path.relative_to(logs).as_posix(), recursive=False)
-        for name, text in texts.items():
-            content = text.encode()
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
