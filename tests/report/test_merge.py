@@ -132,7 +132,7 @@ def test_bad_input_is_refused_with_what_is_needed(two, monkeypatch):
     with pytest.raises(UsageError, match="no such folder or file"):
         merge_runs([two / "none"], two / "out")
     (two / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty: no result of a run there: .*; needed"):
+    with pytest.raises(UsageError, match=r"empty: no result of a run there: .*; needed"):
         merge_runs([two / "empty"], two / "out")
     with pytest.raises(UsageError, match=r"has logs-.* and no machines.json: not a merged folder"):
         merge_runs([two / "a"], two / "b")
