@@ -25,7 +25,10 @@ class Clock:
 
 @dataclass
 class Scripted:
-    """`answer(batch, host)`: what becomes of a batch: changes of each run's outcome, or a state without any."""
+    """`answer(batch, host)`: what becomes of a batch.
+
+    Changes of each run's outcome; a state without any outcome; or both, where it ended so after its first run.
+    """
 
     pool: Pool
     folder: FleetFolder
@@ -62,10 +65,13 @@ class Scripted:
         found = self.answer(batch, host)
         if isinstance(found, JobState):
             return found
-        for task in batch.file.tasks:
+        found, state = found if isinstance(found, tuple) else (found, None)
+        for task in batch.file.tasks[: 1 if state else None]:
             now_s = self.clock()
             outcome = {"task": task.id, "batch": batch.id, "verdict": "valid", "host": host, "began_s": now_s}
             self.folder.write_outcome(task.place, Outcome.model_validate(outcome | {"ended_s": now_s} | found))
+        if state:
+            return state
         write_file(self.folder.batches / batch.id / ENDED, Ended(reason="", ended_s=self.clock() + 60))
         return JobState("ended", host)
 

@@ -71,6 +71,13 @@ def test_what_a_scheduler_loses_is_handed_over_again_and_given_up_in_its_words(t
     assert [one["reason"] for one in closed] == [lost.reason] * 3
 
 
+def test_runs_that_a_lost_batch_had_not_begun_are_not_given_up(tmp_path):
+    lost = JobState("failed", "m0", "NODE_FAIL: the node went down")
+    fleet = ScriptedFleet(tmp_path, lambda *_: ({}, lost), runs={"trials": 6})
+    assert [one.verdict for one in fleet.run().outcomes.values()] == ["valid"] * 6
+    assert [len(batch.file.tasks) for batch in fleet.launcher.batches] == [6, 5, 4, 3, 2, 1]
+
+
 def test_a_scheduler_that_does_not_answer_for_a_while_is_asked_again(tmp_path):
     fleet = ScriptedFleet(tmp_path, lambda *_: {}, silent=5)
     assert [one.verdict for one in fleet.run().outcomes.values()] == ["valid"]

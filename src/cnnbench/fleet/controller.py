@@ -363,11 +363,16 @@ class Controller:
         self._closed_of_slot[file.pool, slot] = self._closed_of_slot.get((file.pool, slot), 0) + 1
         if closed.reason == CANCELLED:
             return
-        for task in file.tasks:
-            outcome = self.outcomes.get(task.id)
-            known = [*self.aside.get(task.id, ()), *([outcome] if outcome else [])]
-            if not any(one.batch == file.id for one in known):
-                self._losses.setdefault(task.id, []).append(closed.reason or "it left no outcome")
+        lost = [task.id for task in file.tasks if not self._was_made(task.id, file.id)]
+        if len(lost) < len(file.tasks):
+            lost = lost[:1]  # it was at that one; those behind it were never begun
+        for task_id in lost:
+            self._losses.setdefault(task_id, []).append(closed.reason or "it left no outcome")
+
+    def _was_made(self, task_id: str, batch: str) -> bool:
+        outcome = self.outcomes.get(task_id)
+        known = [*self.aside.get(task_id, ()), *([outcome] if outcome else [])]
+        return any(one.batch == batch for one in known)
 
     def _give_up(self, task: Task, batch: str) -> None:
         """Count a run as failed that has been begun as often as it may be and has not come to an end."""
