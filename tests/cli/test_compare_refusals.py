@@ -191,6 +191,10 @@ def test_a_clock_that_went_back_takes_no_part(compare, tmp_path):
     assert code == 0
     assert "B: the clock went back: itr-3 was started before itr-2 by it" in plain(output)
     assert "not measured in turns" in output
+    for folder, first in (("of-one", 3), ("of-two", 0)):  # whose runs are not in the order of the folders' names
+        for number, value in enumerate(VALUES[:3]):
+            save_run(tmp_path / "c" / folder, make_run(value, minutes=10 + first + number))
+    assert "went back" not in plain(compare(a, tmp_path / "c")[1])
     broken = make_run(100.0, minutes=9).model_copy(update={"started": "yesterday"})
     save_run(a, broken)
     assert compare(a, b)[0] == 0

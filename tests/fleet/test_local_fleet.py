@@ -224,7 +224,7 @@ BAD = {
     "key": ({"machine": 2}, {}, "4: pools.0.machine: no such key; there are name, launcher, platform"),
     "run key": ({}, {"trails": 2}, "run.trails: no such key; there are workloads, cases"),
     "machines": ({"machines": 2}, {}, "launcher local has this machine alone; leave it out"),
-    "options": ({"options": {"partition": "main"}}, {}, "pool here, options: partition: no such key"),
+    "options": ({"options": {"partition": "main"}}, {}, "pool here: options: partition: no such key"),
     "trials": ({}, {"trials": 0}, "run.trials=0: input should be greater than or equal to 1"),
     "digest": ({"images": {"a": "latest"}}, {}, "pools.0.images.a=latest: string should match pattern"),
     "parameter": ({}, {"parameters": {"BATCH_SIZES": 1}}, "BATCH_SIZES: no such parameter"),

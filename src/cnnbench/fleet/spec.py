@@ -122,7 +122,7 @@ def read_options(model: type[_Options], pool: Pool) -> _Options:
     try:
         return model.model_validate(pool.options)
     except ValidationError as error:
-        raise UsageError(f"pool {pool.name}, options:{_explain(error, model, None)}") from error
+        raise UsageError(f"pool {pool.name}: options:{_explain(error, model, None)}") from error
 
 
 def _explain(error: ValidationError, model: type[BaseModel], tree: yaml.Node | None) -> str:

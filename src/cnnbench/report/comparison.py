@@ -1,6 +1,7 @@
 """Compare sets of repeated runs: case by case, by the shift between the runs' figures."""
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -263,15 +264,21 @@ def _remarks(side: Side, key: str) -> list[str]:
 
 
 def _clock_remark(label: str, runs: Sequence[SetRun]) -> str:
-    """Say where a later run says that it was started before an earlier one; empty where none does."""
+    """Say where an itr-N says that it was started before a lower one; empty where none does."""
     known = [one for one in runs if one.started]
     for before, after in pairwise(known):
-        if before.started and after.started and after.started < before.started:
+        follows = _number(after) > _number(before)  # else they are of two directories, whose order tells nothing
+        if follows and before.started and after.started and after.started < before.started:
             return (
                 f"{label}: the clock went back: {after.name} was started before {before.name} by it; the order of the "
                 "runs is that of their names"
             )
     return ""
+
+
+def _number(one: SetRun) -> int:
+    found = re.fullmatch("itr-([0-9]+)", one.name)
+    return int(found[1]) if found else 0
 
 
 def _places(match: Match, key: str) -> tuple[float, ...] | None:
