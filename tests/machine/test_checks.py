@@ -61,8 +61,8 @@ def write_stat(proc, steal):
     write(proc / "stat", "\n".join(["cpu 0", *(f"cpu{cpu} 10 0 10 1000 0 0 0 {steal} 0 0" for cpu in range(16))]))
 
 
-def write_process(proc, pid, name, ticks, cpu):
-    fields = ["S", *["0"] * 10, str(ticks), "0", *["0"] * 23, str(cpu), *["0"] * 5]
+def write_process(proc, pid, name, ticks, cpu, flags=0):
+    fields = ["S", *["0"] * 5, str(flags), *["0"] * 4, str(ticks), "0", *["0"] * 23, str(cpu), *["0"] * 5]
     write(proc / str(pid) / "stat", f"{pid} ({name}) {' '.join(fields)}")
 
 
@@ -181,6 +181,20 @@ def test_busy_processes_steal_and_throttling_are_told_from_two_looks(place):
     assert busy.remedy == "stop them, or wait: kill 10"
     assert (steal.state, steal.found) == ("poor", "10.0%")
     assert (throttled.state, throttled.found) == ("poor", "core 2, package 0 times in 2.0 s")
+
+
+def test_a_thread_of_the_kernels_is_not_to_be_killed(place):
+    cpus, kernel = range(8), 0x04208060
+    write_process(place.proc, 20, "kworker/1:0H", 0, 1, kernel)
+    write_process(place.proc, 21, "job", 0, 1)
+    first = look_at(place, 5.0, cpus)
+    write_process(place.proc, 20, "kworker/1:0H", TICKS, 1, kernel)
+    write_process(place.proc, 21, "job", TICKS // 2, 1)
+    busy = check_activity(first, look_at(place, 6.0, cpus), cpus)[0]
+    assert busy.found == "kworker/1:0H (20) 100% on CPU 1, job (21) 50% on CPU 1"
+    assert busy.remedy == "stop them, or wait: kill 21"
+    busy = check_activity(first, look_at(place, 6.0, cpus), cpus, own=[21])[0]
+    assert busy.remedy == "wait: the kernel is at work for other processes"
 
 
 def test_a_quiet_machine_says_how_often_it_was_throttled_before(place):

@@ -13,16 +13,18 @@ BUSY_SHARE = 0.05
 STEAL_SHARE = 0.01
 _THROTTLE_FILES = {"core_throttle_count": "core", "package_throttle_count": "package"}
 _STEAL_FIELD = 7  # of a cpu line of /proc/stat; see proc_stat(5)
+_FLAGS_FIELD, _KERNEL_THREAD = 6, 0x00200000  # PF_KTHREAD among a process's flags; see proc_pid_stat(5)
 _MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process: its name, the CPU it was last on, and the CPU time (s) it has had."""
+    """A process: its name, the CPU it was last on, the CPU time (s) it has had, whether it is a kernel's thread."""
 
     name: str
     cpu: int
     cpu_s: float
+    is_kernel: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def _check_busy(first: Look, last: Look, seconds: float, cpus: Sequence[int], ow
         for pid in busy[:_MOST_NAMED]
     )
     more = f" and {len(busy) - _MOST_NAMED} more" if len(busy) > _MOST_NAMED else ""
-    remedy = f"stop them, or wait: kill {' '.join(map(str, busy[:_MOST_NAMED]))}"
+    pids = [str(pid) for pid in busy[:_MOST_NAMED] if not last.processes[pid].is_kernel]
+    remedy = f"stop them, or wait: kill {' '.join(pids)}" if pids else "wait: the kernel is at work for other processes"
     return Check("other processes", "poor", told + more, "none", remedy)
 
 
@@ -117,7 +120,9 @@ def _read_processes(proc: Path) -> dict[int, Process]:
             continue
         name, _, rest = text.partition("(")[2].rpartition(")")
         fields = rest.split()
-        found[int(path.parent.name)] = Process(name, int(fields[36]), (int(fields[11]) + int(fields[12])) * tick_s)
+        cpu_s = (int(fields[11]) + int(fields[12])) * tick_s
+        is_kernel = bool(int(fields[_FLAGS_FIELD]) & _KERNEL_THREAD)
+        found[int(path.parent.name)] = Process(name, int(fields[36]), cpu_s, is_kernel)
     return found
 
 
