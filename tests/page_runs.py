@@ -1,5 +1,6 @@
 """Write runs as they lie on the disk, with raw files of known contents, for the page about them."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -18,6 +19,9 @@ from worker_spec import SPEC
 UNSTEADY = Criterion(name="spread", passed=False, found="22 %", needed="at most 10 %", severity="unstable")
 KILLED = Criterion(name="instances", passed=False, found="some were killed", needed="")
 MS = 1_000_000
+
+
+_NUMBERS = itertools.count()  # no two runs have one id
 
 
 def write_run(
@@ -64,7 +68,8 @@ def write_run(
         for at in range(instances)
     ]
     run = RunResult(
-        run_id=f"run-{started}", started=started, workload=workload, case=case, requested=asked, effective=effective,
+        run_id=f"{worker.parent.name}-{next(_NUMBERS)}",
+        started=started, workload=workload, case=case, requested=asked, effective=effective,
         facts={"CPU": "A CPU", "memory": "8 GiB", "model SHA-256": "ab" * 32} | (facts or {}), plan=plan.to_dict(),
         instances=results, kpis=list(kpis), criteria=list(criteria), notes=["a note"],
     )  # fmt: skip

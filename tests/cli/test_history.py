@@ -327,6 +327,58 @@ def test_a_trend_marks_a_step_and_says_what_changed_there(call, tmp_path):
     assert json.loads(call("trend", tmp_path / "a", "--threshold", "20%", "--format", "json")[1])[0]["sessions"] == 24
 
 
+def test_a_parameter_that_came_later_ends_no_series_and_parts_no_runs(call, tmp_path):
+    for day in range(24):
+        since = {"IDLE_TIME": "2", "ENERGY_METER": ""} if day >= 8 else {}
+        save_run(
+            tmp_path / f"night-{day:02}",
+            make_run(100 * (0.9 if day >= 14 else 1) + day % 3, minutes=DAY * day, **since),
+        )
+    nights = sorted(tmp_path.glob("night-*"))
+    (step,) = [one for one in json.loads(call("trend", *nights, "--format", "json")[1]) if one["record"] == "step"]
+    assert step["finding"] == "slower"
+    call("export", "--sqlite", tmp_path / "h.db", *nights)
+    for source in (nights, [tmp_path / "h.db"]):  # nights are repetitions, although all of them are called itr-1
+        records = json.loads(call("list-kpi", "--format", "json", *source)[1])
+        assert [one["n"] for one in records if one["record"] == "repeated"] == [24]
+        assert len({one["logs"] for one in records if one["record"] == "run"}) == 24
+    output = call("compare", *nights[8:10], "--format", "json")[1]
+    assert "IDLE_TIME" not in call("compare", nights[0], nights[10])[1]
+    assert "IDLE_TIME" not in output
+
+
+def test_hours_on_end_are_several_sessions(call, tmp_path):
+    for hour in range(100):
+        save_run(tmp_path / "a", make_run(100 * (0.85 if hour >= 50 else 1) + hour % 3, minutes=60 * hour))
+    records = json.loads(call("trend", tmp_path / "a", "--format", "json")[1])
+    assert [one["record"] for one in records].count("step") == 1
+
+
+def test_a_kpi_that_is_not_known_keeps_no_other_from_being_followed(call, tmp_path):
+    trend_set(tmp_path / "a")
+    save_run(tmp_path / "b", make_run(5.0, key="Speed", unit="x/s", case=CASE.replace("resnet18", "resnet34")))
+    code, output, _ = call("trend", tmp_path / "a", tmp_path / "b")
+    assert (code, "slower [1]" in output) == (0, True)
+    assert "Speed: no KPI of this version's, so that it is not followed" in plain(output)
+    assert call("report", "-o", tmp_path / "page.html", tmp_path / "a", tmp_path / "b")[0] == 0
+
+
+def test_of_nothing_no_history_is_made(call, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert call("export", "--sqlite", tmp_path / "h.db", tmp_path / "empty")[0] == 1
+    assert not (tmp_path / "h.db").exists()
+
+
+def test_what_a_split_leaves_out_is_told(call, kept, tmp_path):
+    save_run(tmp_path / "logs", make_run(98.0, 9, facts={"host name": "one"}).model_copy(update={"started": "then"}))
+    save_run(tmp_path / "logs", make_run(98.0, 8))
+    errors = plain(call("compare", tmp_path / "logs", "--split-at", "2026-01-02")[2])
+    assert "1 of 8 runs do not say when they were started, and are left out" in errors
+    assert "1 of 8 runs say no machine, and are left out" in plain(
+        call("compare", tmp_path / "logs", "--by", "machine")[2]
+    )
+
+
 def test_a_trend_says_what_it_leaves_out(call, tmp_path):
     root = save_set(tmp_path / "a", VALUES)
     save_run(root, make_run(98.0, minutes=0))

@@ -119,6 +119,20 @@ def test_a_terminal_shows_what_runs_below_what_ctest_says_and_status_the_same(bu
     assert ended[2] == f"last: test_{SLUG}_inference_latency_avx_fp32"
 
 
+def test_a_terminal_that_goes_away_without_a_signal_stops_nothing(build):
+    controller, end = pty.openpty()
+    command = [build / "ctest.sh", "-R", "throughput", "--repeat", "until-fail:2"]
+    environment = clean_environment(TERM="xterm-256color", **SETTINGS)
+    process = subprocess.Popen(command, env=environment, stdin=end, stdout=end, stderr=end)  # not the terminal's session
+    os.close(end)
+    text = b""
+    while b"so far" not in text:
+        text += os.read(controller, 65536)
+    os.close(controller)
+    assert process.wait() == 0
+    assert shown_status(build).splitlines()[1].endswith("with exit code 0 after 1 of 1 cases")
+
+
 def test_a_ctrl_c_leaves_a_clean_terminal_and_says_so_afterwards(build):
     terminal = Terminal([build / "ctest.sh", "-R", "throughput"], columns=40, NO_COLOR="1", **ENDLESS)
     terminal.wait_for("instances: 1 measuring")

@@ -46,6 +46,12 @@ def test_packages_and_their_memory_are_found_and_nothing_is_counted_twice(tmp_pa
     assert {zone.read() for zone in found} == {1_000_000}
 
 
+def test_a_platform_that_cannot_be_read_hides_no_package(tmp_path):
+    tree = make_powercap_tree(tmp_path, TWO_PACKAGES | {"intel-rapl:2": "psys"})
+    (find_zone(tree, "intel-rapl:2") / "energy_uj").unlink()
+    assert len(find_zones(tree)) == 4
+
+
 def test_what_cannot_be_read_says_why(tmp_path):
     with pytest.raises(UnreadableError, match="has no RAPL counters: a virtual machine"):
         find_zones(tmp_path / "nothing")
@@ -102,12 +108,17 @@ def test_a_long_run_keeps_few_readings_and_both_ends(tmp_path, monkeypatch):
     before_ns = time.monotonic_ns()
     with Reader(find_zones(tree)) as reader:
         first_ns = reader._readings[0][0][0]
+        while len(reader._readings[0]) < 3:
+            time.sleep(0.0001)
+        reader.keep()
+        idle = reader._readings[0][: reader._whole[0]]
         deadline_s = time.monotonic() + 60
         while reader._interval_s < 1e-3 and time.monotonic() < deadline_s:
             time.sleep(0.001)
     (series,) = reader.series()
     assert reader._interval_s > 1e-3
     assert len(series.values) <= 9
+    assert list(series.times_ns[: len(idle)]) == [time_ns for time_ns, _ in idle]
     assert before_ns <= series.times_ns[0] == first_ns
     assert list(series.times_ns) == sorted(series.times_ns)
 

@@ -57,6 +57,12 @@ def test_a_run_that_is_there_twice_counts_once(logs, tmp_path):
     assert values(copied) == VALUES
     assert len(copied.repeated) == 6
     assert "is the run of" in copied.repeated[0]
+    (path,) = (tmp_path / "copy").glob("logs-*/itr-1/worker-0/run.json")
+    judged = read_runs([logs]).runs[0].result.model_copy(update={"notes": ["judged anew"]})
+    path.write_text(judged.model_dump_json())
+    copied = read_runs([logs, tmp_path / "copy"])
+    assert values(copied) == VALUES
+    assert "with another result, and counts once" in copied.repeated[0]
 
 
 def test_links_that_lead_nowhere_are_failures_beside_the_others(logs, tmp_path):

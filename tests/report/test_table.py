@@ -313,6 +313,11 @@ def test_csv_has_a_column_for_each_parameter_and_the_ends_of_intervals(save):
     ]
     first, second, _ = json.loads(list_kpis(runs, output_format="json").text)
     assert (first["low"], first["high"]) == (99, 103)
+    claims = save(
+        make_run(value=5, value_="1").model_copy(update={"effective": {"value": "99", "verdict": "fine"}}), "x"
+    )
+    (row,) = csv.DictReader(io.StringIO(list_kpis([claims], output_format="csv").text))
+    assert (row["value"], row["verdict"]) == ("5.0", "valid")
     assert "low" not in second
 
 

@@ -198,6 +198,15 @@ def test_a_new_call_removes_the_files_of_those_that_are_over_and_no_others(build
     assert {path.name for path in (build / DIRECTORY).iterdir()} == left
 
 
+def test_a_call_that_cannot_be_told_of_goes_on(build):
+    (build / DIRECTORY).write_text("no directory")
+    call = Call(build, ["a"], 1)
+    call.begin_run(1, "")
+    call.end(0)
+    assert call.status.exit_code == 0
+    assert (build / DIRECTORY).read_text() == "no directory"
+
+
 def test_a_killed_call_is_told_as_dead(build, killed):
     call = Call(build, ["a", "b"], runs=1).status.model_copy(update={"owner": killed.label})
     write_status(build / DIRECTORY, f"{call.name}.json", call)

@@ -58,7 +58,7 @@ def _tell(failures: Sequence[str], repeated: Sequence[str]) -> int:
 
 
 def _print_junit(arguments: argparse.Namespace) -> int:
-    found = read_runs(arguments.directories, read_selection(arguments))
+    found = read_runs(arguments.directories, read_selection(arguments), whole=0)
     sys.stdout.buffer.write(export("junit", found))
     sys.stdout.flush()
     return _tell(found.failures, found.repeated)

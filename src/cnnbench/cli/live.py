@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -45,6 +45,7 @@ class LiveView:
             redirect_stderr=False,
             vertical_overflow="crop",
         )
+        self._gone = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - closed with the view
         self._over = threading.Event()
         self._drawer = threading.Thread(target=self._draw_until_over, daemon=True)
         self._told = ""
@@ -61,13 +62,27 @@ class LiveView:
         """Wipe it away, and show the cursor."""
         self._over.set()
         self._drawer.join()
-        self._live.stop()
+        with self._unless_gone():
+            self._live.stop()
+        self._gone.close()
+
+    @contextlib.contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """Write to our terminal; once it cannot be written to any more it is gone, and gets nothing."""
+        try:
+            yield
+        except OSError:
+            self._console.file = self._gone
 
     def copy(self, lines: Iterable[str]) -> None:
-        """Print lines that come from a terminal above the view, until nobody writes there any more (EIO)."""
+        """Print lines that come from a terminal above the view, until nobody writes there any more (EIO).
+
+        They are taken even when our own terminal is gone: who writes them would wait for ever.
+        """
         with contextlib.suppress(OSError):
             for line in lines:
-                self._console.print(Text.from_ansi(line.rstrip("\n")), soft_wrap=True)
+                with self._unless_gone():
+                    self._console.print(Text.from_ansi(line.rstrip("\n")), soft_wrap=True)
 
     def tell(self, lines: Iterable[str]) -> None:
         """Show the last of these lines in the view: what a case's preparations say of how far they are."""
@@ -77,7 +92,8 @@ class LiveView:
     def _draw_until_over(self) -> None:
         self._allowed = os.sched_getaffinity(0)
         while not self._over.wait(DRAW_S):
-            self.draw()
+            with self._unless_gone():
+                self.draw()
 
     def draw(self) -> None:
         """Draw once, from what the files tell now."""

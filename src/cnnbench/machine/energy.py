@@ -89,17 +89,18 @@ def find_zones(powercap: Path = HOST_POWERCAP) -> list[Zone]:
     Cores and uncore are parts of a package, and a package is one of the platform: no energy is counted twice.
     """
     tops = sorted(powercap.glob("intel-rapl:*"), key=lambda path: [int(part) for part in path.name.split(":")[1:]])
-    packages, platforms = [], []
+    packages: list[Zone] = []
+    platforms: list[Path] = []
     for top in (path for path in tops if path.name.count(":") == 1):
         name = _read_text(top / "name")
         if name == "psys":
-            platforms.append(_zone("platform", top))
+            platforms.append(top)
         elif package := re.fullmatch(r"package-(\d+)(?:-die-(\d+))?", name):
             number = package[1] + (f" die {package[2]}" if package[2] else "")
             parts = sorted(top.glob(f"{top.name}:*"))
             memory = [_zone(f"DRAM {number}", part) for part in parts if _read_text(part / "name") == "dram"]
             packages += [_zone(f"package {number}", top), *memory]
-    found = packages or platforms[:1]
+    found = packages or [_zone("platform", top) for top in platforms[:1]]
     if not found:
         raise UnreadableError(
             f"{powercap} has no RAPL counters: a virtual machine or container has none, and others need the kernel's "
@@ -137,6 +138,7 @@ class Reader:
         self._domains, self._interval_s = domains, READ_S
         self._readings: list[list[tuple[int, int]]] = [[] for _ in domains]
         self._failures = [""] * len(domains)
+        self._whole = [0] * len(domains)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_reading, name="energy", daemon=True)
 
@@ -153,6 +155,10 @@ class Reader:
         self._ended.set()
         self._thread.join()
         self._read()
+
+    def keep(self) -> None:
+        """Keep what has been read so far whole, however long the run is."""
+        self._whole = list(map(len, self._readings))
 
     def series(self) -> list[Series]:
         """Return what was read, once it has been left."""
@@ -173,8 +179,8 @@ class Reader:
             self._read()
             if max(map(len, self._readings), default=0) >= MOST_READINGS:
                 self._interval_s *= 2
-                for readings in self._readings:
-                    del readings[1::2]
+                for readings, whole in zip(self._readings, self._whole, strict=True):
+                    del readings[max(1, whole) :: 2]
 
     def _read(self) -> None:
         for number, domain in enumerate(self._domains):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
@@ -100,12 +101,14 @@ def read_entries(path: Path) -> Iterator[Entry]:
 
 def add_runs(path: Path, runs: Iterable[tuple[str, RunResult]]) -> Added:
     """Add runs by the names of their logs to a history, which is made where there is none."""
-    done = Added()
+    done, each = Added(), iter(runs)
+    if (first := next(each, None)) is None:  # of nothing no history is made
+        return done
     with _open(path, "rwc") as database:
         with _transaction(database):
             _prepare(database, path)
         batch: list[tuple[str, RunResult]] = []
-        for one in runs:
+        for one in chain([first], each):
             batch.append(one)
             if len(batch) == BATCH:
                 _add_batch(database, path, batch, done)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.report.sets import RunSet, SetRun
-from cnnbench.report.table import DEFINING_FACTS, effective_parameters, shorten
+from cnnbench.report.table import DEFINING_FACTS, effective_parameters, find_differing, get_parameter, shorten
 from cnnbench.report.text import printable
 from cnnbench.results.record import SEEN, RunResult
 from cnnbench.run.energy_seen import POWER_OF
@@ -136,16 +136,14 @@ def _match_case(
 
 
 def _varying(runs: Sequence[SetRun]) -> list[str]:
-    each = [effective_parameters(one.run) for one in runs]
-    names = dict.fromkeys(name for parameters in each for name in parameters)
-    return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
+    return find_differing([one.run for one in runs])
 
 
 def _group(runs: Sequence[SetRun], names: Sequence[str]) -> dict[tuple[str, ...], list[SetRun]]:
     groups: dict[tuple[str, ...], list[SetRun]] = {}
     for one in runs:
         parameters = effective_parameters(one.run)
-        groups.setdefault(tuple(parameters.get(name, "") for name in names), []).append(one)
+        groups.setdefault(tuple(get_parameter(parameters, name) for name in names), []).append(one)
     return groups
 
 
@@ -186,7 +184,7 @@ def _differing(
     """Yield what differs. Of facts that do not define a run, only those that no two runs of both sets have alike."""
     each = [[values_of(run) for run in side] for side in sides]
     for name in dict.fromkeys(name for side in each for values in side for name in values):
-        first, second = (list(dict.fromkeys(values.get(name, "") for values in side)) for side in each)
+        first, second = (list(dict.fromkeys(get_parameter(values, name) for values in side)) for side in each)
         telling = name in DEFINING_FACTS or name in FIELDS
         if set(first) != set(second) if telling else set(first).isdisjoint(second):
             yield Condition(*map(printable, (name, " or ".join(first), " or ".join(second))))

@@ -3,6 +3,7 @@
 import gc
 import heapq
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,16 +70,18 @@ def read_runs(paths: Sequence[Path], selection: Selection = ALL, *, whole: int |
     little without. Raises CnnbenchError where the selection leaves none of the runs that there are.
     """
     found, sieve, newest = Found(), Sieve(selection), _Newest(whole)
-    known: dict[Identity, list[int]] = {}
+    known: dict[Identity, int] = {}
     for one in _without_collector(iterate(paths, sieve)):
         if isinstance(one, Failure):
             found.failures.append(one.told)
-        elif (number := _find_again(known, found.runs, one)) is not None:
-            if not _same_place(one, found.runs[number]):
-                again = f"{one.place}: is the run of {found.runs[number].name} again ({one.result.run_id})"
-                found.repeated.append(f"{again}, and counts once")
+        elif (number := known.get(one.identity)) is not None:
+            first = found.runs[number]
+            if not _same_place(one, first):
+                again = f"{one.place}: is the run of {first.name} again ({one.result.run_id})"
+                other = "" if strip(one.result) == strip(first.result) else " with another result"
+                found.repeated.append(f"{again}{other}, and counts once")
         else:
-            known.setdefault(one.identity, []).append(len(found.runs))
+            known[one.identity] = len(found.runs)
             found.runs.append(one)
             newest.add(found.runs)
     if not found.runs:
@@ -216,17 +219,15 @@ def _encodable(name: str) -> str:
 
 
 def _name_by_path(runs: list[FoundRun]) -> None:
-    """Give those in directories their paths for names where two have the same name."""
+    """Name by path those in directories, and by their ids too those in files, where two have the same name."""
     own = [number for number, one in enumerate(runs) if one.place.name != one.name and one.place.is_dir()]
     if len({runs[number].name for number in own}) < len(own):
         for number in own:
             runs[number] = replace(runs[number], name=_encodable(str(runs[number].place)))
-
-
-def _find_again(known: dict[Identity, list[int]], runs: Sequence[FoundRun], one: FoundRun) -> int | None:
-    """Return the number of the run that this one is again; None where it is another, whatever it is called."""
-    alike = known.get(one.identity, ())
-    return next((number for number in alike if strip(one.result) == strip(runs[number].result)), None)
+    often = Counter(one.name for one in runs)
+    for number, one in enumerate(runs):
+        if often[one.name] > 1 and not one.place.is_dir():
+            runs[number] = replace(one, name=f"{one.name} ({one.result.run_id})")
 
 
 def _same_place(one: FoundRun, other: FoundRun) -> bool:

@@ -96,6 +96,7 @@ def split_by(paths: Sequence[Path], fact: str, selection: Selection = ALL) -> li
         raise UsageError(printable(f"--by {fact}: {value}; they differ by {', '.join(able) or 'nothing that defines'}"))
     if len(groups) > MOST_SETS:
         raise UsageError(f"--by {fact}: has {len(groups)} values; needed 2 to {MOST_SETS}, so choose another fact")
+    found.failures += _tell_left_out(len(found.runs), sum(map(len, groups.values())), f"say no {fact}")
     return _split([(f"{fact} {value}", runs) for value, runs in groups.items()], paths, found)
 
 
@@ -108,6 +109,7 @@ def split_at(paths: Sequence[Path], moment: datetime, selection: Selection = ALL
     for side, word in zip(sides, ("before", "since"), strict=True):
         if not side:
             raise UsageError(f"--split-at: no run {word} {told}; choose a moment between the runs, or give other runs")
+    found.failures += _tell_left_out(len(found.runs), len(dated), "do not say when they were started")
     return _split([(f"before {told}", sides[0]), (f"since {told}", sides[1])], paths, found)
 
 
@@ -117,6 +119,10 @@ def _read_some(paths: Sequence[Path], selection: Selection) -> Found:
         told = f": {'; '.join(found.failures)}" if found.failures else ""
         raise UsageError(printable(f"no result of a run there{told}; needed is {NEEDED}"))
     return found
+
+
+def _tell_left_out(there: int, used: int, why: str) -> list[str]:
+    return [f"{there - used} of {there} runs {why}, and are left out"] if used < there else []
 
 
 def _split(parts: Sequence[tuple[str, list[FoundRun]]], paths: Sequence[Path], found: Found) -> list[RunSet]:

@@ -1,6 +1,7 @@
 """Tabulate the KPIs of runs: one row per run, and the statistics over repeated runs."""
 
 import csv
+import functools
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
+from cnnbench.cases.parameters import FIELDS, default_text
 from cnnbench.machine.facts import HOST_NAME
 from cnnbench.report.reading import read_runs
 from cnnbench.report.selection import ALL, Selection
@@ -166,14 +168,33 @@ def effective_parameters(run: RunResult) -> dict[str, str]:
 
 def find_differing(runs: Sequence[RunResult]) -> list[str]:
     """Return the names of the parameters whose value is not the same in all runs."""
-    each = [effective_parameters(run) for run in runs]
+    return name_differing([effective_parameters(run) for run in runs])
+
+
+def name_differing(each: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the names of the parameters whose value is not the same in all of these."""
     names = dict.fromkeys(name for parameters in each for name in parameters)
-    return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
+    return [name for name in names if len({get_parameter(parameters, name) for parameters in each}) > 1]
+
+
+def get_parameter(parameters: Mapping[str, str], name: str) -> str:
+    """Return a parameter of a run; of a run that was made before there was that one, what is its default since."""
+    return parameters[name] if name in parameters else _default(name)
+
+
+def set_parameters(parameters: Mapping[str, str]) -> Hashable:
+    """Return what is the same of runs with the same parameters, whichever of them there were when they were made."""
+    return frozenset((name, value) for name, value in parameters.items() if value != _default(name))
+
+
+@functools.cache
+def _default(name: str) -> str:
+    return default_text(name) if name in FIELDS else ""
 
 
 def _setting(run: RunResult) -> Hashable:
     """Return what tells a case's runs apart that were asked for differently."""
-    return run.case, frozenset(run.requested.items()), frozenset(run.effective.items())
+    return run.case, set_parameters(run.requested), set_parameters(run.effective)
 
 
 def _defining(run: RunResult) -> Hashable:
@@ -215,7 +236,7 @@ def choose_kpis(run: RunResult, all_kpis: bool) -> list[Kpi | None]:
 def _summarise(rows: Sequence[KpiRow]) -> list[_Summary]:
     """Return mean, sample standard deviation and median of each KPI over two or more repeated runs."""
     measured = [(row, kpi) for row in rows if (kpi := row.kpi)]
-    if len({row.logs for row, _ in measured}) < 2:
+    if len({id(row.run) for row, _ in measured}) < 2:
         return []
     import pandas  # here, as it takes half a second that a table of one run does not need
 
@@ -318,7 +339,7 @@ def format_csv(records: Sequence[Mapping[str, Any]], always: Sequence[str]) -> s
     keep = _Sink(lambda line: lines.append(line.removesuffix("\r\n")))
     writer = csv.DictWriter(keep, list(columns), extrasaction="ignore", lineterminator="\r\n")
     writer.writeheader()
-    writer.writerows({**record, **record["parameters"], **record.get("facts", {})} for record in records)
+    writer.writerows({**record["parameters"], **record.get("facts", {}), **record} for record in records)
     return "\n".join(lines)
 
 
@@ -373,7 +394,7 @@ def _format_tables(rows: Sequence[KpiRow], summaries: Sequence[_Summary], shown:
         ]
         parts.append(style.table(header, cells))
     if shown.params:
-        texts = {row.logs: f"{name[0]}: {_join(row.parameters)}" for name, row in zip(names, rows, strict=True)}
+        texts = {id(row.run): f"{name[0]}: {_join(row.parameters)}" for name, row in zip(names, rows, strict=True)}
         parts.append(style.items("parameters", list(texts.values())))
     return "\n\n".join(parts)
 

@@ -128,7 +128,7 @@ def escape_markdown(text: str) -> str:
     'a\\\\|b &lt;i&gt; avx_fp32 \\\\_x\\\\_ \\\\[1\\\\](y)'
     """
     text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    return re.sub(r"[\\`*\[\]|~$#@]|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 def _escape_line(text: str) -> str:

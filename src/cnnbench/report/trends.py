@@ -13,15 +13,15 @@ from cnnbench.report.comparison import time_left
 from cnnbench.report.matching import Condition, list_conditions
 from cnnbench.report.reading import FoundRun
 from cnnbench.report.sets import SetRun
-from cnnbench.report.table import effective_parameters
+from cnnbench.report.table import effective_parameters, get_parameter, name_differing, set_parameters
 from cnnbench.report.text import printable
 from cnnbench.results.finding import ALPHA
 from cnnbench.results.record import Kpi
 from cnnbench.results.trend import LEAST, THRESHOLD, Step, find_steps
-from cnnbench.run.kpis import find_kind
+from cnnbench.run.kpis import TABLE, find_kind
 
 SESSION = timedelta(hours=3)
-"""Runs of a case that begin within that time of the one before are of one session, and one figure."""
+"""Runs of a case that begin within that time of the first one are of one session, and one figure."""
 BLUR = 2
 """A step is found at most so many sessions from its place, nearly always."""
 
@@ -93,17 +93,21 @@ def follow(runs: Sequence[FoundRun], *, metric: str = "", threshold: float = THR
 
     `metric`: a KPI of all cases; empty for the primary one of each. Raises UsageError where no run has it.
     """
-    used = [(one, kpi) for one in runs if one.result.started_at and (kpi := _choose(one, metric))]
+    known = {kind.name for kind in TABLE}
+    dated = [(one, kpi) for one in runs if one.result.started_at and (kpi := _choose(one, metric))]
+    used = [(one, kpi) for one, kpi in dated if kpi.key in known]
     if metric and not used:
         raise UsageError(f"--metric {metric}: no run has it")
     notes = _tell_clocks(runs)
+    for name in sorted({kpi.key for _, kpi in dated} - known):
+        notes.append(f"{printable(name)}: no KPI of this version's, so that it is not followed")
     undated = sum(one.result.started_at is None for one in runs)
     if undated:
         notes.append(f"{undated} of {len(runs)} runs do not say when they were started, and are left out")
     groups: dict[object, list[tuple[FoundRun, Kpi]]] = {}
     for one, kpi in used:
         run = one.result
-        alike = frozenset(effective_parameters(run).items())
+        alike = set_parameters(effective_parameters(run))
         key = (run.workload, run.case, run.facts.get(HOST_NAME, ""), kpi.key, kpi.unit, alike)
         groups.setdefault(key, []).append((one, kpi))
     series = _name([_gather(members) for members in groups.values()])
@@ -144,7 +148,7 @@ def _gather(members: Sequence[tuple[FoundRun, Kpi]]) -> tuple[Series, dict[str, 
     ordered = sorted(((at, one, kpi) for at, one, kpi in dated if at), key=lambda member: member[0])
     sessions: list[list[tuple[datetime, FoundRun, Kpi]]] = []
     for member in ordered:
-        if not sessions or member[0] - sessions[-1][-1][0] > SESSION:
+        if not sessions or member[0] - sessions[-1][0][0] > SESSION:
             sessions.append([])
         sessions[-1].append(member)
     run, kpi = members[0][0].result, members[0][1]
@@ -165,16 +169,11 @@ def _name(found: Sequence[tuple[Series, dict[str, str]]]) -> list[Series]:
     by_case: dict[tuple[str, str], list[dict[str, str]]] = {}
     for one, parameters in found:
         by_case.setdefault((one.workload, one.case), []).append(parameters)
-    differing = {case: _differing(each) for case, each in by_case.items()}
+    differing = {case: name_differing(each) for case, each in by_case.items()}
     return [
-        replace(one, parameters={n: parameters.get(n, "") for n in differing[one.workload, one.case]})
+        replace(one, parameters={n: get_parameter(parameters, n) for n in differing[one.workload, one.case]})
         for one, parameters in found
     ]
-
-
-def _differing(each: Sequence[dict[str, str]]) -> list[str]:
-    names = dict.fromkeys(name for parameters in each for name in parameters)
-    return [name for name in names if len({parameters.get(name) for parameters in each}) > 1]
 
 
 def _mark(one: Series, threshold: float, level: float) -> Series:

@@ -232,7 +232,7 @@ class ContainerRun:
         archive = logs / ARCHIVE
         interrupt, broken, facts = None, "", self._facts()
         with (
-            watch_energy(self._energy, logs, self._keep_energy),
+            watch_energy(self._energy, logs, self._planned.cpus, self._keep_energy),
             Container(self._options.cli, self._spec.name, logs / LOG, self._take) as container,
         ):
             self._reporter.begin("starting the container")

@@ -1,13 +1,14 @@
 """Read energy while a run is measured, and tell afterwards what was used in its common window."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cnnbench.launch.local import keep_off
 from cnnbench.machine.energy import Reader, Series, UnreadableError
 from cnnbench.machine.meter import NAME as METER
 from cnnbench.machine.meter import PATIENCE_S, Meter
@@ -24,15 +25,22 @@ _TO_SI = {"uJ": 1e-6, "mJ": 1e-3, "J": 1.0, "mW": 1e-3, "W": 1.0}
 
 
 @contextmanager
-def watch_energy(sources: EnergySources, logs: Path, tell: Callable[[EnergySeen], object]) -> Iterator[None]:
-    """Measure idle power, and read energy while the block runs; `tell` gets the readings once it has ended well."""
+def watch_energy(
+    sources: EnergySources, logs: Path, cpus: Collection[int], tell: Callable[[EnergySeen], object]
+) -> Iterator[None]:
+    """Measure idle power, and read energy while the block runs; `tell` gets the readings once it has ended well.
+
+    `cpus`: what is measured; who reads, and a user's meter, stay off these where there are others.
+    """
     if not sources.domains and not sources.meter:
         yield
         return
     with ExitStack() as stack:
-        meter = stack.enter_context(Meter(sources.meter, logs / "meter.log")) if sources.meter else None
-        reader = stack.enter_context(Reader(sources.domains))
+        with keep_off(cpus):  # threads and processes stay where the thread was that started them
+            meter = stack.enter_context(Meter(sources.meter, logs / "meter.log")) if sources.meter else None
+            reader = stack.enter_context(Reader(sources.domains))
         idle_ns = _measure_idle(sources.idle_s, meter)
+        reader.keep()
         yield
         if meter:
             meter.wait_for(time.monotonic_ns())

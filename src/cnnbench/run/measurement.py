@@ -103,7 +103,7 @@ class Measurement:
         with shared_directory() as shared:
             try:
                 self._begin()
-                with watch_energy(self._job.energy, self._logs, self._writer.add):
+                with watch_energy(self._job.energy, self._logs, self._job.cpus, self._writer.add):
                     self._measure_ceiling()
                     self._launch(shared)
                 again = self._measure_ceiling_again()

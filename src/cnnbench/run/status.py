@@ -191,8 +191,11 @@ def write_status(directory: Path, name: str, status: BaseModel) -> None:
     """
     directory.mkdir(exist_ok=True)
     partial = directory / f".{name}.{os.getpid()}"
-    partial.write_text(status.model_dump_json(), encoding="utf-8")
-    partial.replace(directory / name)
+    try:
+        partial.write_text(status.model_dump_json(), encoding="utf-8")
+        partial.replace(directory / name)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def case_file(pid: int) -> str:
@@ -230,7 +233,8 @@ class Call:
             cases=tuple(cases),
             runs=runs,
         )
-        _remove_past(build_dir)
+        with contextlib.suppress(OSError):
+            _remove_past(build_dir)
         self._change()
 
     def begin_run(self, number: int, settings: str) -> None:
@@ -243,7 +247,8 @@ class Call:
 
     def _change(self, **fields: object) -> None:
         self.status = self.status.model_copy(update={"told_s": time.time(), **fields})
-        write_status(self._directory, f"{self.status.name}.json", self.status)
+        with contextlib.suppress(OSError):  # as on a full disk: the cases run, and nobody is told of them
+            write_status(self._directory, f"{self.status.name}.json", self.status)
 
 
 def _remove_past(build_dir: Path) -> None:
