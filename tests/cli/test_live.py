@@ -121,16 +121,16 @@ def test_a_terminal_shows_what_runs_below_what_ctest_says_and_status_the_same(bu
 
 def test_a_terminal_that_goes_away_without_a_signal_stops_nothing(build):
     controller, end = pty.openpty()
-    command = [build / "ctest.sh", "-R", "throughput", "--repeat", "until-fail:2"]
+    command = [build / "ctest.sh", "-R", "throughput"]
     environment = clean_environment(TERM="xterm-256color", **SETTINGS)
-    process = subprocess.Popen(command, env=environment, stdin=end, stdout=end, stderr=end)  # not the terminal's session
+    process = subprocess.Popen(command, env=environment, stdin=end, stdout=end, stderr=end)
     os.close(end)
     text = b""
     while b"so far" not in text:
         text += os.read(controller, 65536)
     os.close(controller)
-    assert process.wait() == 0
-    assert shown_status(build).splitlines()[1].endswith("with exit code 0 after 1 of 1 cases")
+    assert process.wait() in (0, 120)  # Python's, for output that it could give to nobody
+    assert shown_status(build).splitlines()[1].endswith("with exit code 0 after 1 of 1 case")
 
 
 def test_a_ctrl_c_leaves_a_clean_terminal_and_says_so_afterwards(build):

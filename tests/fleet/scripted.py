@@ -37,6 +37,8 @@ class Scripted:
     hosts: list[str] = field(default_factory=lambda: ["m0", "m1", "m2"])
     chooses_nodes: bool = True
     silent: int = 0
+    silent_polls: int = 0
+    unfetched: str = ""
     ahead_s: float = 0.0
     batches: list = field(default_factory=list)
     cancelled: list = field(default_factory=list)
@@ -76,13 +78,18 @@ class Scripted:
         return JobState("ended", host)
 
     def poll(self, jobs):
+        if self.silent_polls > 0:
+            self.silent_polls -= 1
+            raise UnavailableError("the scheduler does not answer")
         return {batch: self.states[batch] for batch in jobs}
 
     def cancel(self, jobs):
         self.cancelled += jobs
 
     def collect(self, batch):
-        pass
+        node = self.folder.read_node(batch.id)
+        if node and node.host == self.unfetched:
+            raise UnavailableError(f"{node.host}: no route")
 
 
 class ScriptedFleet:

@@ -62,6 +62,8 @@ def test_each_run_is_made_once_and_says_which_job_it_was(tmp_path):
     assert refused.returncode == 2
     assert "another plan" in refused.stderr
     assert "run.trials: 1, now 2" in refused.stderr
+    refused = fleet.call("--cancel")
+    assert (refused.returncode, "another plan" in refused.stderr) == (2, True), refused.stdout
 
 
 def test_controller_and_machine_are_killed_in_the_middle_and_every_run_ends_once(tmp_path):

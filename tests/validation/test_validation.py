@@ -159,6 +159,7 @@ BROKEN, FAILED, SKIPPED = (
         ([GOOD, BROKEN, FAILED], 3),
         ([GOOD, FAILED], 1),
         ([(outcome((100, V)), None)], 0),
+        ([(outcome((100, V), failed="no disk"), None)], 1),
     ],
 )
 def test_a_regression_goes_before_what_could_not_be_seen(pairs, code):
@@ -173,6 +174,12 @@ def test_the_verdict_fits_a_terminal_and_says_why():
     assert ["avx_int8", "1", "-", "-", "1", "-", "-", "-"] in lines
     for words in ("0.833", "below [1]", "no disk", "no AMX", "Some instances were killed", "expect/GENOA.yaml is not"):
         assert words in text
+
+
+def test_a_failure_beside_a_number_is_told():
+    text = verdict_text(verdict((outcome((100, V), failed="no disk"), expectation(90, 110))))
+    assert ["avx_fp32", "1", "1", "-", "-", "1", "-", "within"] in [line.split() for line in text.splitlines()]
+    assert "failed:\n  no disk" in text
 
 
 def test_what_is_measured_becomes_what_is_expected():

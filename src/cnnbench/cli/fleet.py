@@ -13,9 +13,9 @@ from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageEr
 from cnnbench.base.signals import INTERRUPTED, end_by_exceptions
 from cnnbench.cli.comparing import better
 from cnnbench.fleet.controller import Controller
-from cnnbench.fleet.folder import CANCEL, FLEET, FleetFolder
+from cnnbench.fleet.folder import CANCEL, FLEET, FleetFolder, HeldError
 from cnnbench.fleet.kubernetes import KubernetesLauncher
-from cnnbench.fleet.launcher import Launcher, find_launcher
+from cnnbench.fleet.launcher import Launcher, UnavailableError, find_launcher
 from cnnbench.fleet.plan import Plan, plan_fleet
 from cnnbench.fleet.render import require_own, write_base
 from cnnbench.fleet.report import write_report
@@ -72,7 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
         folder.adopt(plan)
         (folder.path / CANCEL).unlink(missing_ok=True)
         for one in launchers.values():
-            one.check(fleet.run)
+            try:
+                one.check(fleet.run)
+            except UnavailableError as error:
+                if not folder.has_begun:
+                    raise UsageError(str(error)) from error
+                console.print(printable(f"goes on without: {error}"))
         control.begin()
         if arguments.retry_failed:
             console.print(f"{control.retry_failed()} failed runs are made again")
@@ -161,9 +166,7 @@ def _cancel(plan: Plan, folder: FleetFolder, control: Controller) -> int:
             control.begin()
             count = len(control.open)
             control.cancel()
-    except UsageError:
-        if not (folder.path / CANCEL).exists():
-            raise
+    except HeldError:
         print("the controller that is at work there ends all that it submitted")
         return 0
     print(f"{count} batches cancelled; {count_verdicts(control.outcomes, len(plan.tasks))}")

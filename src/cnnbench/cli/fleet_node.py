@@ -10,28 +10,17 @@ from cnnbench.base.signals import end_by_exceptions
 from cnnbench.fleet.folder import FleetFolder
 from cnnbench.fleet.launcher import find_launcher
 from cnnbench.fleet.node import BatchRun, read_batch_text
-from cnnbench.fleet.process import find_state, stop
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("batch", metavar="FILE", help="the batch; - reads it from standard input")
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="the fleet's folder here")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--state", type=int, metavar="PID", help="print how far the batch FILE, an id, is")
-    what.add_argument("--stop", type=int, metavar="PID", help="end the batch FILE, an id")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the batch, and print why not all of its runs have an outcome; return 1 then."""
     folder = FleetFolder(arguments.folder.absolute())
-    if arguments.state is not None:
-        found = find_state(folder, arguments.batch, arguments.state)
-        print("\t".join([found.state, found.node, found.reason.replace("\n", " ")]))
-        return 0
-    if arguments.stop is not None:
-        stop(folder, arguments.batch, arguments.stop)
-        return 0
     end_by_exceptions()
     batch = read_batch_text(_read(arguments.batch), arguments.batch)
     allocation = find_launcher(batch.launcher).identify(os.environ)

@@ -16,13 +16,17 @@ class _Model(BaseModel):
 
 
 class TaskFile(_Model):
-    """One run of a batch; `place`: the folder below results/ that it leaves, which no other run has."""
+    """One run of a batch; `place`: the folder below results/ that it leaves, which no other run has.
+
+    `not_of`: the batches whose run of it was put aside, so that what they have left on a machine does not count.
+    """
 
     id: str
     place: str
     workload: str
     case: str
     parameters: dict[str, str]
+    not_of: list[str] = []
 
 
 class BatchFile(_Model):

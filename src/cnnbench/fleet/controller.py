@@ -31,7 +31,7 @@ from cnnbench.run.images import digest_package
 POLL_S, POLL_BATCH_S = 2.0, 0.02
 """How long to wait between two looks, and how much longer for each batch that is looked at."""
 PATIENCE_S = 900.0
-"""How long a scheduler may not answer, or refuse for a quota, before its batches count as failed."""
+"""How long a scheduler may not answer, or refuse for a quota, before the controller ends, if nothing else goes on."""
 COLLECT_S = 30.0
 """How often what running batches have left so far is brought in, where machines have folders of their own."""
 LIMIT_SLACK_S, LIMIT_FACTOR = 900.0, 3.0
@@ -44,7 +44,10 @@ CANCELLED = "cancelled"
 
 @dataclass
 class OpenBatch:
-    """A batch that is not closed; `job`: None until it is handed over. `state`, `node`: as last seen."""
+    """A batch that is not closed; `job`: None until it is handed over. `state`, `node`: as last seen.
+
+    `unfetched_s`: since when what it has left cannot be brought here. `ended_s`: when its machine was done with it.
+    """
 
     file: BatchFile
     slot: int
@@ -52,6 +55,8 @@ class OpenBatch:
     submitted_s: float
     state: JobState = QUEUED
     node: Node | None = None
+    unfetched_s: float | None = None
+    ended_s: float | None = None
 
     @property
     def id(self) -> str:
@@ -78,7 +83,7 @@ class Controller:
         self._plan, self._folder, self._launchers, self._base = plan, folder, dict(launchers), base
         self._tell, self._clock, self._sleep = tell, clock, sleep
         self._tasks = {task.id: task for task in plan.tasks}
-        self._failing_since: dict[str, float] = {}
+        self._silent: dict[tuple[str, bool], tuple[float, str]] = {}
         self._collected_s = clock()
         self.outcomes: dict[str, Ending] = {}
         self.aside: dict[str, list[Ending]] = {}
@@ -109,7 +114,8 @@ class Controller:
                 continue
             submitted = read_file(self._folder.batches / batch / SUBMITTED, Submitted)
             job, since_s = (submitted.job, submitted.submitted_s) if submitted else (None, self._clock())
-            self._open(OpenBatch(file, slot, job, since_s))
+            node, ended = self._folder.read_node(batch), self._folder.read_ended(batch)
+            self._open(OpenBatch(file, slot, job, since_s, node=node, ended_s=ended.ended_s if ended else None))
 
     def _open(self, one: OpenBatch) -> None:
         self.open[one.id] = one
@@ -121,13 +127,18 @@ class Controller:
         return len(self.outcomes) == len(self._tasks) and not self.open
 
     def run(self, seen: Callable[[], None] = lambda: None) -> bool:
-        """Go on until all is done; return False where it was cancelled meanwhile. `seen` is called after each look."""
+        """Go on until all is done; return False where it was cancelled meanwhile. `seen` is called after each look.
+
+        Raises CnnbenchError where all that is left waits for schedulers that have not answered for too long: what runs
+        there goes on, and a later call follows it.
+        """
         while not self.done:
             if (self._folder.path / CANCEL).exists():
                 self.cancel()
                 return False
             self.step()
             seen()
+            self._end_waiting()
             if not self.done:
                 self._sleep(max(POLL_S, POLL_BATCH_S * len(self.open)))
         return True
@@ -168,16 +179,17 @@ class Controller:
             jobs |= launcher.submit([self._batch_of(one) for one in unknown])
         launcher.cancel(jobs)
         for one in batches:
-            launcher.collect(one.file)
-            self._close(one, JobState("failed", one.state.node, CANCELLED))
+            one.state = JobState("failed", one.state.node, CANCELLED)
+            self._fetch(one)
+            self._close(one, one.state)
 
     def cost_hours(self) -> float:
         """Return the hours that batches have had machines so far."""
         now_s = self._clock()
         running = 0.0
         for one in self.open.values():
-            if one.state.state == "running" and one.node:
-                running += max(0.0, now_s - one.node.began_s)
+            if one.node:
+                running += max(0.0, (one.ended_s or now_s) - one.node.began_s)
         return (sum(closed.node_s for closed in self.closed.values()) + running) / 3600
 
     # What is to be run next.
@@ -196,10 +208,11 @@ class Controller:
                 self._make_batch(self._plan.pools[pool], slot, tasks)
 
     def _slot_of(self, task: Task) -> int:
-        """Return which machine of its pool a task goes to: its own, and another each time it is made again."""
+        """Return which machine of its pool a task goes to: its own, and another each time it was disturbed."""
         if self._launchers[task.pool].chooses_nodes:
             return task.slot
-        return (task.slot + len(self.aside.get(task.id, ()))) % self._plan.machines[task.pool]
+        disturbed = sum(bool(one.disturbed) for one in self.aside.get(task.id, ()))
+        return (task.slot + disturbed) % self._plan.machines[task.pool]
 
     def _make_batch(self, pool: Pool, slot: int, tasks: list[Task]) -> None:
         run = self._plan.fleet.run
@@ -232,6 +245,7 @@ class Controller:
                     workload=workloads[task.work.workload],
                     case=task.work.case,
                     parameters=dict(task.work.parameters),
+                    not_of=[one.batch for one in self.aside.get(task.id, ())],
                 )
                 for task in tasks
             ],
@@ -260,13 +274,13 @@ class Controller:
             try:
                 jobs = self._launchers[pool].submit([self._batch_of(one) for one in batches])
             except UnavailableError as error:
-                self._be_patient(pool, batches, error)
+                self._be_patient(pool, False, error)
                 continue
             except CnnbenchError as error:
                 for one in batches:
                     self._close(one, JobState("failed", "", str(error)))
                 continue
-            self._failing_since.pop(pool, None)
+            self._silent.pop((pool, False), None)
             for one in batches:
                 if one.id in jobs:
                     one.job, one.submitted_s = jobs[one.id], self._clock()
@@ -280,30 +294,54 @@ class Controller:
         for pool, batches in self._by_pool(one for one in self.open.values() if one.job is not None).items():
             try:
                 states = self._launchers[pool].poll({one.id: one.job for one in batches if one.job is not None})
-                for one in batches:
-                    one.state = states[one.id]
-                    over = one.state.state in ("ended", "failed", "lost")
-                    if over or collect:
-                        self._launchers[pool].collect(one.file)
-                    self._look(one)
-                    if over:
-                        self._close(one, one.state)
             except UnavailableError as error:
-                self._be_patient(pool, batches, error)
-            else:
-                self._failing_since.pop(pool, None)
+                self._be_patient(pool, True, error)
+                continue
+            self._silent.pop((pool, True), None)
+            for one in batches:
+                one.state = states[one.id]
+                over = one.state.state in ("ended", "failed", "lost")
+                fetched = self._fetch(one) if over or collect else True
+                self._look(one)
+                if over and fetched and one.id in self.open:
+                    self._close(one, one.state)
         if collect:
             self._collected_s = self._clock()
 
-    def _be_patient(self, pool: str, batches: list[OpenBatch], error: UnavailableError) -> None:
-        """Ask again later; after too long, count what is open as failed, with the words of who does not answer."""
-        if pool not in self._failing_since:
-            self._failing_since[pool] = self._clock()
-            self._tell(f"pool {pool}: {error}; asking again for {PATIENCE_S:g} s")
-        if self._clock() - self._failing_since[pool] > PATIENCE_S:
-            for one in batches:
-                if one.id in self.open:
-                    self._close(one, JobState("lost", one.state.node, str(error)))
+    def _fetch(self, one: OpenBatch) -> bool:
+        """Bring here what a batch has left; return whether nothing more is to be waited for.
+
+        What is lost or has failed is not waited for, and what has ended only for so long: it is made again then.
+        """
+        try:
+            self._launchers[one.file.pool].collect(one.file)
+        except UnavailableError as error:
+            now_s = self._clock()
+            one.unfetched_s = one.unfetched_s or now_s
+            if one.state.state == "ended" and now_s - one.unfetched_s > PATIENCE_S:
+                one.state = JobState("lost", one.state.node, str(error))
+            return one.state.state in ("lost", "failed")
+        one.unfetched_s = None
+        return True
+
+    def _be_patient(self, pool: str, is_poll: bool, error: UnavailableError) -> None:
+        """Ask again later: what a scheduler that does not answer has been given may well go on."""
+        if (pool, is_poll) not in self._silent:
+            self._silent[pool, is_poll] = self._clock(), str(error)
+            self._tell(f"pool {pool}: {error}; asking again")
+
+    def _end_waiting(self) -> None:
+        now_s, words = self._clock(), dict[str, str]()
+        for one in self.open.values():
+            since_s, told = self._silent.get((one.file.pool, one.job is not None), (now_s, ""))
+            if now_s - since_s <= PATIENCE_S:
+                return
+            words[one.file.pool] = told
+        if words:
+            raise CnnbenchError(
+                "\n".join(f"pool {pool}: for {PATIENCE_S:g} s: {told}" for pool, told in words.items())
+                + "\nno run is counted as lost for this: the same command goes on when they answer"
+            )
 
     def _look(self, one: OpenBatch) -> None:
         """Take down which runs of a batch have ended, and end one whose machine's clock is ahead of ours."""
@@ -364,8 +402,11 @@ class Controller:
         if closed.reason == CANCELLED:
             return
         lost = [task.id for task in file.tasks if not self._was_made(task.id, file.id)]
-        if len(lost) < len(file.tasks):
-            lost = lost[:1]  # it was at that one; those behind it were never begun
+        now = self._folder.read_now(file.id) if lost else None
+        if now and now.task in lost:
+            lost = [now.task]  # it was at that one; the others were not begun
+        elif len(lost) < len(file.tasks):
+            lost = lost[:1]
         for task_id in lost:
             self._losses.setdefault(task_id, []).append(closed.reason or "it left no outcome")
 

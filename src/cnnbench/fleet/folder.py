@@ -90,6 +90,10 @@ def place_of(pool: str, slot: int, task: str) -> str:
     return f"{pool}-{slot}/{task}"
 
 
+class HeldError(UsageError):
+    """Another controller is at work in a fleet's folder."""
+
+
 class FleetFolder:
     """A fleet's folder; what has not been written yet reads as absent."""
 
@@ -113,7 +117,7 @@ class FleetFolder:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UsageError(
+                raise HeldError(
                     f"{self.path}: another `cnnbench fleet` is at work there; follow it with --status, end all that "
                     "it submitted with --cancel, or name another folder with -o"
                 ) from error
@@ -201,6 +205,11 @@ class FleetFolder:
         (part / BATCH).write_text(batch.model_dump_json(), encoding="utf-8")
         (part / "slot").write_text(str(slot), encoding="utf-8")
         part.rename(self.batches / batch.id)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of the fleet was made to be run."""
+        return next(self.batches.glob("[0-9a-f]*"), None) is not None
 
     def list_batches(self) -> list[str]:
         """Return the ids of all batches."""

@@ -31,7 +31,10 @@ _T = TypeVar("_T")
 def check_cluster(
     api: KubernetesApi, where: str, options: KubernetesOptions, labels: Mapping[str, str], machines: int
 ) -> None:
-    """Raise UsageError where a pool's batches could not be run; `where`: how errors begin, `labels`: its nodes'."""
+    """Raise UsageError where a pool's batches could not be run, UnavailableError where too few nodes are up.
+
+    `where`: how errors begin. `labels`: those of the pool's nodes.
+    """
     try:
         _check_permissions(api, options)
         _check_namespace(api, options)
@@ -39,6 +42,8 @@ def check_cluster(
         _check_nodes(api, options, labels, machines)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
+    except UnavailableError as error:
+        raise UnavailableError(f"{where}: {error}") from error
 
 
 def quantity(text: str) -> Decimal:
@@ -102,7 +107,7 @@ def _check_nodes(api: KubernetesApi, options: KubernetesOptions, labels: Mapping
     fit = [name for name, reason in reasons.items() if not reason]
     if len(fit) < machines:
         why = "; ".join(f"{name} {reason}" for name, reason in reasons.items() if reason)
-        raise UsageError(
+        raise UnavailableError(
             f"{machines} machines are asked for, and {len(fit)} of the {len(nodes)} nodes that have "
             f"{select(labels) or 'any label'} can take a Pod{f': {why}' if why else ''}"
         )

@@ -80,7 +80,11 @@ class Launcher(Protocol):
         """How many machines the pool has, by its file alone; raise UsageError where that does not fit together."""
 
     def check(self, run: Runs) -> None:
-        """Raise UsageError, in the scheduler's own words, where batches could not be run as the pool is declared."""
+        """Raise UsageError, in the scheduler's own words, where batches could not be run as the pool is declared.
+
+        Raises UnavailableError where machines do not answer, or are fewer than asked for: a fleet that has begun goes
+        on without them.
+        """
 
     def submit(self, batches: Sequence[Batch]) -> dict[str, str]:
         """Hand batches over; return what each one's job is called, by batch id.

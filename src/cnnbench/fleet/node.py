@@ -88,7 +88,11 @@ class BatchRun:
         return Path(self._batch.cache) if self._batch.cache else cache_root(self._environ)
 
     def _missing(self) -> list[TaskFile]:
-        return [task for task in self._batch.tasks if not (self._folder.results / task.place).exists()]
+        return [task for task in self._batch.tasks if not self._is_made(task)]
+
+    def _is_made(self, task: TaskFile) -> bool:
+        outcome = self._folder.read_outcome(task.place)
+        return (self._folder.results / task.place).exists() and not (outcome and outcome.batch in task.not_of)
 
     def _tell(self, task: str) -> None:
         write_file(self._directory / NOW, Now(task=task, since_s=time.time(), done=self._done))
@@ -99,6 +103,7 @@ class BatchRun:
     def _run_task(self, task: TaskFile, locks: tuple[int, ...]) -> None:
         """Run a case in a folder of its own; it holds this machine's locks too, until its last process has ended."""
         part = self._folder.path / "partial" / f"{task.id}.{self._batch.id}"
+        self._clear(task)
         if part.exists():
             shutil.rmtree(part)
         make_directory(part, REMEDY)
@@ -165,7 +170,14 @@ class BatchRun:
             allocation=self._allocation, began_s=began_s, ended_s=time.time(),
         )  # fmt: skip
 
+    def _clear(self, task: TaskFile) -> None:
+        """Remove a run that was put aside, from a folder that is this machine's own."""
+        place = self._folder.results / task.place
+        if place.exists():
+            shutil.rmtree(place)
+
     def _leave(self, task: TaskFile, outcome: Outcome) -> None:
+        self._clear(task)
         self._folder.write_outcome(task.place, outcome)
 
 

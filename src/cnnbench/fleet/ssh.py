@@ -134,17 +134,28 @@ class SshLauncher:
         """Ask every host for what a batch needs there, and what time it is."""
         hosts = self._options.hosts[: self.machines]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            problems = [text for text in pool.map(lambda host: self._check_host(host, run.clock_skew_s), hosts) if text]
-        if problems:
-            raise UsageError("\n".join(f"pool {self._pool.name}: {text}" for text in problems))
+            found = [one for one in pool.map(lambda host: self._check_host(host, run.clock_skew_s), hosts) if one[0]]
+        told = "\n".join(f"pool {self._pool.name}: {text}" for text, _ in found)
+        if any(answers for _, answers in found):
+            raise UsageError(told)
+        if found:
+            raise UnavailableError(told)
 
-    def _check_host(self, host: str, most_skew_s: float) -> str:
-        """Return what is wrong with a host; empty where nothing is."""
+    def _check_host(self, host: str, most_skew_s: float) -> tuple[str, bool]:
+        """Return what is wrong with a host, empty where nothing is, and whether it answers."""
+        try:
+            return self._examine(host, most_skew_s), True
+        except UnavailableError as error:
+            return str(error), False
+
+    def _examine(self, host: str, most_skew_s: float) -> str:
         python = node_command(self._pool, sys.executable, self._remote)[0]
         places = {"python": shlex.quote(python), "folder": shlex.quote(self._remote), "fleet": FLEET}
         before_s = time.time()
         try:
             answer = self._ask(host, _CHECK.format(**places))
+        except UnavailableError:
+            raise
         except CnnbenchError as error:
             return str(error)
         after_s, lines = time.time(), answer.splitlines()

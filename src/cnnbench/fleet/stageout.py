@@ -8,7 +8,7 @@ from pathlib import Path
 from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.progress import Progress
 from cnnbench.fleet.batch import BatchFile
-from cnnbench.fleet.folder import ENDED, LOG, NODE, NOW, OUTCOME, REMEDY, FleetFolder
+from cnnbench.fleet.folder import ENDED, LOG, NODE, NOW, OUTCOME, REMEDY, FleetFolder, read_ending
 from cnnbench.staging.archive import unpack
 
 
@@ -28,7 +28,8 @@ def install_archive(folder: FleetFolder, batch: BatchFile, tar_path: Path) -> No
     with explain_refusals(part, REMEDY, lambda: shutil.rmtree(part, ignore_errors=True)):
         unpack(tar_path, part, progress=partial(Progress, stream=io.StringIO()))
         for task in batch.tasks:
-            if (part / task.place / OUTCOME).is_file():
+            outcome = read_ending(part / task.place / OUTCOME)
+            if outcome and outcome.batch not in task.not_of:
                 folder.install(part / task.place, task.place)
         for name in (NODE, NOW, ENDED, LOG):
             if (part / batch.id / name).is_file():

@@ -7,7 +7,7 @@ told with the reason. What needs two looks, some time apart, is in activity.py.
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -231,8 +231,3 @@ KNOBS = (
 def check_settings(place: Place) -> list[Check]:
     """Look at every knob that one look is enough for."""
     return [knob.check(place) for knob in KNOBS]
-
-
-def count_states(checks: Sequence[Check]) -> Counter[str]:
-    """Return how many there are of each state."""
-    return Counter(one.state for one in checks)

@@ -131,7 +131,7 @@ class Verdict:
             return REGRESSION
         if "INVALID" in states:
             return INVALID
-        return FAILED if states & {"failed", "not run"} else 0
+        return FAILED if "not run" in states or any(one.failed for one in self.outcomes) else 0
 
 
 def verdict_text(verdict: Verdict) -> str:
@@ -152,7 +152,8 @@ def _precision_table(verdict: Verdict) -> str:
         judged = [one for one in verdict.judged if one.precision == precision and one.workload == workload]
         worst = min((one.word for one in judged), key=WORST_FIRST.index, default="")
         states = [one.state for one in own]
-        counts = [states.count(state) for state in ("valid", "unstable", "INVALID", "failed", "skipped")]
+        counts = [states.count(state) for state in ("valid", "unstable", "INVALID", "skipped")]
+        counts.insert(3, sum(bool(one.failed) for one in own))
         cells.append(
             [
                 *([workload] if several else []),
@@ -223,9 +224,9 @@ def _reasons(verdict: Verdict, state: str) -> str:
     """List the cases of a state by their reasons."""
     found: dict[str, list[str]] = {}
     for one in verdict.outcomes:
-        if one.state == state:
+        if one.failed if state == "failed" else one.state == state:
             run = one.counting  # of an unstable run the criteria's names, as the report has what was found
-            reason = _failed_criteria(run) if run else why(one)
+            reason = one.failed if state == "failed" else _failed_criteria(run) if run else why(one)
             found.setdefault(printable(reason), []).append(printable(one.choice.case))
     if not found:
         return ""
@@ -252,6 +253,8 @@ def verdict_records(verdict: Verdict) -> dict[str, Any]:
             record |= {"run": run.run_id, "kpi": kpi.key, "unit": kpi.unit, "value": kpi.value}
             if interval := find_interval(run, kpi.key):
                 record |= {"low": interval[0], "high": interval[1]}
+        if one.failed:
+            record["failed"] = one.failed
         if one.state != "valid":
             record["reason"] = run.reason if run else why(one)
         cases.append(record)
