@@ -196,7 +196,7 @@ def test_what_outlives_its_controller_is_removed_by_the_next(models, scripted):
     hanging = scripted("exec sleep 600")
     with serving(models, "--server-image", hanging) as server:
         wait_until(lambda: any(map(is_running, containers(server.pid))), "a container")
-        server.kill()  # its client is told, and the container does not listen
+        server.kill()  # the container has STOP_S to end by itself, and does not listen
         server.wait()
         (left,) = containers(server.pid)
     assert is_running(left)

@@ -1,12 +1,14 @@
 """Have a server of a user's image started in a container, which is gone when the server is."""
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.base.signals import uninterrupted
+from cnnbench.base.start import START
 from cnnbench.launch.container import (
     OWNER_LABEL,
     SHM_SIZE,
@@ -17,7 +19,7 @@ from cnnbench.launch.container import (
     run_engine,
 )
 from cnnbench.machine.topology import format_cpu_list
-from cnnbench.serving.server import LOOK_S, LOOPBACK, Origin, Ports, Start, Wanted
+from cnnbench.serving.server import LOOK_S, LOOPBACK, STOP_S, Origin, Ports, Start, Wanted
 
 MODELS = "/models"
 """Where a container has the repository."""
@@ -41,7 +43,7 @@ class ImageServer(Origin):
         self._cli, self._image, self._environment, self._cpus = list(cli), image, environment, cpus
 
     def prepare(self, wanted: Wanted, stack: ExitStack) -> Start:
-        """Make the container, and have it removed in the end; the command starts it and stays attached to it."""
+        """Make the container, and have it removed in the end; the command stays attached to it, and stops it."""
         run_engine([*self._cli, "version"])
         try:
             run_engine([*self._cli, "image", "inspect", "--format", "{{.Id}}", self._image])
@@ -52,7 +54,8 @@ class ImageServer(Origin):
         stack.callback(self._remove, wanted.prefix)
         with uninterrupted():
             run_engine(self.create_command(wanted))
-        return Start([*self._cli, "start", "--attach", wanted.prefix], dict(os.environ))
+        attached = [sys.executable, START, "cnnbench.launch.attached", f"{STOP_S:g}", wanted.prefix, *self._cli]
+        return Start(attached, dict(os.environ))
 
     def create_command(self, wanted: Wanted) -> list[str]:
         """Return the command that makes the container: it sees the repository, and is given what it needs to serve."""
