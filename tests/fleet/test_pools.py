@@ -2,7 +2,7 @@
 
 import pytest
 
-from cnnbench.fleet.pools import PoolFigures, figure_of, list_outliers, pools_table
+from cnnbench.fleet.pools import PoolFigures, figure_of, list_outliers, pool_rows, pools_table
 from cnnbench.results.record import Kpi
 from run_files import INVALID, make_run
 
@@ -55,7 +55,7 @@ def test_spread_between_machines_stands_beside_that_within_one():
     assert spr.within == pytest.approx(0.0674, abs=1e-4)
     assert spr.between == pytest.approx(0.4901, abs=1e-4)
     assert (genoa.within, genoa.between) == (None, None)
-    table = pools_table([spr, genoa], ["spr", "genoa"])
+    table = pools_table(pool_rows([spr, genoa], ["spr", "genoa"]))
     assert "6.74%" in table
     assert "49.01%" in table
     assert "1.905" in table  # 300 over the middle of 105 and 210

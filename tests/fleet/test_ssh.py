@@ -53,7 +53,10 @@ def test_every_run_ends_once_though_a_link_the_controller_and_a_machine_go_down(
         address = hosts.address(run["facts"]["host name"])
         assert run["facts"]["allocation"].startswith(f"ssh to {address}, process ")
     assert sorted(path.name for path in fleet.folder.glob("merged/lab-*")) == ["lab-a", "lab-b"]
-    assert fleet.folder.joinpath("merged", "report.html").is_file()
+    page = fleet.folder.joinpath("merged", "report.html").read_text()
+    assert "How far machines of a pool, and runs of a machine, are apart" in page
+    assert "Bars of 1 pools in" in page
+    assert "Bars of 2 machines in" in page
 
 
 def test_hosts_with_folders_of_their_own_have_their_runs_fetched(fleet, tmp_path):

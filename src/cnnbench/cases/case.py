@@ -33,6 +33,9 @@ Settings = Mapping[str, str]
 FIXED_BY_NAME = ("FUNCTION", "MODE", "PRECISION", "CASE_TYPE", "TOPOLOGY")
 """The parameters that a case's name fixes; TOPOLOGY only where a workload has several networks."""
 
+_SETUP_S, _STEP_S, _ACCURACY_S = 20.0, 0.1, 300.0
+"""About how long a run takes besides its measuring, a step, and all images of a data set."""
+
 DECIDED_BY_NUM_MPI = ("INSTANCES", "INSTANCE_MODE", "REPLICAS", "WEIGHT_SHARING", "CORES_PER_INSTANCE")
 """The parameters whose declared values give way to ranks a socket."""
 
@@ -282,3 +285,10 @@ def settle(parameters: Parameters) -> tuple[Parameters, list[str]]:
         if getattr(parameters, name) != value
     ]
     return parameters.model_copy(update={name: value for name, (value, _) in always.items()}), notes
+
+
+def estimate_run_s(parameters: Parameters) -> float:
+    """Return about how long a run takes when its inputs are staged; an order of magnitude over all images."""
+    if parameters.mode == "accuracy":
+        return _SETUP_S + (_ACCURACY_S if parameters.accuracy_time == "all" else float(parameters.accuracy_time))
+    return _SETUP_S + (parameters.max_time if parameters.steps == "auto" else _STEP_S * int(parameters.steps))

@@ -15,7 +15,7 @@ from pathlib import Path
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.disk import check_directory, explain_refusals, held, make_directory
 from cnnbench.base.errors import SkippedError, UsageError
-from cnnbench.cases.case import parse_arguments
+from cnnbench.cases.case import estimate_run_s, parse_arguments
 from cnnbench.cases.expectation import expectation_file, load_expectations
 from cnnbench.cases.platforms import check_platform, detect_platform
 from cnnbench.cases.workload import load_sections, load_workload
@@ -40,7 +40,6 @@ from cnnbench.validation.plan import (
     PlannedMachine,
     WorkloadSettings,
     environment_settings,
-    estimate_run_s,
     read_plan,
     tell_differences,
     write_plan,
@@ -161,11 +160,7 @@ def validate(arguments: argparse.Namespace, root: Path) -> int:
             _refuse_another(folder, before, make_plan(before.cases), arguments.replan)
         stand = Stand.set_up(root, folder / BUILD, code, arguments.backend, options, settings)
         plan = make_plan(stand.list_cases(_filters(arguments), depth))
-        if before and before != plan and not arguments.replan:
-            told = "\n".join(f"  {text}" for text in tell_differences(before, plan))
-            raise UsageError(
-                f"{folder}: is of another plan:\n{told}\ngive another -o, or --replan to go on there with this"
-            )
+        _refuse_another(folder, before, plan, arguments.replan)
         with explain_refusals(folder, REMEDY):
             write_plan(folder, plan)
         if arguments.backend == "docker" and not any(text.startswith("REGISTRY=") for text in arguments.cmake):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.fleet.batch import BatchFile, Ending, Node, Outcome, TaskFile
+from cnnbench.fleet.batch import BatchFile, Ending, Kind, Node, TaskFile
 from cnnbench.fleet.checks import digest_workload
 from cnnbench.fleet.folder import (
     CANCEL,
@@ -25,6 +25,7 @@ from cnnbench.fleet.folder import (
 )
 from cnnbench.fleet.launcher import Batch, JobState, Launcher, UnavailableError
 from cnnbench.fleet.plan import Plan, Task, digest, find_workload
+from cnnbench.fleet.run_end import RunEnd
 from cnnbench.fleet.spec import Pool
 from cnnbench.run.images import digest_package
 
@@ -423,14 +424,11 @@ class Controller:
                 task, batch, f"begun {len(losses)} times, and lost each time; the last time: {losses[-1]}", "lost"
             )
 
-    def _fail(self, task: Task, batch: str, reason: str, kind: str, host: str = "") -> None:
+    def _fail(self, task: Task, batch: str, reason: str, kind: Kind, host: str = "") -> None:
         if task.id in self.outcomes:
             return
         now_s = self._clock()
-        outcome = Outcome.model_validate(
-            {"task": task.id, "batch": batch, "verdict": "failed", "reason": reason, "kind": kind, "host": host,
-             "began_s": now_s, "ended_s": now_s}
-        )  # fmt: skip
+        outcome = RunEnd(batch, host, "", now_s, now_s).failed(task.id, reason, kind)
         place = place_of(task.pool, task.slot, task.id)
         self._folder.write_outcome(place, outcome)
         self.outcomes[task.id] = self._folder.read_outcome(place) or Ending.of(outcome)

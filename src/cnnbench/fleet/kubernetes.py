@@ -265,7 +265,7 @@ class KubernetesLauncher:
         )
         run = PodRunEnd(
             batch=batch.id,
-            node=pod["spec"]["nodeName"],
+            host=pod["spec"]["nodeName"],
             allocation=self._identify(pod),
             image=container["image"],
             memory=self._options.memory,

@@ -18,18 +18,14 @@ from cnnbench.cases.parameters import FIELDS
 from cnnbench.fleet.batch import BatchFile, Ended, Kind, Node, Now, Outcome, TaskFile
 from cnnbench.fleet.checks import RefusedError, check_folder, check_node
 from cnnbench.fleet.folder import BATCH, ENDED, LOCK, NODE, NOW, OUTCOME, REMEDY, FleetFolder, write_file
+from cnnbench.fleet.run_end import RunEnd
 from cnnbench.machine.facts import ALLOCATION_VARIABLE, NODE_VARIABLE, read_host_name
-from cnnbench.report.comparison import DISTURBANCES
-from cnnbench.results.record import RunResult, find_last_run, load_run
+from cnnbench.results.record import RUN_FILE, find_last_run, load_run
 from cnnbench.run.job import PLATFORM_VARIABLE
 
 CASE_LOG = "case.log"
 GRACE_S = 60.0
 """How long a case may take to end its instances when the batch is ended."""
-_DISTURBED = ("contention", "throttling")
-"""The criteria by which others had a run's cores."""
-_DISTURBING_SHARE = 1.0
-"""From what share of the cores' time (%) on others are named as what disturbed a run that is not steady."""
 
 
 class BatchRun:
@@ -74,7 +70,8 @@ class BatchRun:
                 check_node(self._batch, self._cache)
             except RefusedError as error:
                 for task in self._missing():
-                    self._leave(task, self._failed(task, time.time(), f"refused by {self._host}: {error}", "refused"))
+                    end = self._end_now(time.time())
+                    self._leave(task, end.failed(task.id, f"refused by {self._host}: {error}", "refused"))
                 return ""
             for task in self._missing():
                 self._tell(task.id)
@@ -110,7 +107,7 @@ class BatchRun:
         began_s = time.time()
         with explain_refusals(part, REMEDY), (part / CASE_LOG).open("wb") as log:
             code = _run_case(self.case_command(task, part), self.case_environment(), log.fileno(), locks)
-        outcome = self._judge(task, part, began_s, code)
+        outcome = self._judge(task, part, self._end_now(began_s), code)
         if outcome is None:
             shutil.rmtree(part)
             return
@@ -137,7 +134,7 @@ class BatchRun:
         own = {"CNNBENCH_CACHE": str(self._cache), ALLOCATION_VARIABLE: self._allocation, NODE_VARIABLE: self._host}
         return kept | own | ({PLATFORM_VARIABLE: self._batch.platform} if self._batch.platform else {})
 
-    def _judge(self, task: TaskFile, part: Path, began_s: float, code: int) -> Outcome | None:
+    def _judge(self, task: TaskFile, part: Path, end: RunEnd, code: int) -> Outcome | None:
         """Return how a case ended; None where it was ended from outside, so that it is to be made again."""
         logs = part / f"logs-{task.case}"
         try:
@@ -148,27 +145,13 @@ class BatchRun:
                 return None
             words = _last_words(part / CASE_LOG) or str(error)
             kind: Kind = "skipped" if code == SkippedError.exit_code else "failed"
-            return self._failed(task, began_s, f"{kind} (exit code {code}): {words}", kind)
+            return end.failed(task.id, f"{kind} (exit code {code}): {words}", kind)
         if run.interrupted:
             return None
-        return Outcome(
-            task=task.id,
-            batch=self._batch.id,
-            verdict=run.verdict,
-            reason=run.reason,
-            disturbed=describe_disturbance(run),
-            host=self._host,
-            allocation=self._allocation,
-            began_s=began_s,
-            ended_s=time.time(),
-            run_file=(worker / "run.json").relative_to(part).as_posix(),
-        )
+        return end.judged(task.id, run, (worker / RUN_FILE).relative_to(part).as_posix())
 
-    def _failed(self, task: TaskFile, began_s: float, reason: str, kind: Kind) -> Outcome:
-        return Outcome(
-            task=task.id, batch=self._batch.id, verdict="failed", reason=reason, kind=kind, host=self._host,
-            allocation=self._allocation, began_s=began_s, ended_s=time.time(),
-        )  # fmt: skip
+    def _end_now(self, began_s: float) -> RunEnd:
+        return RunEnd(self._batch.id, self._host, self._allocation, began_s, time.time())
 
     def _clear(self, task: TaskFile) -> None:
         """Remove a run that was put aside, from a folder that is this machine's own."""
@@ -179,19 +162,6 @@ class BatchRun:
     def _leave(self, task: TaskFile, outcome: Outcome) -> None:
         self._clear(task)
         self._folder.write_outcome(task.place, outcome)
-
-
-def describe_disturbance(run: RunResult) -> str:
-    """Say what had the cores of a run that is unstable for it; empty where nothing was seen to, or it is not."""
-    if run.verdict != "unstable":
-        return ""
-    seen = [
-        f"{kpi.key} {kpi.value:.1f} {kpi.unit}"
-        for kpi in run.kpis
-        if kpi.key in DISTURBANCES and kpi.value >= _DISTURBING_SHARE
-    ]
-    judged = [f"{one.name}: {one.found}" for one in run.failures if one.name in _DISTURBED]
-    return "; ".join(judged or seen)
 
 
 def _run_case(command: list[str], environment: dict[str, str], log: int, locks: tuple[int, ...]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import UsageError
-from cnnbench.cases.case import Settings, check_name
+from cnnbench.cases.case import Settings, check_name, estimate_run_s
 from cnnbench.cases.parameters import Parameters
 from cnnbench.cases.platforms import GENERIC
 from cnnbench.cases.sets import read_sweep
@@ -18,13 +18,6 @@ from cnnbench.cases.variables import DIRECTORY_VARIABLE
 from cnnbench.cases.workload import Sources, Workload, declared_cases, load_workload
 from cnnbench.fleet.spec import Fleet, Pool, Runs
 from cnnbench.run.images import ImageOptions, inference_image
-
-SETUP_S = 30.0
-"""About how long a run takes besides its measuring: to start, load, warm up, trace and judge."""
-STEP_S = 0.1
-"""About how long a step takes, where STEPS says how many there are."""
-ACCURACY_S = 300.0
-"""About how long a run goes over a whole set of images."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ def plan_work(pool: Pool, run: Runs, base: Path) -> list[Work]:
             asked = {**run.parameters, **combination}
             parameters = sources.resolve(workload.parse_case(name), {"run.parameters": asked})
             image = _pinned_image(pool, workload, parameters) if pool.backend == "container" else ""
-            work.append(Work(reference, name, asked, run.run_s or estimate_s(parameters), image))
+            work.append(Work(reference, name, asked, run.run_s or estimate_run_s(parameters), image))
     if not work:
         raise UsageError(
             f"pool {pool.name}: cases {', '.join(run.cases)} choose no case of {', '.join(run.workloads)} on "
@@ -139,15 +132,6 @@ def plan_work(pool: Pool, run: Runs, base: Path) -> list[Work]:
 def find_workload(written: str, base: Path) -> Path:
     """Return the directory of a workload by its name, or by a path."""
     return (base / written).resolve() if "/" in written else REPOSITORY / "workload" / written
-
-
-def estimate_s(parameters: Parameters) -> float:
-    """Return about how long a run takes; only an order of magnitude where it goes over a set of images."""
-    if parameters.mode == "accuracy":
-        return SETUP_S + (ACCURACY_S if parameters.accuracy_time == "all" else float(parameters.accuracy_time))
-    if parameters.steps == "auto":
-        return SETUP_S + parameters.max_time
-    return SETUP_S + STEP_S * int(parameters.steps)
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

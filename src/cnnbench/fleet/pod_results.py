@@ -13,8 +13,9 @@ from cnnbench.base.progress import Progress
 from cnnbench.base.signals import INTERRUPTED
 from cnnbench.fleet.batch import Kind, Outcome, TaskFile
 from cnnbench.fleet.folder import OUTCOME, REMEDY, FleetFolder, write_file
-from cnnbench.fleet.node import CASE_LOG, describe_disturbance
+from cnnbench.fleet.node import CASE_LOG
 from cnnbench.fleet.pod import REFUSED
+from cnnbench.fleet.run_end import RunEnd
 from cnnbench.machine.facts import ALLOCATION, HOST_NAME
 from cnnbench.results.kpi_text import STATUS, write_logs
 from cnnbench.results.record import RUN_FILE, RunResult, load_run
@@ -26,16 +27,11 @@ from cnnbench.staging.archive import unpack
 
 
 @dataclass(frozen=True)
-class PodRunEnd:
-    """A run whose container has ended: of which batch, where, in what, and when."""
+class PodRunEnd(RunEnd):
+    """A run whose container has ended: of which image, and of how much memory it was."""
 
-    batch: str
-    node: str
-    allocation: str
     image: str
     memory: str
-    began_s: float
-    ended_s: float
 
 
 def install_run(folder: FleetFolder, task: TaskFile, run: PodRunEnd, archive: bytes, printed: str) -> None:
@@ -63,7 +59,7 @@ def install_run(folder: FleetFolder, task: TaskFile, run: PodRunEnd, archive: by
 
 def refuse_run(folder: FleetFolder, task: TaskFile, run: PodRunEnd, reason: str) -> None:
     """Put a run into its place that left nothing but this reason."""
-    folder.write_outcome(task.place, _failed(task, run, reason, "failed"))
+    folder.write_outcome(task.place, run.failed(task.id, reason))
 
 
 def _judge(task: TaskFile, run: PodRunEnd, part: Path, worker: Path) -> Outcome | None:
@@ -73,33 +69,22 @@ def _judge(task: TaskFile, run: PodRunEnd, part: Path, worker: Path) -> Outcome 
         if status == INTERRUPTED:
             return None
         if words.startswith(REFUSED):
-            return _failed(task, run, f"refused by {run.node}: {words.removeprefix(REFUSED)}", "refused")
+            return run.failed(task.id, f"refused by {run.host}: {words.removeprefix(REFUSED)}", "refused")
         kind: Kind = "skipped" if status == SkippedError.exit_code else "failed"
-        return _failed(task, run, f"{kind} (exit code {status}): {words}", kind)
+        return run.failed(task.id, f"{kind} (exit code {status}): {words}", kind)
     try:
         result = _add_what_is_known(load_run(worker), task, run, worker)
     except CnnbenchError as error:
-        return _failed(task, run, str(error), "failed")
+        return run.failed(task.id, str(error))
     if result.interrupted:
         return None
-    return Outcome(
-        task=task.id,
-        batch=run.batch,
-        verdict=result.verdict,
-        reason=result.reason,
-        disturbed=describe_disturbance(result),
-        host=run.node,
-        allocation=run.allocation,
-        began_s=run.began_s,
-        ended_s=run.ended_s,
-        run_file=(worker / RUN_FILE).relative_to(part).as_posix(),
-    )
+    return run.judged(task.id, result, (worker / RUN_FILE).relative_to(part).as_posix())
 
 
 def _add_what_is_known(result: RunResult, task: TaskFile, run: PodRunEnd, worker: Path) -> RunResult:
     """Return a result with what its container could not know, as one has that ran in a container of this machine."""
     facts = {
-        HOST_NAME: run.node,
+        HOST_NAME: run.host,
         ALLOCATION: run.allocation,
         "container image": run.image,
         "container engine": "kubernetes",
@@ -111,13 +96,6 @@ def _add_what_is_known(result: RunResult, task: TaskFile, run: PodRunEnd, worker
     whole = apply_outside(result, outside)
     write_logs(whole, worker, whole.exit_code)
     return whole
-
-
-def _failed(task: TaskFile, run: PodRunEnd, reason: str, kind: Kind) -> Outcome:
-    return Outcome(
-        task=task.id, batch=run.batch, verdict="failed", reason=reason, kind=kind, host=run.node,
-        allocation=run.allocation, began_s=run.began_s, ended_s=run.ended_s,
-    )  # fmt: skip
 
 
 def _new_part(folder: FleetFolder, task: TaskFile, run: PodRunEnd) -> Path:

@@ -204,29 +204,34 @@ def figure_of(pool: str, settings: str, run: RunResult) -> Figure:
     )
 
 
-def pools_table(cases: Sequence[PoolCase], pools: Sequence[str]) -> str:
-    """Tabulate what each case of each pool comes to, beside the first pool that has it."""
-    if not cases:
-        return ""
+HEADER = ("case", "pool", "KPI", "median", "ratio", "within", "between", "machines", "runs")
+HOW_TO_READ = (
+    "median: of the machines' medians; ratio: over the first pool; within: the standard deviation of a machine's "
+    "runs; between: that of machines' medians, both as a share"
+)
+
+
+def pool_rows(cases: Sequence[PoolCase], pools: Sequence[str]) -> list[list[str]]:
+    """Return a row, as of HEADER, for what each case of each pool comes to, beside the first pool that has it."""
     first: dict[tuple[str, str], PoolCase] = {}
     for pool in pools:
         for one in cases:
             if one.pool == pool:
                 first.setdefault((one.case, one.kpi), one)
-    prefix, cells = common_prefix([one.case for one in cases]), []
+    prefix, rows = common_prefix([one.case for one in cases]), []
     for one in sorted(cases, key=lambda one: (one.case, one.kpi, list(pools).index(one.pool))):
         base = first[one.case, one.kpi]
         ratio = "" if base is one else f"{one.middle / base.middle:.3f}"
-        cells.append(
+        rows.append(
             [printable(one.case.removeprefix(prefix)), one.pool, printable(one.kpi), format_number(one.middle), ratio,
              _percent(one.within), _percent(one.between), str(one.machines), str(one.runs)]
         )  # fmt: skip
-    header = ["case", "pool", "KPI", "median", "ratio", "within", "between", "machines", "runs"]
-    rule = (
-        "median: of the machines' medians; ratio: over the first pool; within: the standard deviation of a machine's "
-        "runs; between: that of machines' medians, both as a share"
-    )
-    return f"{align(header, cells)}\n\n{wrap(rule, more='')}"
+    return rows
+
+
+def pools_table(rows: Sequence[Sequence[str]]) -> str:
+    """Tabulate rows of pools; empty without any."""
+    return f"{align(HEADER, rows)}\n\n{wrap(HOW_TO_READ, more='')}" if rows else ""
 
 
 def list_outliers(cases: Sequence[PoolCase]) -> list[str]:

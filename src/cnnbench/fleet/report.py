@@ -10,12 +10,14 @@ from cnnbench.base.errors import CnnbenchError
 from cnnbench.fleet.batch import Ending
 from cnnbench.fleet.folder import REMEDY, FleetFolder, place_of
 from cnnbench.fleet.plan import Plan, Task
-from cnnbench.fleet.pools import PoolFigures, figure_of, list_outliers, pools_table
+from cnnbench.fleet.pools import HEADER, HOW_TO_READ, PoolFigures, figure_of, list_outliers, pool_rows, pools_table
 from cnnbench.machine.facts import HOST_NAME
 from cnnbench.report.comparison import Direction
 from cnnbench.report.machines import Machine
 from cnnbench.report.merge import merge_runs
+from cnnbench.report.page.model import Section, Table
 from cnnbench.report.page.page import PAGE, end_with_page
+from cnnbench.report.page.platforms import name_machines, show_standings
 from cnnbench.report.platforms import platforms_table, stand
 from cnnbench.report.sets import RunSet, SetRun
 from cnnbench.report.text import printable
@@ -25,6 +27,11 @@ REPORT = "report.txt"
 """The tables, beside the merged runs."""
 MOST_ON_PAGE = 5000
 """Of more runs a page would be too large to be read; the merged folder has them all."""
+POOLS_LEAD = (
+    "The runs of each pool, one of each machine where it has three or more; a bar is their mean, and the line on it "
+    f"the 95 % interval. In the table of how far machines are apart, {HOW_TO_READ}. "
+)
+APART = "How far machines of a pool, and runs of a machine, are apart"
 LEAST_MACHINES = 3
 """From how many machines on a pool's machines are what is compared, else its runs."""
 
@@ -61,12 +68,15 @@ def write_report(plan: Plan, folder: FleetFolder, outcomes: Mapping[str, Ending]
     cases = figures.judge()
     merged = merge_runs([folder.results], folder.merged)
     told = [*figures.list_differences(), *list_outliers(cases), *merged.told_apart]
-    parts = [
-        pools_table(cases, list(plan.machines)),
-        platforms_table(stand(_pools_as_sets(plan, folder, made), better)),
-    ]
+    rows = pool_rows(cases, list(plan.machines))
+    standings = stand(_pools_as_sets(plan, folder, made), better)
+    parts = [pools_table(rows), platforms_table(standings)]
     if len(made) <= MOST_ON_PAGE:
-        parts.append(end_with_page(merged.directories, folder.merged / PAGE))
+        pools = Section("pools", "Pools", POOLS_LEAD, tables=[Table(APART, HEADER, rows)], notes=told)
+        if len({(one.task.pool, one.host) for one in made}) > len({one.task.pool for one in made}):
+            names = name_machines([one.machine for one in standings])
+            pools = show_standings(pools, "pool", standings, names)  # else the bars of machines show the same
+        parts.append(end_with_page(merged.directories, folder.merged / PAGE, [pools]))
     else:
         some = f"`cnnbench report {folder.merged}/MACHINE/logs-*`"
         parts.append(f"no page, of {len(made)} runs: make one of some, by {some}")

@@ -25,8 +25,6 @@ DEFAULT_REPEATS = 2
 QUICK_TYPES = ("gated", "pkm")
 """The case types that a quick validation is of."""
 
-_START_S, _STEPS_S, _ACCURACY_S = 15.0, 10.0, 120.0
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -173,11 +171,3 @@ def _most_cores(path: Path) -> int:
 def environment_settings(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the parameters that the environment sets: they are part of the plan."""
     return from_environment(environ)
-
-
-def estimate_run_s(parameters: Parameters) -> float:
-    """Return about how long (s) a run takes, when its inputs are staged and its time is used up."""
-    if parameters.mode == "accuracy":
-        limit = parameters.accuracy_time
-        return _START_S + (limit if isinstance(limit, float) else _ACCURACY_S)
-    return _START_S + (parameters.max_time if parameters.steps == "auto" else _STEPS_S)

@@ -79,12 +79,15 @@ class Page:
         return [*self.failures, *plain]
 
 
-def gather(directories: Sequence[Path], selection: Selection = ALL) -> Page:
-    """Read the runs of directories and make the sections; raise CnnbenchError where there is no run at all."""
+def gather(directories: Sequence[Path], selection: Selection = ALL, first: Sequence[Section] = ()) -> Page:
+    """Read the runs of directories and make the sections, behind those that a command has of its own (`first`).
+
+    Raise CnnbenchError where there is no run at all.
+    """
     runs = read_runs(directories, selection)
     if not runs.runs:
         raise CnnbenchError("\n".join(["no run to report on; needed logs directories, such as logs-*", *runs.failures]))
-    return Page(runs, [section for show in SECTIONS if (section := show(runs))])
+    return Page(runs, [*first, *(section for show in SECTIONS if (section := show(runs)))])
 
 
 def render(page: Page) -> str:
@@ -118,22 +121,24 @@ def render(page: Page) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be text
 
 
-def write_page(directories: Sequence[Path], output: Path, selection: Selection = ALL) -> Page:
-    """Write the page about runs; raise CnnbenchError where there are none, or it cannot be written."""
-    page = gather(directories, selection)
+def write_page(
+    directories: Sequence[Path], output: Path, selection: Selection = ALL, first: Sequence[Section] = ()
+) -> Page:
+    """Write the page about runs, as of `gather`; raise CnnbenchError where there are none, or it cannot be written."""
+    page = gather(directories, selection, first)
     text = render(page)
     with explain_refusals(output, "make room, or name another file with -o"):
         output.write_text(text, encoding="utf-8")
     return page
 
 
-def end_with_page(directories: Sequence[Path], output: Path) -> str:
-    """Write the page about the runs that a command has just made, and return the line that says so.
+def end_with_page(directories: Sequence[Path], output: Path, first: Sequence[Section] = ()) -> str:
+    """Write the page about the runs that a command has just made, as of `gather`; return the line that says so.
 
     What keeps it from being written is told in that line: the runs are good without it.
     """
     try:
-        page = write_page(directories, output)
+        page = write_page(directories, output, first=first)
     except (CnnbenchError, OSError) as error:
         return f"no page: {error}"
     plain = [note for note in page.told if note not in page.failures]

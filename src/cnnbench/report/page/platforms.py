@@ -1,6 +1,8 @@
 """Show machines side by side: what each comes to in each case, as a whole, per core, per socket and for its energy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cnnbench.report.machines import Machine
@@ -27,45 +29,57 @@ def show_platforms(runs: Runs) -> Section | None:
     if len(machines) < 2:
         return None
     standings = stand(machines, lambda key: find_kind(key).better)
-    names = _names([machine for machine, _ in machines])
+    names = name_machines([machine for machine, _ in machines])
+    lead = (
+        "Each machine's runs of each case; the bar is their mean, and the line on it the 95 % interval: over the runs "
+        "where there are three or more, else the one run's own. "
+    )
+    return show_standings(Section("platforms", "Platforms", lead), "machine", standings, names)
+
+
+def show_standings(section: Section, what: str, standings: Sequence[Standing], names: Mapping[str, str]) -> Section:
+    """Return a section with what machines, or pools of them, come to.
+
+    `section` is added to; `what`: what they are called; `names`: what charts call each, the first in front.
+    """
     prefix = common_prefix([one.case for one in standings])
     kinds = {(one.kpi, one.unit): "" for one in standings if one.kpi}
     figures: list[Figure] = []
     for number, (kpi, unit) in enumerate(kinds):
         own = [one for one in standings if (one.kpi, one.unit) == (kpi, unit)]
-        what = "" if number == 0 else f"-{number + 1}"
-        figures += _figures(f"platforms{what}", f"{kpi} by machine", f"{kpi} ({unit})", own, names, prefix, _whole)
+        name = section.name if number == 0 else f"{section.name}-{number + 1}"
+        figures += _figures(name, what, f"{kpi} by {what}", f"{kpi} ({unit})", own, names, prefix, _whole)
         if unit.endswith("/s"):
-            for title, name, pick in (("per core", "core", _per_core), ("per socket", "socket", _per_socket)):
-                axis = f"{kpi} {title} ({unit})"
-                figures += _figures(f"platforms{what}-{name}", f"{kpi} {title}", axis, own, names, prefix, pick)
+            for part, pick in (("core", _per_core), ("socket", _per_socket)):
+                title = f"{kpi} per {part}"
+                figures += _figures(f"{name}-{part}", what, title, f"{title} ({unit})", own, names, prefix, pick)
     for key, unit in dict.fromkeys((key, unit) for one in standings for key, (_, unit) in one.energy.items()):
         own = [one for one in standings if key in one.energy]
-        name = f"platforms-{key.lower().replace(' ', '-').replace('/', '-')}"
-        figures += _figures(name, f"{key} by machine", f"{key} ({unit})", own, names, prefix, _of_energy(key))
-    first = names[machines[0][0].name]
+        name = f"{section.name}-{key.lower().replace(' ', '-').replace('/', '-')}"
+        figures += _figures(name, what, f"{key} by {what}", f"{key} ({unit})", own, names, prefix, _of_energy(key))
     lead = (
-        "Each machine's runs of each case; the bar is their mean, and the line on it the 95 % interval: over the runs "
-        "where there are three or more, else the one run's own. Per core and per socket: of those that the instances "
-        f"were on. Ratios are over {first}, with the verdict of cnnbench compare (threshold {THRESHOLD:.0%})."
+        f"{section.lead}Per core and per socket: of those that the instances were on. Ratios are over "
+        f"{next(iter(names.values()))}, with the verdict of cnnbench compare (threshold {THRESHOLD:.0%})."
     )
-    notes = []
-    if len(machines) > MOST_MACHINES:
-        notes.append(f"the charts have the first {MOST_MACHINES} of {len(machines)} machines, the table has all.")
-    return Section("platforms", "Platforms", lead, figures, [_table(standings, names, prefix)], notes)
+    notes = list(section.notes)
+    if len(names) > MOST_MACHINES:
+        notes.append(f"the charts have the first {MOST_MACHINES} of {len(names)} {what}s, the table has all.")
+    tables = [_table(standings, what, names, prefix), *section.tables]
+    return replace(section, lead=lead, figures=[*figures, *section.figures], tables=tables, notes=notes)
 
 
-def _names(machines: Sequence[Machine]) -> dict[str, str]:
-    """Return what charts call each machine: its host, and its CPU where that is known."""
+def name_machines(machines: Sequence[Machine]) -> dict[str, str]:
+    """Return what charts call each machine: its name, and its CPU where that is known."""
     return {one.name: f"{one.name}: {shorten('CPU', one.cpu)}" if one.cpu else one.name for one in machines}
 
 
 def _figures(
     name: str,
+    what: str,
     title: str,
     axis: str,
     standings: Sequence[Standing],
-    names: dict[str, str],
+    names: Mapping[str, str],
     prefix: str,
     pick: _Pick,
 ) -> list[Figure]:
@@ -87,10 +101,9 @@ def _figures(
         [str(row["case"]), str(row["series"]), *(number_text(row[key]) for key in ("value", "low", "high"))]
         for row in values
     ]
-    table = Table(title, ["case", "machine", axis, "from", "to"], rows)
-    machines = len({row["series"] for row in values})
-    text = f"Bars of {machines} machines in {len(cases)} cases."
-    return [Figure(name, title, text, _draw, values, table)]
+    table = Table(title, ["case", what, axis, "from", "to"], rows)
+    text = f"Bars of {len({row['series'] for row in values})} {what}s in {len(cases)} cases."
+    return [Figure(name, title, text, partial(_draw, what), values, table)]
 
 
 def _case(one: Standing, prefix: str) -> str:
@@ -130,14 +143,14 @@ def _of_energy(key: str) -> _Pick:
     return pick
 
 
-def _draw(alt: Any, values: list[Value]) -> Any:
+def _draw(what: str, alt: Any, values: list[Value]) -> Any:
     machines = len({row["series"] for row in values})
     cases = len({row["case"] for row in values})
     place = alt.Y("case:N", title=None, sort=None, scale=alt.Scale(paddingInner=0.2))
     offset = alt.YOffset("series:N", sort=None)
     base = alt.Chart(data(alt, values)).encode(y=place, yOffset=offset)
     hint = tip(
-        alt, case="case", series="machine", value__q="value", low__q="from", high__q="to", runs="runs",
+        alt, case="case", series=what, value__q="value", low__q="from", high__q="to", runs="runs",
         ratio__q="ratio", finding="verdict",
     )  # fmt: skip
     bars = base.mark_bar().encode(
@@ -151,11 +164,11 @@ def _draw(alt: Any, values: list[Value]) -> Any:
     return (bars + whiskers).properties(height=max(90, cases * (machines * _BAR + _GAP)))
 
 
-def _table(standings: Sequence[Standing], names: dict[str, str], prefix: str) -> Table:
+def _table(standings: Sequence[Standing], what: str, names: Mapping[str, str], prefix: str) -> Table:
     kpis = list(dict.fromkeys(f"{one.kpi} ({one.unit})" for one in standings if one.kpi))
     which = ["KPI"] if len(kpis) > 1 else []
     energy = ["energy"] if any(one.energy for one in standings) else []
-    header = ["case", "machine", *which, "value", "per core", "per socket", "ratio", "from", "to", "verdict", "runs",
+    header = ["case", what, *which, "value", "per core", "per socket", "ratio", "from", "to", "verdict", "runs",
               *energy]  # fmt: skip
     rows = [
         [
@@ -172,7 +185,7 @@ def _table(standings: Sequence[Standing], names: dict[str, str], prefix: str) ->
         ]
         for one in standings
     ]
-    return Table(f"Machines side by side{'' if which else f': {kpis[0]}' if kpis else ''}", header, rows)
+    return Table(f"{what.capitalize()}s side by side{'' if which else f': {kpis[0]}' if kpis else ''}", header, rows)
 
 
 def _energy_texts(one: Standing) -> list[str]:
