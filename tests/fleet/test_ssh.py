@@ -55,7 +55,7 @@ def test_every_run_ends_once_though_a_link_the_controller_and_a_machine_go_down(
     assert sorted(path.name for path in fleet.folder.glob("merged/lab-*")) == ["lab-a", "lab-b"]
     page = fleet.folder.joinpath("merged", "report.html").read_text()
     assert "How far machines of a pool, and runs of a machine, are apart" in page
-    assert "Bars of 1 pools in" in page
+    assert "Bars of 1 pool in" in page
     assert "Bars of 2 machines in" in page
 
 

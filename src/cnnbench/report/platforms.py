@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from cnnbench.base.errors import UsageError
+from cnnbench.machine.facts import HOST_NAME
 from cnnbench.report.comparison import Compared, Comparison, Direction, compare_sets
 from cnnbench.report.comparison_text import explain
 from cnnbench.report.machines import Machine, Machines
@@ -184,10 +185,12 @@ def _tell_mixture(runs: Sequence[RunResult]) -> str:
     """Say in which facts that define a figure the runs differ of which the mean is taken; empty where in none.
 
     A run without a fact differs by nothing, but for the container engine: without, it was run on the machine itself.
+    Those of a pool are of many hosts, and those of one machine of one.
     """
     values = {
         name: {run.facts.get(name) for run in runs if name in run.facts or name == CONTAINER_ENGINE}
         for name in DEFINING_FACTS
+        if name != HOST_NAME
     }
     names = [name for name, found in values.items() if len(found) > 1]
     return f"its runs differ in {', '.join(names)}" if names else ""

@@ -102,7 +102,8 @@ def _figures(
         for row in values
     ]
     table = Table(title, ["case", what, axis, "from", "to"], rows)
-    text = f"Bars of {len({row['series'] for row in values})} {what}s in {len(cases)} cases."
+    count = len({row["series"] for row in values})
+    text = f"Bars of {count} {what}{'s' * (count > 1)} in {len(cases)} case{'s' * (len(cases) > 1)}."
     return [Figure(name, title, text, partial(_draw, what), values, table)]
 
 
