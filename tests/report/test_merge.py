@@ -87,12 +87,25 @@ def test_a_machine_of_the_same_name_that_is_another_is_told_apart(tmp_path, caps
 
 def test_a_run_with_the_same_identity_and_other_bytes_is_refused_before_anything_is_written(two):
     save_run(two / "b", make_run(101, 1, facts=A, notes=["changed"]))
-    with pytest.raises(CnnbenchError, match="and differ; a run is never changed"):
+    with pytest.raises(CnnbenchError, match="and differs from it; a run is never changed"):
         merge_runs([two / "a", two / "b"], two / "out")
-    assert not list((two / "out").iterdir())
+    assert not (two / "out").exists()
     merge_runs([two / "a"], two / "out")
-    with pytest.raises(CnnbenchError, match="and differ"):
+    with pytest.raises(CnnbenchError, match="and differs from it"):
         merge_runs([two / "b"], two / "out")
+
+
+def test_exported_runs_and_histories_come_in_by_their_results_alone(two, capsys):
+    files = [two / "b.json", two / "b.db"]
+    for option, file in zip(("-o", "--sqlite"), files, strict=True):
+        assert main(["export", str(two / "b"), option, str(file)]) == 0
+    for number, file in enumerate(files):
+        merged = merge_runs([two / "a", file], two / f"out{number}")
+        assert [one.name for one in merged.machines] == ["alpha", "beta"]
+        assert list(runs_of(two / f"out{number}" / "beta").values()) == [130, 131, 132, 131, 130, 300]
+        again = merge_runs([two / "b", *files], two / f"out{number}")
+        assert (again.added, again.known) == (0, 18)
+    capsys.readouterr()
 
 
 def test_what_is_no_result_is_told_and_what_was_interrupted_is_left_out(two, capsys):

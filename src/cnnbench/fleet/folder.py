@@ -22,6 +22,7 @@ from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.fleet.batch import BatchFile, Ended, Ending, Node, Now, Outcome
 from cnnbench.fleet.plan import Plan, Task
+from cnnbench.report.reading import SET_ASIDE
 
 FLEET, BATCH, SUBMITTED, NODE = "fleet.json", "batch.json", "submitted.json", "node.json"
 NOW, ENDED, CLOSED, OUTCOME = "now.json", "ended.json", "closed.json", "outcome.json"
@@ -99,7 +100,7 @@ class FleetFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.results, self.batches, self.set_aside = path / "results", path / "batches", path / "set-aside"
+        self.results, self.batches, self.set_aside = path / "results", path / "batches", path / SET_ASIDE
         self.merged = path / "merged"
 
     @property

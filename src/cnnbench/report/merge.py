@@ -1,30 +1,29 @@
 """Join the runs of several machines in one folder, `<machine>/logs-<case>/itr-N`: whole runs, each once."""
 
 import errno
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cnnbench.base.disk import describe_refusal, explain_refusals, held, make_directory
+from cnnbench.base.disk import explain_refusals, held, make_directory
 from cnnbench.base.errors import CnnbenchError, UsageError
 from cnnbench.report.machines import Machine, Machines
-from cnnbench.report.reading import Failure, find_workers
+from cnnbench.report.reading import Failure, FoundRun, Identity, iterate
+from cnnbench.report.selection import ALL, Sieve
 from cnnbench.report.sets import NEEDED
 from cnnbench.report.text import printable
-from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, read_result
+from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, parse_result, read_result
 
 MACHINES_FILE = "machines.json"
 """Which machines a merged folder has, the first one in front."""
 REMEDY = "make room, or name another folder with -o"
 
-_Identity = tuple[str, str, str]
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -61,13 +60,22 @@ class _MachinesFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A run that is to come in: where it is, what machine's, of which case, when it was started."""
+class _Coming:
+    """A run that is to come in: where it is, of which case, of what machine, when it was started.
+
+    `text`: its result, where that is all that there is of it; empty where its place has it.
+    """
 
     place: Path
-    machine: str
     case: str
+    machine: str
     started: str
+    text: str
+
+    @property
+    def result(self) -> Path | str:
+        """The file with its result, or that itself."""
+        return self.text or self.place / RUN_FILE
 
 
 def logs_of(folder: Path) -> list[Path]:
@@ -78,49 +86,26 @@ def logs_of(folder: Path) -> list[Path]:
 def merge_runs(sources: Sequence[Path], output: Path) -> Merged:
     """Bring the runs of folders into `output`, which may have some of them already; files are linked where they can be.
 
-    `sources`: folders as `cnnbench validate` leaves them, build directories, merged folders, logs-<case>, itr-N or
-    result files. A run comes in whole or not at all, so a merge that was ended goes on when it is called again. Raises
-    UsageError where a source is not there or has no run; CnnbenchError where two runs have one identity and are not
-    the same, before anything is written.
+    `sources`: folders as `cnnbench validate` leaves them, build directories, merged folders, logs-<case>, itr-N,
+    result files, and what `cnnbench export` writes, of which a run has its result alone. A run comes in whole or not at
+    all, so a merge that was ended goes on when it is called again. Raises UsageError where a source is not there or has
+    no run; CnnbenchError where two runs have one identity and are not the same, before anything is written.
     """
     problems: list[str] = []
+    is_new = not output.exists()
     make_directory(output, REMEDY)
     with held(output, f"{output}: another merge is at work there; wait until it ends"):
-        machines = Machines(read_machines(output))
-        there = {identity: place for place, identity in _scan(output, machines.known)}
-        digests: dict[_Identity, str] = {}
-        coming: list[_Found] = []
-        known = interrupted = 0
-        for source in sources:
-            count = 0
-            for place, run, digest in _read_source(source, problems):
-                count += 1
-                identity = (run.workload, run.case, run.run_id)
-                if identity in there and identity not in digests:
-                    digests[identity] = _digest(there[identity])
-                if identity in digests:
-                    if digests[identity] != digest:
-                        raise CnnbenchError(
-                            printable(
-                                f"{place} and {there[identity]}: both are run {run.run_id} of {run.case}, and differ; "
-                                "a run is never changed, so leave out the one that was"
-                            )
-                        )
-                    known += 1
-                    continue
-                if run.interrupted:
-                    interrupted += 1
-                    continue
-                there[identity], digests[identity] = _result_file(place), digest
-                machine = machines.find(run)
-                coming.append(_Found(place, machine.name, run.case, run.started))
-            if not count:
-                reasons = f": {'; '.join(problems)}" if problems else ""
-                raise UsageError(printable(f"{source}: no result of a run there{reasons}; needed {NEEDED}"))
+        try:
+            machines = Machines(read_machines(output))
+            coming, known, interrupted = _choose(sources, output, machines, problems)
+        except BaseException:
+            if is_new:
+                output.rmdir()
+            raise
         with explain_refusals(output, REMEDY):
             _write_machines(output, machines.known)
             for one in sorted(coming, key=lambda one: one.started):
-                _bring(one.place, output / one.machine / f"logs-{one.case}")
+                _bring(one, output / one.machine / f"logs-{one.case}")
     return Merged(
         output,
         tuple(machines.known),
@@ -130,6 +115,41 @@ def merge_runs(sources: Sequence[Path], output: Path) -> Merged:
         tuple(dict.fromkeys(map(printable, problems))),
         tuple(machines.told_apart),
     )
+
+
+def _choose(
+    sources: Sequence[Path], output: Path, machines: Machines, problems: list[str]
+) -> tuple[list[_Coming], int, int]:
+    """Return the runs that are to come in, and how many are there already, and were interrupted."""
+    there: dict[Identity, Path | str] = {identity: path for path, identity in _scan(output, machines.known)}
+    coming: list[_Coming] = []
+    known = interrupted = 0
+    for source in sources:
+        count = 0
+        for found in _read_source(source, problems):
+            count += 1
+            run = found.result
+            text = run.model_dump_json(indent=2) if source.is_file() else ""
+            one = _Coming(found.place, run.case, "", run.started, text)
+            if (first := there.get(found.identity)) is not None:
+                if not _are_same(first, one.result, run):
+                    raise CnnbenchError(
+                        printable(
+                            f"{found.place}: is run {run.run_id} of {run.case} as another one is"
+                            f"{f', {first.parent}' if isinstance(first, Path) else ''}, and differs from it; a run is "
+                            "never changed, so leave out the one that was"
+                        )
+                    )
+                known += 1
+            elif run.interrupted:
+                interrupted += 1
+            else:
+                there[found.identity] = one.result
+                coming.append(replace(one, machine=machines.find(run).name))
+        if not count:
+            reasons = f": {'; '.join(problems)}" if problems else ""
+            raise UsageError(printable(f"{source}: no result of a run there{reasons}; needed is {NEEDED}"))
+    return coming, known, interrupted
 
 
 def read_machines(output: Path) -> list[Machine]:
@@ -152,7 +172,7 @@ def _write_machines(output: Path, machines: Sequence[Machine]) -> None:
     part.replace(output / MACHINES_FILE)
 
 
-def _scan(output: Path, machines: Sequence[Machine]) -> Iterator[tuple[Path, _Identity]]:
+def _scan(output: Path, machines: Sequence[Machine]) -> Iterator[tuple[Path, Identity]]:
     """Yield the runs that are in a merged folder."""
     for one in machines:
         for logs in logs_of(output / one.name):
@@ -161,61 +181,40 @@ def _scan(output: Path, machines: Sequence[Machine]) -> Iterator[tuple[Path, _Id
                 yield worker / RUN_FILE, (run.workload, run.case, run.run_id)
 
 
-def _read_source(source: Path, problems: list[str]) -> Iterator[tuple[Path, RunResult, str]]:
-    for place in _find_places(source, problems):
-        path = _result_file(place)
-        try:
-            if not path.is_file():
-                problems.append(f"{place}: no {RUN_FILE} there; the run did not get as far as a result")
-                continue
-            run, digest = read_result(path), _digest(path)
-        except CnnbenchError as error:
-            problems.append(str(error))
-        except OSError as error:
-            problems.append(f"{place}: cannot be read: {describe_refusal(error)}")
-        else:
-            if not re.fullmatch("[A-Za-z0-9._-]+", run.case):
-                problems.append(f"{place}: {run.case!r:.80} is no case's name")
-                continue
-            yield place, run, digest
-
-
-def _find_places(source: Path, problems: list[str]) -> Iterator[Path]:
-    """Yield the worker directories, or the result file, that a source stands for; what has none is a problem."""
-    if source.is_file():
-        yield source
-        return
-    if not source.is_dir():
+def _read_source(source: Path, problems: list[str]) -> Iterator[FoundRun]:
+    """Yield the runs that a source has; what is none is a problem."""
+    if not source.exists():
         raise UsageError(printable(f"{source}: no such folder or file; needed is {NEEDED}"))
-    for one in find_workers(source):
+    for one in iterate([source], Sieve(ALL)):
         if isinstance(one, Failure):
             problems.append(one.told)
-        else:
+        elif re.fullmatch("[A-Za-z0-9._-]+", one.result.case):
             yield one
+        else:
+            problems.append(f"{one.place}: {one.result.case!r:.80} is no case's name")
 
 
-def _result_file(place: Path) -> Path:
-    return place if place.is_file() else place / RUN_FILE
+def _are_same(first: Path | str, second: Path | str, run: RunResult) -> bool:
+    """Tell whether a result that was there first is the second, which is `run`."""
+    if isinstance(first, Path) and isinstance(second, Path) and first.samefile(second):
+        return True
+    return run == (read_result(first) if isinstance(first, Path) else parse_result(first, "an exported run"))
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _bring(place: Path, logs: Path) -> None:
+def _bring(one: _Coming, logs: Path) -> None:
     """Copy a run as the next itr-N of a logs directory: under another name first, so that it is never there in part."""
     number = max(find_iterations(logs), default=0) + 1
     part = logs / f".part-{number}"
     if part.exists():
         shutil.rmtree(part)
     logs.mkdir(parents=True, exist_ok=True)
-    if place.is_file():
+    if one.text:
         (part / WORKER).mkdir(parents=True)
-        _link(str(place), str(part / WORKER / RUN_FILE))
-    elif place.name == WORKER:
-        shutil.copytree(place.parent, part, symlinks=True, copy_function=_link)
+        (part / WORKER / RUN_FILE).write_text(f"{one.text}\n", encoding="utf-8")
+    elif one.place.name == WORKER:
+        shutil.copytree(one.place.parent, part, symlinks=True, copy_function=_link)
     else:
-        shutil.copytree(place, part / WORKER, symlinks=True, copy_function=_link)
+        shutil.copytree(one.place, part / WORKER, symlinks=True, copy_function=_link)
     part.rename(logs / f"itr-{number}")
 
 

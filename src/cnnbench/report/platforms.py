@@ -149,7 +149,16 @@ def _stand(
         low=ends[0],
         high=ends[1],
         finding=comparison.finding if comparison else "",
-        remark="; ".join(filter(None, [explain(comparison, THRESHOLD) if comparison else "", _tell_mixture(valid)])),
+        remark="; ".join(
+            filter(
+                None,
+                [
+                    explain(comparison, THRESHOLD) if comparison else "",
+                    _tell_mixture(valid),
+                    "" if valid else runs[0].reason,
+                ],
+            )
+        ),
         runs=len(runs),
         unstable=sum(run.verdict == "unstable" for run in runs),
         invalid=len(runs) - len(valid),

@@ -16,6 +16,10 @@ from cnnbench.report.selection import ALL, Selection, Sieve
 from cnnbench.results.exchange import read_results
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, load_run, parse_result
 
+PLACES = ("host", "sockets", "cpus")
+"""What of an instance's plan figures per core and per socket are made of."""
+SET_ASIDE = "set-aside"
+"""The folder of the runs that a fleet has made again, which do not count, wherever one looks from."""
 Identity = tuple[str, str, str]
 """What no two runs have in common: workload, case and the run's own id."""
 
@@ -181,7 +185,7 @@ def find_workers(path: Path) -> Iterator[Path | Failure]:
         for name in [one for one in names if one.startswith("logs-")]:
             empty = False
             yield from _find_begun(Path(folder, name))
-        names[:] = [one for one in names if not one.startswith(("logs-", "."))]
+        names[:] = [one for one in names if not one.startswith(("logs-", ".")) and one != SET_ASIDE]
     yield from (Failure(f"{error.filename}: cannot be read: {describe_refusal(error)}") for error in refused)
     if empty and not refused:
         yield path  # of which is said that it has no result
@@ -235,8 +239,12 @@ def _same_place(one: FoundRun, other: FoundRun) -> bool:
 
 
 def strip(run: RunResult) -> RunResult:
-    """Return a result with what its figures and its verdict need: no plan, no instances, no criterion that held."""
-    return run.model_copy(update={"plan": {}, "instances": [], "criteria": run.failures})
+    """Return a result with what its figures and its verdict need: of the plan where instances were, no criterion that
+    held, and nothing of the instances themselves.
+    """
+    planned = [{name: one[name] for name in PLACES if name in one} for one in run.plan.get("instances", ())]
+    plan = {"instances": planned} if planned else {}
+    return run.model_copy(update={"plan": plan, "instances": [], "criteria": run.failures})
 
 
 class _Newest:
