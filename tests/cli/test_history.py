@@ -100,6 +100,11 @@ def test_tables_pages_and_comparisons_read_a_history_like_folders(call, kept, tm
     code, output, _ = call("compare", kept, "--by", "machine")
     assert (code, "machine one (3 runs)" in plain(output), "slower" in output) == (4, True, True)
     assert "kernel" in output
+    for number, engine in enumerate(("pytorch", "openvino")):
+        save_run(tmp_path / "engines", make_run(90.0, number, ENGINE=engine))
+    told = plain(call("compare", tmp_path / "engines", "--by", "ENGINE")[1])
+    assert "ENGINE pytorch (1 run" in told
+    assert "ENGINE openvino (1 run" in told
     copied = call("export", "--format", "json", kept)[1]
     assert len(json.loads(copied)["runs"]) == 6
 
@@ -127,8 +132,8 @@ def test_runs_are_selected_by_time_and_machine_from_whatever_source(call, kept, 
         (("report", "--since", "2999-01-01"), 2, "has yet to come"),
         (("compare", "--split-at", "never"), 2, "--split-at never: is no time"),
         (("compare", "--split-at", "2025-01-01"), 2, "no run before 2025-01-01 00:00 UTC; choose a moment between"),
-        (("compare", "--by", "colour"), 2, "--by colour: no run has that fact; they differ by host name, kernel"),
-        (("compare", "--by", "CPU"), 2, "all runs that say have EPYC; they differ by host name, kernel"),
+        (("compare", "--by", "colour"), 2, "--by colour: no fact and no parameter of a run; they differ by "),
+        (("compare", "--by", "CPU"), 2, "all runs that say have EPYC; they differ by kernel, host name"),
         (("compare",), 2, "--by and --split-at make sets of one"),
         (("list-kpi", "--machine", "three"), 2, "--machine three: no run is of it; known are one, two"),
         (("compare", "--by", "machine", "--machine", "one"), 2, "all runs that say have one"),

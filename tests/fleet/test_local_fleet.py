@@ -103,7 +103,8 @@ def test_a_run_that_never_ends_well_is_given_up_with_its_reason(tmp_path):
     (outcome,) = fleet.outcomes()
     assert outcome["verdict"] == "failed"
     assert outcome["reason"].startswith("begun 2 times, and lost each time; the last time: its process died")
-    assert f"FAILED {THROUGHPUT} (here, slot 0): begun 2 times" in done.stdout
+    assert f"FAILED {THROUGHPUT} " in done.stdout
+    assert " (here, slot 0): begun 2 times" in done.stdout
     again = fleet.call("--retry-failed")
     assert "1 failed runs are made again" in again.stdout
     assert len(fleet.read("batch.json")) == 4
@@ -126,6 +127,7 @@ def test_all_is_cancelled_from_elsewhere_and_goes_on_later(tmp_path):
     assert not find_workers(fleet.folder)
     assert len(fleet.outcomes()) < 2
     assert "0 batches cancelled" in fleet.call("--cancel").stdout
+    assert "nothing is under way: the same command without --status goes on" in fleet.call("--status").stdout
     done = fleet.call()
     assert done.returncode == 0, done.stdout
     assert sum(fleet.verdicts().values()) == 2

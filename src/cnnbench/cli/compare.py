@@ -21,8 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     within = parser.add_mutually_exclusive_group()
     within.add_argument(
         "--by", default="", metavar="FACT",
-        help='compare the runs of all SETs by a fact that they have, such as machine, kernel or "CPU": each value is a '
-        "set, in the order in which they were first seen",
+        help='compare the runs of all SETs by a fact or parameter that they have, such as machine, kernel, "CPU" or '
+        "ENGINE: each value is a set, in the order in which they were first seen",
     )  # fmt: skip
     within.add_argument(
         "--split-at", default="", metavar="WHEN",

@@ -152,6 +152,8 @@ def _show_status(plan: Plan, folder: FleetFolder, control: Controller, console: 
     folder.adopt(plan)
     control.look()
     console.print(live_table(plan, folder, control.open, control.outcomes, control.cost_hours()))
+    if not control.open and not control.done:
+        console.print("nothing is under way: the same command without --status goes on")
     return 0
 
 
@@ -182,7 +184,7 @@ def _conclude(plan: Plan, folder: FleetFolder, control: Controller, console: Con
         outcome = control.outcomes[task.id]
         if outcome.verdict != "valid":
             where = f"{task.pool}, {outcome.host or f'slot {task.slot}'}"
-            console.print(printable(f"{outcome.verdict.upper()} {task.work.case} ({where}): {outcome.reason}"))
+            console.print(printable(f"{outcome.verdict.upper()} {task.work} ({where}): {outcome.reason}"))
     repeats = sum(map(len, control.aside.values()))
     console.print(
         f"{count_verdicts(control.outcomes, len(plan.tasks))}; {repeats} made again; "

@@ -4,7 +4,10 @@ import argparse
 
 from cnnbench.report.selection import Selection, parse_time
 
-SOURCES = "a logs-<case>, itr-N or worker-0 directory, a folder with logs-<case> in it, or a file of `cnnbench export`"
+SOURCES = (
+    "a logs-<case>, itr-N or worker-0 directory, a folder with logs-<case> in it, or a file or history of "
+    "`cnnbench export`"
+)
 """What commands read runs from."""
 
 

@@ -442,7 +442,7 @@ class Controller:
             self._folder.put_aside(place_of(task.pool, task.slot, task.id), task.id)
             self.aside.setdefault(task_id, []).append(outcome)
             del self.outcomes[task_id]
-            self._tell(f"{task.work.case} on {outcome.host}: to be made again: {outcome.disturbed or outcome.reason}")
+            self._tell(f"{task.work} on {outcome.host}: to be made again: {outcome.disturbed or outcome.reason}")
 
     def _is_to_repeat(self, task: Task, outcome: Ending) -> bool:
         """Say whether another machine may do better: one that others do not use, or that is as it was asked for."""

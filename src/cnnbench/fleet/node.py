@@ -19,6 +19,7 @@ from cnnbench.fleet.batch import BatchFile, Ended, Kind, Node, Now, Outcome, Tas
 from cnnbench.fleet.checks import RefusedError, check_folder, check_node
 from cnnbench.fleet.folder import BATCH, ENDED, LOCK, NODE, NOW, OUTCOME, REMEDY, FleetFolder, write_file
 from cnnbench.fleet.run_end import RunEnd
+from cnnbench.machine.ceiling import name_own_program
 from cnnbench.machine.facts import ALLOCATION_VARIABLE, NODE_VARIABLE, read_host_name
 from cnnbench.results.record import RUN_FILE, find_last_run, load_run
 from cnnbench.run.job import PLATFORM_VARIABLE
@@ -132,6 +133,7 @@ class BatchRun:
         kept = {name: text for name, text in self._environ.items() if name not in FIELDS}
         kept = {name: text for name, text in kept.items() if not name.startswith("CNNBENCH_")}
         own = {"CNNBENCH_CACHE": str(self._cache), ALLOCATION_VARIABLE: self._allocation, NODE_VARIABLE: self._host}
+        own |= name_own_program({})
         return kept | own | ({PLATFORM_VARIABLE: self._batch.platform} if self._batch.platform else {})
 
     def _judge(self, task: TaskFile, part: Path, end: RunEnd, code: int) -> Outcome | None:

@@ -33,6 +33,10 @@ class Work:
     run_s: float
     image: str = ""
 
+    def __str__(self) -> str:
+        """Return the case and what it is asked for with."""
+        return " ".join([self.case, *(f"{name}={value}" for name, value in self.parameters.items())])
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -22,14 +22,13 @@ VERDICTS: tuple[Literal["valid", "unstable", "invalid", "failed"], ...] = ("vali
 
 def show_plan(plan: Plan) -> str:
     """Return the plan as a table, a row for each case with its parameters, and what it comes to."""
-    rows: dict[tuple[str, str, str, str], list[Task]] = {}
+    rows: dict[tuple[str, str, str], list[Task]] = {}
     for task in plan.tasks:
-        settings = " ".join(f"{name}={value}" for name, value in task.work.parameters.items())
-        rows.setdefault((task.pool, task.work.workload, task.work.case, settings), []).append(task)
+        rows.setdefault((task.pool, task.work.workload, str(task.work)), []).append(task)
     cells = [
-        [pool, printable(f"{case} {settings}".strip()), str(plan.machines[pool]), str(len(tasks)),
+        [pool, printable(work), str(plan.machines[pool]), str(len(tasks)),
          f"{sum(task.work.run_s for task in tasks) / 3600:.2f}"]
-        for (pool, _, case, settings), tasks in rows.items()
+        for (pool, _, work), tasks in rows.items()
     ]  # fmt: skip
     table = align(["pool", "case and parameters", "machines", "runs", "node hours"], cells)
     longest = {
@@ -91,7 +90,7 @@ def describe_batch(
     case = ""
     if now and now.task in tasks:
         task = tasks[now.task]
-        case = task.work.case
+        case = printable(str(task.work))
         if task.id not in outcomes:
             seconds -= min(time.time() - now.since_s, task.work.run_s)
     return [one.file.pool, node.host if node else one.state.node or f"slot {one.slot}", case, state, _span(seconds)]

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.base.cache import cache_root
-from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.disk import check_directory, explain_refusals, make_directory
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.base.signals import check_timeout, end_by_exceptions
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.harness.line import Request
 from cnnbench.harness.spec import Variant
-from cnnbench.machine.ceiling import PEAK_VARIABLE
+from cnnbench.machine.ceiling import name_own_program
 from cnnbench.machine.host import read_cpuinfo
 from cnnbench.report.table import list_kpis
 from cnnbench.report.text import WORDS, Footnotes, align
@@ -26,7 +25,6 @@ from cnnbench.results.record import RunResult, find_runs, load_run
 from cnnbench.run.job import Job, describe_job, plan_case, prepare_job
 from cnnbench.run.native import measure_job
 
-PEAK_PROGRAM = REPOSITORY / "build" / "cnnbench-peak"
 """Where the checkout's own cmake makes what measures peaks; commands that no cmake calls look there."""
 
 RESULTS = "results.csv"
@@ -81,8 +79,7 @@ def tabulate_trials(trials: Sequence[Sequence[RunResult]]) -> str:
 def _jobs(request: Request, env: Mapping[str, str] = {}) -> list[Job]:
     """Return the runs of a line made ready; `env`: more environment of the instances."""
     environ = {name: value for name, value in os.environ.items() if name not in FIELDS}
-    if PEAK_VARIABLE not in environ and PEAK_PROGRAM.is_file():
-        environ[PEAK_VARIABLE] = str(PEAK_PROGRAM)
+    environ |= name_own_program(environ)
     more = {"CUSTOMER_ENV": " ".join(f"{name}={shlex.quote(value)}" for name, value in env.items())} if env else {}
     planned = [plan_case(request.workload, case, environ, settings | more) for case, settings in request.runs]
     return [prepare_job(one, environ) for one in planned]

@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cnnbench.base.checkout import REPOSITORY
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.machine.topology import format_cpu_list
 
 PEAK_VARIABLE = "CNNBENCH_PEAK"
 """Environment variable: the program that measures peaks; cmake sets it for the cases, and the images have it."""
 HOW_TO_GET = "where there is a C compiler, cmake makes it as cnnbench-peak in the build directory"
+OWN_PROGRAM = REPOSITORY / "build" / "cnnbench-peak"
 
 MEMORY = "triad"
 TIMEOUT_S = 60.0
@@ -84,6 +86,11 @@ class Utilization:
 def utilize(ceiling: Ceiling, images_per_s: float, macs_per_image: int) -> Utilization:
     """Return what a throughput is of a ceiling, counting each multiply-accumulate of the graph as two operations."""
     return Utilization(images_per_s * 2 * macs_per_image / 1e9, ceiling)
+
+
+def name_own_program(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable for what cmake made in this checkout's `build`; none where another is named, or none made."""
+    return {PEAK_VARIABLE: str(OWN_PROGRAM)} if PEAK_VARIABLE not in environ and OWN_PROGRAM.is_file() else {}
 
 
 def find_peak_program(environ: Mapping[str, str]) -> Path | None:

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.parameters import FIELDS
 from cnnbench.report.sets import RunSet, SetRun
-from cnnbench.report.table import DEFINING_FACTS, effective_parameters, find_differing, get_parameter, shorten
+from cnnbench.report.table import (
+    DEFINING_FACTS,
+    OF_ONE_RUN,
+    effective_parameters,
+    find_differing,
+    get_parameter,
+    shorten,
+)
 from cnnbench.report.text import printable
-from cnnbench.results.record import SEEN, RunResult
-from cnnbench.run.energy_seen import POWER_OF
+from cnnbench.results.record import RunResult
 
 Case = tuple[str, str]
 """The workload's name, and that of the case."""
-
-OF_ONE_RUN = (
-    "load average before", "measured for", "instance ", "times of other hosts", "contention", "batches of images",
-    "99 % of latency", POWER_OF, SEEN,
-)  # fmt: skip
-"""What facts begin with that are each run's own, and no condition that it was made under."""
 
 _SHARE = re.compile(r"[ ,]*[0-9.]+ ?%.*")
 """A share and what follows it: of what was measured, and no two runs have the same."""
@@ -90,7 +90,8 @@ def _pair_cases(first: RunSet, second: RunSet, *, unlike: bool) -> list[tuple[Ca
         if not pairs:
             told = [f"{of.label} has {_list(names)}" for of, names in ((first, one), (second, other))]
             raise UsageError(
-                f"unlike workloads: {', '.join(told)}; give runs of the same cases, or --unlike to compare these"
+                f"no case in common: {', '.join(told)}; give runs of the same cases, or --unlike to compare those of "
+                "other workloads that measure the same, or the one case of each"
             )
         return pairs
     left = [[case for case in cases if case not in [pair[0] for pair in pairs]] for cases in (one, other)]

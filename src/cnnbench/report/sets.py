@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from cnnbench.base.errors import UsageError
 from cnnbench.machine.facts import HOST_NAME
 from cnnbench.report.reading import Found, FoundRun, Identity, read_runs
 from cnnbench.report.selection import ALL, Selection
-from cnnbench.report.table import DEFINING_FACTS
+from cnnbench.report.table import OF_ONE_RUN, effective_parameters
 from cnnbench.report.text import printable
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult
 
-NEEDED = f"a folder with logs-<case>/itr-N in it, one of these, a {RUN_FILE}, or a file of `cnnbench export`"
+NEEDED = f"a folder with logs-<case>/itr-N in it, one of these, a {RUN_FILE}, or a file or history of `cnnbench export`"
 
 MOST_SETS = 26
 MACHINE = "machine"
@@ -79,7 +80,7 @@ def read_folder(label: str, path: Path, selection: Selection = ALL) -> RunSet:
 
 
 def split_by(paths: Sequence[Path], fact: str, selection: Selection = ALL) -> list[RunSet]:
-    """Read runs as sets, one for each value of a fact, in the order in which these were first seen.
+    """Read runs as sets, one for each value of a fact or parameter, in the order in which these were first seen.
 
     `fact`: `machine` is the host's name. Runs without it are in no set. Raises UsageError where there are not 2 to 26.
     """
@@ -87,17 +88,23 @@ def split_by(paths: Sequence[Path], fact: str, selection: Selection = ALL) -> li
     found = _read_some(paths, selection)
     groups: dict[str, list[FoundRun]] = {}
     for one in sorted(found.runs, key=_moment):
-        if name in one.result.facts:
-            groups.setdefault(one.result.facts[name], []).append(one)
+        if name in (said := _said_of(one.result)):
+            groups.setdefault(said[name], []).append(one)
     if len(groups) < 2:
-        each = [one.result.facts for one in found.runs]
-        able = [key for key in DEFINING_FACTS if len({facts[key] for facts in each if key in facts}) > 1]
-        value = f"all runs that say have {next(iter(groups))}" if groups else "no run has that fact"
-        raise UsageError(printable(f"--by {fact}: {value}; they differ by {', '.join(able) or 'nothing that defines'}"))
+        each = [_said_of(one.result) for one in found.runs]
+        names = [key for key in dict.fromkeys(chain.from_iterable(each)) if not key.startswith(OF_ONE_RUN)]
+        able = [key for key in names if len({said[key] for said in each if key in said}) > 1]
+        value = f"all runs that say have {next(iter(groups))}" if groups else "no fact and no parameter of a run"
+        told = f"they differ by {', '.join(able)}" if able else "nothing that they say differs"
+        raise UsageError(printable(f"--by {fact}: {value}; {told}"))
     if len(groups) > MOST_SETS:
         raise UsageError(f"--by {fact}: has {len(groups)} values; needed 2 to {MOST_SETS}, so choose another fact")
     found.failures += _tell_left_out(len(found.runs), sum(map(len, groups.values())), f"say no {fact}")
     return _split([(f"{fact} {value}", runs) for value, runs in groups.items()], paths, found)
+
+
+def _said_of(run: RunResult) -> dict[str, str]:
+    return run.facts | dict(effective_parameters(run))
 
 
 def split_at(paths: Sequence[Path], moment: datetime, selection: Selection = ALL) -> list[RunSet]:
@@ -105,7 +112,7 @@ def split_at(paths: Sequence[Path], moment: datetime, selection: Selection = ALL
     found = _read_some(paths, selection)
     dated = [one for one in sorted(found.runs, key=_moment) if one.result.started_at]
     sides = [[one for one in dated if (_moment(one) >= moment.timestamp()) is since] for since in (False, True)]
-    told = f"{moment:%Y-%m-%d %H:%M} UTC"
+    told = f"{moment:%Y-%m-%d %H:%M}{f':{moment:%S}' if moment.second else ''} UTC"
     for side, word in zip(sides, ("before", "since"), strict=True):
         if not side:
             raise UsageError(f"--split-at: no run {word} {told}; choose a moment between the runs, or give other runs")

@@ -13,12 +13,13 @@ from typing import Any, Literal
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
 from cnnbench.cases.parameters import FIELDS, default_text
-from cnnbench.machine.facts import HOST_NAME
+from cnnbench.machine.facts import ALLOCATION, HOST_NAME
 from cnnbench.report.reading import read_runs
 from cnnbench.report.selection import ALL, Selection
 from cnnbench.report.text import MARKDOWN, TERMINAL, WORDS, Footnotes, Style, align
 from cnnbench.results.kpi_text import format_number
-from cnnbench.results.record import Kpi, RunResult
+from cnnbench.results.record import SEEN, Kpi, RunResult
+from cnnbench.run.energy_seen import POWER_OF
 
 Format = Literal["table", "csv", "json"]
 TextFormat = Literal["table", "csv", "json", "markdown"]
@@ -37,6 +38,12 @@ DEFINING_FACTS = (
     "zentf", "oneDNN", "numpy", "model SHA-256", "int8 graph SHA-256", "dataset SHA-256",
 )  # fmt: skip
 """The facts without which a number is another machine's, engine's, model's or data set's; the rest vary by the run."""
+
+OF_ONE_RUN = (
+    "load average before", "measured for", "instance ", "times of other hosts", "contention", "batches of images",
+    "99 % of latency", "fell back ", ALLOCATION, POWER_OF, SEEN,
+)  # fmt: skip
+"""What facts begin with that are each run's own, and no condition that it was made under."""
 
 _SHA256_DIGITS = 12
 
