@@ -214,7 +214,7 @@ def test_a_killed_call_is_told_as_dead(build, killed):
     shown = lines(build)
     assert shown[:2] == [
         "nothing is running",
-        f"ctest.sh (process {killed.pid}) died after 1 of 2 cases: killed, or the machine started again",
+        f"ctest.sh (process {killed.pid}) died after 0 of 2 cases: killed, or the machine started again",
     ]
     assert "died: a" in shown
 

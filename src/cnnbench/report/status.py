@@ -80,7 +80,8 @@ def call_lines(seen: CallSeen, costs_s: dict[str, float], now_s: float) -> list[
 
 def _past_lines(seen: CallSeen, now_s: float) -> list[str]:
     call = seen.call
-    over = f"{seen.over} of {seen.count} {'case' if seen.count == 1 else 'cases'}"
+    count = seen.over if call.ended_s is not None else min(seen.count, len(seen.ended))
+    over = f"{count} of {seen.count} {'case' if seen.count == 1 else 'cases'}"
     if call.ended_s is None:
         lines = [f"ctest.sh (process {call.pid}) died after {over}: killed, or the machine started again"]
     else:
