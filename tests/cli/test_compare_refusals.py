@@ -132,7 +132,7 @@ def test_unlike_workloads_are_refused_unless_told(compare, sets, tmp_path):
     )
     code, _, errors = compare(sets[0], other)
     assert code == 2
-    assert f"unlike workloads: A has {CASE}" in errors
+    assert f"no case in common: A has {CASE}" in errors
     assert compare(sets[0], other, "--unlike")[0] == 4
     int8 = save_set(tmp_path / "int8", [200.0, 201, 199], begin=10, case=CASE.replace("avx_fp32", "avx_int8"))
     code, output, _ = compare(sets[0], int8, "--unlike")

@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(merged: Merged) -> str:
     """Say what a merge has done."""
     count = len(merged.machines)
-    parts = [f"{merged.output}: {count} machine{'' if count == 1 else 's'}, {merged.added} runs added"]
+    runs = f"{merged.added} run{'' if merged.added == 1 else 's'}"
+    parts = [f"{merged.output}: {count} machine{'' if count == 1 else 's'}, {runs} added"]
     if merged.known:
         parts.append(f"{merged.known} were there")
     if merged.interrupted:

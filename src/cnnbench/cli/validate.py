@@ -26,7 +26,7 @@ from cnnbench.machine.contention import with_siblings
 from cnnbench.machine.host import HOST_PROC, read_cpuinfo
 from cnnbench.machine.topology import HOST_SYSFS, read_topology
 from cnnbench.report.page.page import PAGE, end_with_page
-from cnnbench.report.text import Footnotes, align, printable
+from cnnbench.report.text import Footnotes, align, printable, wrap
 from cnnbench.results.kpi_text import format_number
 from cnnbench.validation.expected import MIN_RUNS, check_writable, write_expected
 from cnnbench.validation.outcome import Outcome, count_due, estimate_left_s, next_due, primary
@@ -273,8 +273,11 @@ def _print_plan(stand: Stand, plan: Plan, folder: Path, before: Plan | None, lac
     ]
     print(align(["case", "runs there", "runs due", "about"], cells))
     total = _duration(estimate_left_s(outcomes, plan.runs, plan.repeats, guesses))
-    print(f"\n{plan.platform}, {plan.backend}, {plan.depth}: {len(plan.cases)} cases, about {total} in all, and")
-    print(f"up to {plan.repeats} more runs of each that is unstable; what is yet to be staged or built takes longer")
+    told = (
+        f"{plan.platform}, {plan.backend}, {plan.depth}: {len(plan.cases)} cases, about {total} in all, and up to "
+        f"{plan.repeats} more runs of each that is unstable; what is yet to be staged or built takes longer"
+    )
+    print(f"\n{wrap(told, more='')}")
     for path in plan.files:
         print(f"settings: {path}")
     print(f"folder: {folder}")

@@ -81,7 +81,10 @@ def _check_clock(batch: BatchFile, now: Callable[[], float] = time.time) -> None
 def _check_platform(batch: BatchFile) -> None:
     found = detect_platform(read_cpuinfo())
     if batch.platform and found != batch.platform:
-        raise RefusedError(f"this machine is {found}, and pool {batch.pool} is of {batch.platform}")
+        raise RefusedError(
+            f"this machine is {found}, and pool {batch.pool} is of {batch.platform}: give the pool other machines, or "
+            "another platform, or none"
+        )
 
 
 def _check_sources(batch: BatchFile) -> None:

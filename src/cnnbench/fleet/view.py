@@ -13,7 +13,7 @@ from cnnbench.fleet.batch import Ending
 from cnnbench.fleet.controller import OpenBatch
 from cnnbench.fleet.folder import FleetFolder
 from cnnbench.fleet.plan import Plan, Task
-from cnnbench.report.text import align, printable
+from cnnbench.report.text import align, printable, wrap
 
 MOST_ROWS = 40
 """How many batches a live table shows at the most; the others are counted."""
@@ -37,11 +37,12 @@ def show_plan(plan: Plan) -> str:
         ) / 3600 for pool in plan.machines
     }  # fmt: skip
     machines = sum(plan.machines.values())
-    return (
-        f"{table}\n\n{len(plan.tasks)} runs on {machines} machine{'s' if machines > 1 else ''} of {len(plan.machines)} "
+    told = (
+        f"{len(plan.tasks)} runs on {machines} machine{'s' if machines > 1 else ''} of {len(plan.machines)} "
         f"pool{'s' if len(plan.machines) > 1 else ''}, about {plan.node_hours:.2f} node hours, "
         f"{max(longest.values()):.2f} hours where all machines run side by side; plan {plan.id}"
     )
+    return f"{table}\n\n{wrap(told, more='')}"
 
 
 def count_verdicts(outcomes: Mapping[str, Ending], total: int) -> str:

@@ -16,6 +16,8 @@ NODE_VARIABLE = "CNNBENCH_NODE"
 """Environment variable: what a scheduler calls this machine, where that need not be its own name."""
 ALLOCATION, ALLOCATION_VARIABLE = "allocation", "CNNBENCH_ALLOCATION"
 """The fact that says in which of a scheduler's jobs a run was made, and the environment variable that tells it."""
+POWER_OF = "power of "
+"""What the facts begin with that tell what each domain drew."""
 
 
 def read_host_name() -> str:

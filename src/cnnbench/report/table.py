@@ -13,13 +13,12 @@ from typing import Any, Literal
 from cnnbench.base.errors import UsageError
 from cnnbench.cases.case import FIXED_BY_NAME
 from cnnbench.cases.parameters import FIELDS, default_text
-from cnnbench.machine.facts import ALLOCATION, HOST_NAME
+from cnnbench.machine.facts import ALLOCATION, HOST_NAME, POWER_OF
 from cnnbench.report.reading import read_runs
 from cnnbench.report.selection import ALL, Selection
 from cnnbench.report.text import MARKDOWN, TERMINAL, WORDS, Footnotes, Style, align
 from cnnbench.results.kpi_text import format_number
 from cnnbench.results.record import SEEN, Kpi, RunResult
-from cnnbench.run.energy_seen import POWER_OF
 
 Format = Literal["table", "csv", "json"]
 TextFormat = Literal["table", "csv", "json", "markdown"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from cnnbench.launch.local import keep_off
 from cnnbench.machine.energy import Reader, Series, UnreadableError
+from cnnbench.machine.facts import POWER_OF
 from cnnbench.machine.meter import NAME as METER
 from cnnbench.machine.meter import PATIENCE_S, Meter
 from cnnbench.run.energy import EnergySources
@@ -18,8 +19,6 @@ from cnnbench.run.record import EnergySeen
 
 MOST_W = 2000.0
 """More than one processor, its memory or a GPU draws: a counter that went back has run over if that took no more."""
-POWER_OF = "power of "
-"""What the facts begin with that tell what each domain drew."""
 
 _TO_SI = {"uJ": 1e-6, "mJ": 1e-3, "J": 1.0, "mW": 1e-3, "W": 1.0}
 
