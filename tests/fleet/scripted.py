@@ -38,6 +38,7 @@ class Scripted:
     chooses_nodes: bool = True
     silent: int = 0
     silent_polls: int = 0
+    silent_cancels: int = 0
     unfetched: str = ""
     ahead_s: float = 0.0
     batches: list = field(default_factory=list)
@@ -84,6 +85,9 @@ class Scripted:
         return {batch: self.states[batch] for batch in jobs}
 
     def cancel(self, jobs):
+        if self.silent_cancels > 0:
+            self.silent_cancels -= 1
+            raise UnavailableError("the scheduler does not answer")
         self.cancelled += jobs
 
     def collect(self, batch):

@@ -209,6 +209,15 @@ def test_a_machine_whose_clock_is_ahead_is_ended_and_told(tmp_path):
     assert len(fleet.launcher.cancelled) == 1
 
 
+def test_a_machine_whose_clock_is_ahead_and_that_does_not_answer_ends_no_other(tmp_path):
+    answers = iter([JobState("running", "m0")] * 9)
+    fleet = ScriptedFleet(tmp_path, lambda *_: next(answers), ahead_s=3600, silent_cancels=2)
+    control = fleet.run()
+    assert fleet.launcher.cancelled
+    assert sum("it cannot be ended yet: the scheduler does not answer" in line for line in fleet.told) == 2
+    assert {one.kind for one in control.outcomes.values()} == {"refused"}
+
+
 def test_every_machine_of_a_pool_gets_the_same_runs_under_other_names(tmp_path):
     fleet = ScriptedFleet(tmp_path, lambda *_: {}, machines=3, runs={"trials": 2, "sets": ["BATCH_SIZE=1 2"]})
     tasks = fleet.plan.tasks

@@ -5,29 +5,37 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from cnnbench.base.start import START
+from keeper import children
 from null_workload import PATIENCE_S, wait_until
 
 _ENGINE = """\
 #!/bin/sh
 case $1 in
-start) echo "$@" $$ >"$0.client"; until [ -e "$0.stopped" ]; do sleep 0.05; done; exit 7 ;;
-stop) echo "$@" >>"$0.stopped" ;;
+start) sleep 1.5; echo "$@" $$ >"$0.client"; until [ -e "$0.stopped" ]; do sleep 0.05; done; exit 7 ;;
+stop) echo "$@" >>"$0.asked"; if [ -e "$0.client" ]; then touch "$0.stopped"; fi ;;
 esac
 """
 
 
-def test_a_signal_has_the_engine_stop_the_container_once(tmp_path):
-    engine, client, stopped = (tmp_path / name for name in ("engine", "engine.client", "engine.stopped"))
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_signal_has_the_engine_stop_the_container(tmp_path, waits):
+    engine, client, asked = (tmp_path / name for name in ("engine", "engine.client", "engine.asked"))
     engine.write_text(_ENGINE)
     engine.chmod(0o755)
     command = [sys.executable, START, "cnnbench.launch.attached", "30", "triton", str(engine)]
     with subprocess.Popen(command) as process:
-        wait_until(lambda: client.exists() and client.read_text(), "the client")
-        *words, pid = client.read_text().split()
-        assert words == ["start", "--attach", "triton"]
-        assert os.getpgid(int(pid)) != process.pid  # a Ctrl-C does not reach it
+        wait_until(lambda: children(process.pid), "the client")
+        if waits:  # else the engine has not started the container when it is first told to stop it
+            wait_until(lambda: client.exists() and client.read_text(), "the container")
+        (client_pid,) = children(process.pid)
+        assert os.getpgid(client_pid) != process.pid  # a Ctrl-C does not reach it
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 7
-    assert stopped.read_text() == "stop -t 30 triton\n"
+    assert client.read_text().split()[:3] == ["start", "--attach", "triton"]
+    told = asked.read_text().splitlines()
+    assert set(told) == {"stop -t 30 triton"}
+    assert len(told) == 1 if waits else len(told) > 1

@@ -180,9 +180,9 @@ class Controller:
             jobs |= launcher.submit([self._batch_of(one) for one in unknown])
         launcher.cancel(jobs)
         for one in batches:
-            one.state = JobState("failed", one.state.node, CANCELLED)
+            one.state = cancelled = JobState("failed", one.state.node, CANCELLED)
             self._fetch(one)
-            self._close(one, one.state)
+            self._close(one, cancelled)
 
     def cost_hours(self) -> float:
         """Return the hours that batches have had machines so far."""
@@ -278,6 +278,7 @@ class Controller:
                 self._be_patient(pool, False, error)
                 continue
             except CnnbenchError as error:
+                self._silent.pop((pool, False), None)
                 for one in batches:
                     self._close(one, JobState("failed", "", str(error)))
                 continue
@@ -312,16 +313,16 @@ class Controller:
     def _fetch(self, one: OpenBatch) -> bool:
         """Bring here what a batch has left; return whether nothing more is to be waited for.
 
-        What is lost or has failed is not waited for, and what has ended only for so long: it is made again then.
+        What is lost is not waited for, and what has ended or failed only for so long: it is made again then.
         """
         try:
             self._launchers[one.file.pool].collect(one.file)
         except UnavailableError as error:
             now_s = self._clock()
             one.unfetched_s = one.unfetched_s or now_s
-            if one.state.state == "ended" and now_s - one.unfetched_s > PATIENCE_S:
+            if one.state.state in ("ended", "failed") and now_s - one.unfetched_s > PATIENCE_S:
                 one.state = JobState("lost", one.state.node, str(error))
-            return one.state.state in ("lost", "failed")
+            return one.state.state == "lost"
         one.unfetched_s = None
         return True
 
@@ -357,7 +358,11 @@ class Controller:
                 f"is {one.file.clock_skew_s:g}): have both kept by one time server"
             )
             assert one.job is not None
-            self._launchers[one.file.pool].cancel({one.id: one.job})
+            try:
+                self._launchers[one.file.pool].cancel({one.id: one.job})
+            except UnavailableError as error:
+                self._tell(f"pool {one.file.pool}: {reason}; it cannot be ended yet: {error}")
+                return
             one.state = JobState("failed", node.host, reason)
             for task in one.file.tasks:
                 self._fail(self._tasks[task.id], one.id, reason, "refused", node.host)

@@ -150,7 +150,7 @@ class KubernetesLauncher:
 
     def submit(self, batches: Sequence[Batch]) -> dict[str, str]:
         """Create a Job for each batch; one that is there already, of this fleet, is the batch's."""
-        jobs = {}
+        jobs: dict[str, str] = {}
         for batch in batches:
             manifest = job_manifest(self._plan(batch), self._options)
             size = len(json.dumps(manifest))
@@ -165,6 +165,10 @@ class KubernetesLauncher:
                 if error.status != _CONFLICT:
                     raise
                 created = self._require_ours(batch.file.name)
+            except UnavailableError:
+                if not jobs:
+                    raise
+                return jobs  # the others are asked for again
             if self._options.network_policy:
                 self._api.create_network_policy(self._policy(created))
             jobs[batch.id] = batch.file.name

@@ -75,6 +75,8 @@ class BatchRun:
                     self._leave(task, end.failed(task.id, f"refused by {self._host}: {error}", "refused"))
                 return ""
             for task in self._missing():
+                if self._is_made(task):  # meanwhile, by a batch that was given up and went on
+                    continue
                 self._tell(task.id)
                 self._run_task(task, (machine, lock))
                 self._done += 1
@@ -158,7 +160,7 @@ class BatchRun:
     def _clear(self, task: TaskFile) -> None:
         """Remove a run that was put aside, from a folder that is this machine's own."""
         place = self._folder.results / task.place
-        if place.exists():
+        if place.exists() and not self._is_made(task):
             shutil.rmtree(place)
 
     def _leave(self, task: TaskFile, outcome: Outcome) -> None:

@@ -73,9 +73,9 @@ def write_report(plan: Plan, folder: FleetFolder, outcomes: Mapping[str, Ending]
     parts = [pools_table(rows), platforms_table(standings)]
     if len(made) <= MOST_ON_PAGE:
         pools = Section("pools", "Pools", POOLS_LEAD, tables=[Table(APART, HEADER, rows)], notes=told)
-        if len({(one.task.pool, one.host) for one in made}) > len({one.task.pool for one in made}):
+        if len({(one.task.pool, one.host) for one in made}) > 1:
             names = name_machines([one.machine for one in standings])
-            pools = show_standings(pools, "pool", standings, names)  # else the bars of machines show the same
+            pools = show_standings(pools, "pool", standings, names)
         parts.append(end_with_page(merged.directories, folder.merged / PAGE, [pools]))
     else:
         some = f"`cnnbench report {folder.merged}/MACHINE/logs-*`"
@@ -134,7 +134,7 @@ def _pools_as_sets(plan: Plan, folder: FleetFolder, made: Sequence[_Made]) -> li
         if not own:
             continue
         if len({one.host for one in own}) >= LEAST_MACHINES:
-            own = _middle_runs(own)
+            own = _middle_runs(own) or own
         results = [one.read(folder) for one in own]
         runs = [SetRun(f"{run.facts.get(HOST_NAME, '')} {run.run_id}", run, run.started_at) for run in results]
         facts = results[0].facts

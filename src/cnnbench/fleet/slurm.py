@@ -22,7 +22,7 @@ from cnnbench.base.disk import explain_refusals, make_directory
 from cnnbench.base.errors import UsageError
 from cnnbench.fleet.batch import BatchFile
 from cnnbench.fleet.folder import LOCK, LOG, REMEDY, FleetFolder
-from cnnbench.fleet.launcher import Batch, JobState, JobStateName, node_command
+from cnnbench.fleet.launcher import Batch, JobState, JobStateName, UnavailableError, node_command
 from cnnbench.fleet.process import is_locked
 from cnnbench.fleet.slurm_queue import (
     QueuedTask,
@@ -127,10 +127,17 @@ class SlurmLauncher:
 
     def submit(self, batches: Sequence[Batch]) -> dict[str, str]:
         """Submit arrays of the batches that Slurm has no task for."""
-        with self._submitting() as lock, self._explained():
-            jobs = self._find_jobs([batch.id for batch in batches])
+        with self._submitting() as lock:
+            with self._explained():
+                jobs = self._find_jobs([batch.id for batch in batches])
             for array in self._split([batch for batch in batches if batch.id not in jobs]):
-                jobs |= self._submit_array(array, lock)
+                try:
+                    with self._explained():
+                        jobs |= self._submit_array(array, lock)
+                except UnavailableError:
+                    if not jobs:
+                        raise
+                    break  # the others are asked for again
         return jobs
 
     def poll(self, jobs: Mapping[str, str]) -> dict[str, JobState]:

@@ -218,6 +218,7 @@ class SshLauncher:
         except UnavailableError as error:
             since_s = self._silent_since.setdefault(host, time.monotonic())
             if time.monotonic() - since_s > self._options.lost_after_s:
+                self._silent_since.pop(host, None)  # what is tried there next has as long
                 return JobState("lost", host, f"no answer for {self._options.lost_after_s:g} s: {error}")
             before = self._seen[batch][1].state if batch in self._seen else "queued"
             return JobState(before, host, str(error))

@@ -25,8 +25,6 @@ from cnnbench.results.record import RunResult, find_runs, load_run
 from cnnbench.run.job import Job, describe_job, plan_case, prepare_job
 from cnnbench.run.native import measure_job
 
-"""Where the checkout's own cmake makes what measures peaks; commands that no cmake calls look there."""
-
 RESULTS = "results.csv"
 
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 
+PAUSE_S = 1.0
+
 if __name__ == "__main__":
     # They wait from here on to be taken by `sigwait`; the client starts with them blocked, and keeps to it.
     awaited = {signal.SIGTERM, signal.SIGCHLD}
@@ -17,7 +19,10 @@ if __name__ == "__main__":
     client = subprocess.Popen([*cli, "start", "--attach", name], start_new_session=True)
     stop: subprocess.Popen[bytes] | None = None
     while client.poll() is None:
-        if signal.sigwait(awaited) == signal.SIGTERM and stop is None:
+        # Once told, the engine is asked until it has: it may not have started the container yet, or not answer.
+        seen = signal.sigtimedwait(awaited, PAUSE_S) if stop else signal.sigwaitinfo(awaited)
+        is_told = seen is not None and seen.si_signo == signal.SIGTERM
+        if is_told if stop is None else (seen is None and stop.poll() is not None):
             stop = subprocess.Popen([*cli, "stop", "-t", seconds, name], stdout=subprocess.DEVNULL)
     if stop is not None:
         stop.wait()

@@ -17,6 +17,7 @@ PEAK_VARIABLE = "CNNBENCH_PEAK"
 """Environment variable: the program that measures peaks; cmake sets it for the cases, and the images have it."""
 HOW_TO_GET = "where there is a C compiler, cmake makes it as cnnbench-peak in the build directory"
 OWN_PROGRAM = REPOSITORY / "build" / "cnnbench-peak"
+"""Where the checkout's own cmake makes it; commands that no cmake calls look there."""
 
 MEMORY = "triad"
 TIMEOUT_S = 60.0

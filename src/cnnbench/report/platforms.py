@@ -10,6 +10,7 @@ from cnnbench.report.comparison import Compared, Comparison, Direction, compare_
 from cnnbench.report.comparison_text import explain
 from cnnbench.report.machines import Machine, Machines
 from cnnbench.report.matching import match_sets
+from cnnbench.report.reading import count_places
 from cnnbench.report.sets import RunSet, SetRun
 from cnnbench.report.table import DEFINING_FACTS, common_prefix, effective_parameters, find_interval, shorten
 from cnnbench.report.text import Footnotes, align, printable, wrap
@@ -182,12 +183,10 @@ def estimate_figures(
 
 def places_used(run: RunResult) -> tuple[int, int]:
     """Return how many cores and sockets the instances of a run were on; 0 where its plan does not tell."""
-    planned = run.plan.get("instances", [])
-    sockets = {(one.get("host", ""), socket) for one in planned for socket in one.get("sockets", ())}
-    cpus = {(one.get("host", ""), cpu) for one in planned for cpu in one.get("cpus", ())}
+    cpus, sockets = count_places(run)
     count = run.effective.get("INSTANCES", ""), run.effective.get("CORES_PER_INSTANCE", "")
     told = int(count[0]) * int(count[1]) if all(text.isdecimal() for text in count) else 0
-    return len(cpus) or told, len(sockets)
+    return cpus or told, sockets
 
 
 def _tell_mixture(runs: Sequence[RunResult]) -> str:

@@ -16,8 +16,8 @@ from cnnbench.report.selection import ALL, Selection, Sieve
 from cnnbench.results.exchange import read_results
 from cnnbench.results.record import RUN_FILE, WORKER, RunResult, find_iterations, find_runs, load_run, parse_result
 
-PLACES = ("host", "sockets", "cpus")
-"""What of an instance's plan figures per core and per socket are made of."""
+PLACES = "places"
+"""What a stripped plan has: how many CPUs and sockets the instances were on."""
 SET_ASIDE = "set-aside"
 """The folder of the runs that a fleet has made again, which do not count, wherever one looks from."""
 Identity = tuple[str, str, str]
@@ -242,9 +242,23 @@ def strip(run: RunResult) -> RunResult:
     """Return a result with what its figures and its verdict need: of the plan where instances were, no criterion that
     held, and nothing of the instances themselves.
     """
-    planned = [{name: one[name] for name in PLACES if name in one} for one in run.plan.get("instances", ())]
-    plan = {"instances": planned} if planned else {}
+    places = count_places(run)
+    plan = {PLACES: places} if any(places) else {}
     return run.model_copy(update={"plan": plan, "instances": [], "criteria": run.failures})
+
+
+def count_places(run: RunResult) -> tuple[int, int]:
+    """Return how many CPUs and sockets the instances of a run were planned on; 0 where its plan does not tell."""
+    if PLACES in run.plan:
+        cpus, sockets = run.plan[PLACES]
+        return int(cpus), int(sockets)
+    planned = run.plan.get("instances")
+    instances = [one for one in planned if isinstance(one, dict)] if isinstance(planned, list) else []
+    counts = [
+        len({(one.get("host", ""), place) for one in instances for place in one.get(name) or ()})
+        for name in ("cpus", "sockets")
+    ]
+    return counts[0], counts[1]
 
 
 class _Newest:

@@ -92,7 +92,9 @@ def split_by(paths: Sequence[Path], fact: str, selection: Selection = ALL) -> li
             groups.setdefault(said[name], []).append(one)
     if len(groups) < 2:
         each = [_said_of(one.result) for one in found.runs]
-        names = [key for key in dict.fromkeys(chain.from_iterable(each)) if not key.startswith(OF_ONE_RUN)]
+        names = [
+            key for key in dict.fromkeys(chain.from_iterable(each)) if not key.startswith((*OF_ONE_RUN, "fell back "))
+        ]
         able = [key for key in names if len({said[key] for said in each if key in said}) > 1]
         value = f"all runs that say have {next(iter(groups))}" if groups else "no fact and no parameter of a run"
         told = f"they differ by {', '.join(able)}" if able else "nothing that they say differs"

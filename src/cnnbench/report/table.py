@@ -40,7 +40,7 @@ DEFINING_FACTS = (
 
 OF_ONE_RUN = (
     "load average before", "measured for", "instance ", "times of other hosts", "contention", "batches of images",
-    "99 % of latency", "fell back ", ALLOCATION, POWER_OF, SEEN,
+    "99 % of latency", ALLOCATION, POWER_OF, SEEN,
 )  # fmt: skip
 """What facts begin with that are each run's own, and no condition that it was made under."""
 
