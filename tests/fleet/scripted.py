@@ -39,6 +39,7 @@ class Scripted:
     silent: int = 0
     silent_polls: int = 0
     silent_cancels: int = 0
+    quota: int = 0
     unfetched: str = ""
     ahead_s: float = 0.0
     batches: list = field(default_factory=list)
@@ -53,7 +54,8 @@ class Scripted:
         if self.silent > 0:
             self.silent -= 1
             raise UnavailableError("the scheduler does not answer")
-        for batch in batches:
+        taken = batches[: self.quota] if self.quota else batches
+        for batch in taken:
             if batch.id in self.states:
                 continue
             self.batches.append(batch)
@@ -62,7 +64,7 @@ class Scripted:
             node = Node(host=host, allocation=f"job of {batch.file.name}", pid=1, began_s=self.clock() + self.ahead_s)
             write_file(self.folder.batches / batch.id / NODE, node)
             self.states[batch.id] = self._play(batch, host)
-        return {batch.id: batch.file.name for batch in batches}
+        return {batch.id: batch.file.name for batch in taken}
 
     def _play(self, batch, host) -> JobState:
         found = self.answer(batch, host)

@@ -92,6 +92,14 @@ def test_a_scheduler_that_does_not_answer_for_a_while_is_asked_again(tmp_path):
     ]
 
 
+def test_what_a_quota_leaves_no_room_for_is_handed_over_when_the_rest_has_ended(tmp_path):
+    fleet = ScriptedFleet(tmp_path, lambda *_: {}, machines=3, quota=1)
+    control = fleet.run()
+    assert [one.verdict for one in control.outcomes.values()] == ["valid"] * 3
+    assert len(fleet.launcher.batches) == 3
+    assert control.cost_hours() == pytest.approx(3 * 60 / 3600, abs=0.01)
+
+
 @pytest.mark.parametrize("silent", ["silent", "silent_polls"])
 def test_a_scheduler_that_does_not_answer_for_long_ends_the_controller_and_no_run(tmp_path, silent):
     fleet = ScriptedFleet(tmp_path, lambda *_: {}, machines=2, **{silent: 10**6})

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 import pytest
 
 from cnnbench.base.errors import CnnbenchError, UsageError
-from cnnbench.report.reading import read_runs
+from cnnbench.report.reading import count_places, read_runs, strip
 from cnnbench.report.selection import Selection, parse_time
 from cnnbench.results.exchange import write_results
 from run_files import CASE, make_run, save_run, save_set
@@ -88,6 +88,19 @@ def test_only_the_newest_keep_what_figures_do_without(tmp_path):
         save_run(tmp_path, run)
     kept = {one.result.kpis[0].value: bool(one.result.plan) for one in read_runs([tmp_path], whole=2).runs}
     assert kept == {3.0: True, 2.0: True, 1.0: False}
+
+
+def test_what_is_stripped_keeps_how_many_places_it_was_on_and_a_foreign_plan_has_none():
+    instances = [{"host": "", "cpus": [0, 1], "sockets": [0]}, {"host": "", "cpus": [2, 3], "sockets": [0]}]
+    for planned, places in (
+        (instances, (4, 1)),
+        (None, (0, 0)),
+        (3, (0, 0)),
+        (["x"], (0, 0)),
+        ([{"cpus": None}], (0, 0)),
+    ):
+        run = make_run(1.0).model_copy(update={"plan": {"instances": planned}})
+        assert count_places(run) == count_places(strip(run)) == places
 
 
 def test_a_selection_is_by_time_and_machine(tmp_path):
