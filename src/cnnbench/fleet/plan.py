@@ -92,16 +92,13 @@ def plan_fleet(fleet: Fleet, base: Path, machines: Mapping[str, int]) -> Plan:
             for trial in range(fleet.run.trials)
             for one in work
         ]
-    images = {(task.pool, task.work.image): _digest_of(fleet, task) for task in tasks}
+    images = {pool.name: pool.images for pool in fleet.pools}
+    used = sorted({(task.pool, task.work.image) for task in tasks})
     pools = [(one.name, one.launcher, one.constraint, one.platform, one.backend) for one in fleet.pools]
-    found = digest([task.id for task in tasks], pools, sorted((*key, text) for key, text in images.items()))
+    found = digest(
+        [task.id for task in tasks], pools, [(pool, image, images[pool].get(image, "")) for pool, image in used]
+    )
     return Plan(found, fleet, dict(machines), tuple(tasks))
-
-
-def _digest_of(fleet: Fleet, task: Task) -> str:
-    """Return the digest of the image that a task runs in; empty where it runs in none."""
-    images = next(pool.images for pool in fleet.pools if pool.name == task.pool)
-    return images.get(task.work.image, "")
 
 
 def plan_work(pool: Pool, run: Runs, base: Path) -> list[Work]:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -72,11 +72,6 @@ class _Coming:
     started: str
     text: str
 
-    @property
-    def result(self) -> Path | str:
-        """The file with its result, or that itself."""
-        return self.text or self.place / RUN_FILE
-
 
 def logs_of(folder: Path) -> list[Path]:
     """Return the logs-<case> directories in a machine's folder."""
@@ -129,10 +124,9 @@ def _choose(
         for found in _read_source(source, problems):
             count += 1
             run = found.result
-            text = run.model_dump_json(indent=2) if source.is_file() else ""
-            one = _Coming(found.place, run.case, "", run.started, text)
+            path = None if source.is_file() else found.place / RUN_FILE
             if (first := there.get(found.identity)) is not None:
-                if not _are_same(first, one.result, run):
+                if not _are_same(first, path, run):
                     raise CnnbenchError(
                         printable(
                             f"{found.place}: is run {run.run_id} of {run.case} as another one is"
@@ -144,8 +138,9 @@ def _choose(
             elif run.interrupted:
                 interrupted += 1
             else:
-                there[found.identity] = one.result
-                coming.append(replace(one, machine=machines.find(run).name))
+                text = "" if path else run.model_dump_json(indent=2)
+                there[found.identity] = path or text
+                coming.append(_Coming(found.place, run.case, machines.find(run).name, run.started, text))
         if not count:
             reasons = f": {'; '.join(problems)}" if problems else ""
             raise UsageError(printable(f"{source}: no result of a run there{reasons}; needed is {NEEDED}"))
@@ -194,9 +189,9 @@ def _read_source(source: Path, problems: list[str]) -> Iterator[FoundRun]:
             problems.append(f"{one.place}: {one.result.case!r:.80} is no case's name")
 
 
-def _are_same(first: Path | str, second: Path | str, run: RunResult) -> bool:
-    """Tell whether a result that was there first is the second, which is `run`."""
-    if isinstance(first, Path) and isinstance(second, Path) and first.samefile(second):
+def _are_same(first: Path | str, second: Path | None, run: RunResult) -> bool:
+    """Tell whether a result that was there first, a file or its text, is `run`; `second`: the file of that, if any."""
+    if isinstance(first, Path) and second and first.samefile(second):
         return True
     return run == (read_result(first) if isinstance(first, Path) else parse_result(first, "an exported run"))
 
