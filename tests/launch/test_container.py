@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.launch.container import ContainerSpec, Owner, run_command, run_engine
+from cnnbench.launch.container import ContainerSpec, Owner, network_command, run_command, run_engine
 
 SPEC = ContainerSpec(
     name="cnnbench-1",
@@ -61,6 +61,27 @@ def test_a_container_gets_what_its_spec_says_and_nothing_else():
 def test_what_is_not_planned_is_not_asked_for():
     command = run_command(["docker"], replace(SPEC, sys_nice=False, nodes=frozenset(), mounts={}, devices=(), extra=()))
     assert not {"--cap-add", "--cpuset-mems", "--mount", "--device"} & set(command)
+
+
+def test_two_containers_of_a_run_have_processes_and_memory_in_common_and_a_network_of_their_own():
+    first = replace(SPEC, network="cnnbench-1", is_shared=True)
+    program = ("python", "-m", "cnnbench.launch.beside", "/dev/shm/x")
+    commands = [
+        run_command(["docker"], first),
+        run_command(["docker"], replace(first, beside="cnnbench-1", program=program)),
+    ]
+    assert all(("--network", "cnnbench-1") in pairs(command) for command in commands)
+    assert ("--ipc", "shareable") in pairs(commands[0])
+    assert "--pid" not in commands[0]
+    assert {("--ipc", "container:cnnbench-1"), ("--pid", "container:cnnbench-1")} <= set(pairs(commands[1]))
+    assert "--shm-size" not in commands[1]
+    assert ("--entrypoint", "python") in pairs(commands[1])
+    assert commands[1][-4:] == ["harness-dummy:latest", *program[1:]]
+
+
+def test_a_network_of_a_run_reaches_nothing_else_and_says_whose_it_is():
+    command = network_command(["podman"], "cnnbench-1", SPEC.labels)
+    assert command == ["podman", "network", "create", "--internal", "--label", "cnnbench.build=/a b", "cnnbench-1"]
 
 
 def test_an_owner_is_gone_when_its_process_has_ended():

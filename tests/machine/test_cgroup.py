@@ -50,6 +50,13 @@ def test_a_v2_quota_and_its_throttled_time(tmp_path):
     assert read_cpu_quotas(proc) == (CpuQuota(job, cpus=1.5, throttled_s=2.5),)
 
 
+def test_a_quota_of_a_process_in_another_container(tmp_path):
+    """Its mount points are those below its own root, and its cgroup is none below ours."""
+    job = write_v2(tmp_path / "root/cg", "50000 100000", throttled_us=1_000_000)
+    proc = make_proc_self(tmp_path, "0::/../other", mount_v2("/cg", root="/../other"))
+    assert read_cpu_quotas(proc, tmp_path / "root") == (CpuQuota(job, cpus=0.5, throttled_s=1),)
+
+
 @pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct", "cpuacct,cpu"])
 def test_a_v1_quota_and_its_throttled_time(tmp_path, controllers):
     job = write_v1(tmp_path / "cpu/docker/abc", 50_000, throttled_ns=2_500_000_000)

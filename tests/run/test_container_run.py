@@ -1,14 +1,18 @@
 """The container that a case is planned to run in, and why one has not handed its logs over; no engine is asked."""
 
 import shlex
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from cnnbench.launch.container import Container
-from cnnbench.run.container import ContainerRun, _explain_end
-from null_workload import CORES, NullWorkload, step_of
+from cnnbench.run.container import NEIGHBOUR, ContainerRun, _explain_end
+from null_workload import CORES, ROOT, NullWorkload, clean_environment, step_of
+
+SERVING = ROOT / "workload" / "CNN-Triton-Public"
 
 ENDED = {"Status": "exited", "Running": False, "OOMKilled": False, "ExitCode": 1, "Error": "", "Memory": 2 * 10**9}
 
@@ -78,6 +82,26 @@ def test_a_dry_run_needs_no_engine(workload, tmp_path):
     assert not workload.logs_root.exists()
 
 
+@pytest.mark.skipif(CORES < 2, reason="one physical core: none is left for a client")
+def test_a_server_has_a_container_beside_the_clients_on_a_network_of_the_run(tmp_path):
+    options = ("--backend", "docker", "--container-cli", "no-such-engine", "--logs-root", tmp_path, "--dry-run")
+    case = "test_cnn_triton_public_serving_latency_avx_fp32_resnet18"
+    command = [sys.executable, "-m", "cnnbench", "case", *options, "--workload", SERVING, "--case", case]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    network, clients, server = (shlex.split(line) for line in done.stdout.splitlines()[-3:])
+    name = network[-1]
+    assert network[1:4] == ["network", "create", "--internal"]
+    assert clients[clients.index("--name") + 1] == name
+    assert [one[one.index("--network") + 1] for one in (clients, server)] == [name, name]
+    assert {f"CNNBENCH_NEIGHBOUR={NEIGHBOUR}", "TMPDIR=/dev/shm"} <= set(clients)
+    assert server[server.index("--pid") + 1] == f"container:{name}"
+    assert server[-2:] == ["cnnbench.launch.beside", NEIGHBOUR]
+    assert not [word for word in server if word.startswith("CNNBENCH_")]
+    for option in ("--memory", "--cpuset-cpus", "--label"):
+        assert clients[clients.index(option) + 1] == server[server.index(option) + 1]
+
+
 @pytest.mark.skipif(CORES < 2, reason="one physical core: a container always has it")
 def test_a_container_has_the_cpus_of_its_plan_alone(workload):
     one = planned_command(dry_run(workload, "--cores_per_instance=1", "--instances=1"))
@@ -112,9 +136,10 @@ def test_an_engine_that_is_not_there(workload):
 def test_an_archive_that_is_cut_off_stays_to_be_looked_at(tmp_path):
     whole, cut, logs = tmp_path / "whole.tar", tmp_path / "cut.tar", tmp_path / "logs"
     logs.mkdir()
+    (file := tmp_path / "file").write_bytes(bytes(4000))
     with tarfile.open(whole, "w") as archive:
-        archive.add(__file__, "first")
-        archive.add(__file__, "second")
+        archive.add(file, "first")
+        archive.add(file, "second")
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
     ended = ENDED | {"ExitCode": 137}
     container = Container(["docker"], "name", logs / "container.log")

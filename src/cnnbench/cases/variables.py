@@ -15,5 +15,8 @@ SKIPS_VARIABLE = "CNNBENCH_SKIPS"
 STATUS_VARIABLE = "CNNBENCH_STATUS"
 """Environment variable: the call of ctest.sh that a case is of, by its name; in a container IN_CONTAINER."""
 
+NEIGHBOUR_VARIABLE = "CNNBENCH_NEIGHBOUR"
+"""Environment variable of a container: where the one beside it is asked, which a server runs in."""
+
 IN_CONTAINER = "container"
 """As a value of STATUS_VARIABLE: to tell how far the case is by lines on standard error."""

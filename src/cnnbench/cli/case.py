@@ -94,7 +94,8 @@ def _run_in_container(planned: PlannedCase, arguments: argparse.Namespace, dry_r
         arguments.logs_root.absolute(),
     )
     if dry_run:
-        print("\n".join([*describe_case(planned), "command line:", f"  {shlex.join(run.command())}"]))
+        commands = [f"  {shlex.join(command)}" for command in run.commands()]
+        print("\n".join([*describe_case(planned), "command line:", *commands]))
         return 0
     _print_notes(planned.notes)
     return _report(*run.run(arguments.timeout, reporter), reporter)

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +28,18 @@ EXPORT = Path("/export-logs")
 """The FIFO inside a container that its logs come out of as a tar archive; the image has it, so a reader can wait."""
 
 BUILD_LABEL = "cnnbench.build"
-"""Label of a container: the directory that its logs go to, by which `ctest.sh --stop` knows its own."""
+"""Label of a container or network: the directory that its logs go to, by which `ctest.sh --stop` knows its own."""
 
 OWNER_LABEL = "cnnbench.owner"
-"""Label of a container: the process that attends to it."""
+"""Label of a container or network: the process that attends to it."""
 
 TMPFS = "/tmp:rw,nosuid,nodev,noexec,size=2g,mode=1777"  # noqa: S108 - the container's own
-SHM_SIZE = "1g"
+SHM_SIZE, SHARED_SHM_SIZE = "1g", "3g"
+"""Of a container's shared memory; where two share it, it has their temporary files too."""
+SHM = "/dev/shm"  # noqa: S108 - the container's own
+
+CONTAINER, NETWORK = "container", "network"
+"""What of a run is kept by the engine."""
 
 ANSWER_S = 60.0
 """How long the engine may take to answer a question."""
@@ -51,6 +56,8 @@ CHUNK_BYTES = 1 << 20
 class ContainerSpec:
     """What a container is given, which is nothing else: no network, no capability but one, a read-only file system.
 
+    `network`: an internal one, of the run's own; `is_shared`: another may have its processes and its shared memory, as
+    it has those of `beside`. `program`: what runs in place of the image's entry point, with its arguments.
     `cpus`, `nodes`: the logical CPUs and the NUMA nodes it may use; no nodes: all. `mounts`: files of the host by where
     they are read-only inside. `sys_nice`: have the capability that binding memory to a node takes. `extra`: options of
     the user's, which come last and so win. `groups`: those of the host, by number, that its user is in besides.
@@ -69,6 +76,10 @@ class ContainerSpec:
     sys_nice: bool
     extra: Sequence[str]
     groups: Sequence[int] = ()
+    network: str = "none"
+    is_shared: bool = False
+    beside: str = ""
+    program: Sequence[str] = ()
 
 
 def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
@@ -78,12 +89,16 @@ def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
         return [word for value in values for word in (option, value)]
 
     memory = str(spec.memory_bytes)
+    if spec.beside:
+        shm = ["--ipc", f"container:{spec.beside}", "--pid", f"container:{spec.beside}"]
+    else:
+        shm = ["--ipc", "shareable", "--shm-size", SHARED_SHM_SIZE] if spec.is_shared else ["--shm-size", SHM_SIZE]
     return [
         *(*cli, "run", "--interactive", "--name", spec.name),
         *each("--label", (f"{name}={value}" for name, value in spec.labels.items())),
         *("--cap-drop", "ALL", *(("--cap-add", "SYS_NICE") if spec.sys_nice else ())),
-        *("--security-opt", "no-new-privileges", "--network", "none", "--read-only"),
-        *("--tmpfs", TMPFS, "--shm-size", SHM_SIZE, "--log-driver", "none"),
+        *("--security-opt", "no-new-privileges", "--network", spec.network, "--read-only"),
+        *("--tmpfs", TMPFS, *shm, "--log-driver", "none"),
         *("--pids-limit", str(spec.pids), "--memory", memory, "--memory-swap", memory),
         *("--cpuset-cpus", format_cpu_list(spec.cpus)),
         *(("--cpuset-mems", format_cpu_list(spec.nodes)) if spec.nodes else ()),
@@ -91,9 +106,28 @@ def run_command(cli: Sequence[str], spec: ContainerSpec) -> list[str]:
         *each("--device", spec.devices),
         *each("--group-add", map(str, spec.groups)),
         *each("--env", (f"{name}={value}" for name, value in spec.environment.items())),
+        *(("--entrypoint", spec.program[0]) if spec.program else ()),
         *spec.extra,
         spec.image,
+        *spec.program[1:],
     ]
+
+
+def network_command(cli: Sequence[str], name: str, labels: Mapping[str, str]) -> list[str]:
+    """Return the command that makes a network which reaches no other; this machine alone reaches what is on it."""
+    told = [word for label, value in labels.items() for word in ("--label", f"{label}={value}")]
+    return [*cli, "network", "create", "--internal", *told, name]
+
+
+@contextlib.contextmanager
+def internal_network(cli: Sequence[str], name: str, labels: Mapping[str, str]) -> Iterator[None]:
+    """Have such a network for the block; containers that are on it still must have been removed by then."""
+    run_engine(network_command(cli, name, labels))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(CnnbenchError):  # the engine is gone: remove_orphans comes later
+            run_engine([*cli, "network", "rm", name])
 
 
 def mount_value(source: Path, destination: str) -> str:
@@ -325,35 +359,44 @@ class Owner:
 
 
 def read_label(cli: Sequence[str], kind: str, name: str, label: str) -> str:
-    """Return a label of a container or an image (`kind`); empty when it has none of that name."""
-    form = f'{{{{index .Config.Labels "{label}"}}}}'
+    """Return a label of a container, an image or a network (`kind`); empty when it has none of that name."""
+    labels = ".Labels" if kind == "network" else ".Config.Labels"
+    form = f'{{{{index {labels} "{label}"}}}}'
     return run_engine([*cli, "inspect", "--type", kind, "--format", form, name])
 
 
 def remove_orphans(cli: Sequence[str]) -> None:
-    """Remove the containers whose owner was killed, or had lost the engine, before it could."""
-    for name in _list(cli, OWNER_LABEL):
-        with contextlib.suppress(CnnbenchError):  # its owner has removed it meanwhile
-            if Owner.parse(read_label(cli, "container", name, OWNER_LABEL)).is_gone():
-                run_engine([*cli, "rm", "--force", name])
+    """Remove the containers and networks whose owner was killed, or had lost the engine, before it could."""
+    for kind in (CONTAINER, NETWORK):
+        for name in _list(cli, kind, OWNER_LABEL):
+            with contextlib.suppress(CnnbenchError):  # its owner has removed it meanwhile
+                if Owner.parse(read_label(cli, kind, name, OWNER_LABEL)).is_gone():
+                    _remove(cli, kind, name)
 
 
 def stop_containers(cli: Sequence[str], root: Path) -> list[str]:
-    """Remove the containers whose logs go to a directory, running or not; return their names.
+    """Remove the containers whose logs go to a directory, running or not, and their networks; return all the names.
 
     Raises CnnbenchError when some are still there in the end.
     """
-    label = f"{BUILD_LABEL}={root}"
-    names, refusals = _list(cli, label), []
-    for name in names:
-        try:
-            run_engine([*cli, "rm", "--force", name])
-        except CnnbenchError as error:  # its owner may be removing it at this moment
-            refusals.append(str(error))
-    if left := _list(cli, label):
+    label, names, left, refusals = f"{BUILD_LABEL}={root}", list[str](), list[str](), list[str]()
+    for kind in (CONTAINER, NETWORK):
+        for name in _list(cli, kind, label):
+            names.append(name)
+            try:
+                _remove(cli, kind, name)
+            except CnnbenchError as error:  # its owner may be removing it at this moment
+                refusals.append(str(error))
+        left += _list(cli, kind, label)
+    if left:
         raise CnnbenchError(f"{' '.join(left)}: could not be removed: {'; '.join(refusals)}")
     return names
 
 
-def _list(cli: Sequence[str], label: str) -> list[str]:
-    return run_engine([*cli, "ps", "--all", "--filter", f"label={label}", "--format", "{{.Names}}"]).split()
+def _list(cli: Sequence[str], kind: str, label: str) -> list[str]:
+    command, name = (["ps", "--all"], "{{.Names}}") if kind == CONTAINER else (["network", "ls"], "{{.Name}}")
+    return run_engine([*cli, *command, "--filter", f"label={label}", "--format", name]).split()
+
+
+def _remove(cli: Sequence[str], kind: str, name: str) -> None:
+    run_engine([*cli, *(["rm", "--force"] if kind == CONTAINER else ["network", "rm"]), name])

@@ -50,9 +50,14 @@ def find_cgroups(controller: str, proc_self: Path = PROC_SELF) -> list[tuple[Pat
     return found
 
 
-def read_cpu_quotas(proc_self: Path = PROC_SELF) -> tuple[CpuQuota, ...]:
-    """Read the quotas of this process's cgroup and those above it, all of which hold; none where there is no limit."""
-    levels = [directory for hierarchy in find_cgroups("cpu", proc_self) for directory in hierarchy]
+def read_cpu_quotas(proc_self: Path = PROC_SELF, root: Path = Path("/")) -> tuple[CpuQuota, ...]:
+    """Read the quotas of this process's cgroup and those above it, all of which hold; none where there is no limit.
+
+    Of a process in another container, `proc_self` is what /proc has of it, and `root` what it has as the root.
+    """
+    levels = [
+        root / directory.relative_to("/") for hierarchy in find_cgroups("cpu", proc_self) for directory in hierarchy
+    ]
     quotas = [_read_cpu_quota(directory) for directory in levels]
     return tuple(quota for quota in quotas if quota is not None)
 

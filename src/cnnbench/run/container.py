@@ -1,7 +1,8 @@
 """Run a planned case in a container and make a result of how that ends.
 
 The container gets the plan's CPUs and memory nodes and the parameters as asked for; it plans, measures and judges the
-case by itself, with all the checks that a run on this machine has (serve.py).
+case by itself, with all the checks that a run on this machine has (serve.py). Where it measures a server, that runs in
+a second container, beside it, and both are on an internal network of the run's own.
 """
 
 import io
@@ -11,7 +12,8 @@ import secrets
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -21,13 +23,16 @@ from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, Skipped
 from cnnbench.base.progress import Progress, bytes_text
 from cnnbench.base.signals import INTERRUPTED, time_limit
 from cnnbench.cases.precisions import missing_for_precision
-from cnnbench.cases.variables import IN_CONTAINER, STATUS_VARIABLE
+from cnnbench.cases.variables import IN_CONTAINER, NEIGHBOUR_VARIABLE, STATUS_VARIABLE
 from cnnbench.launch.container import (
     BUILD_LABEL,
     OWNER_LABEL,
+    SHM,
     Container,
     ContainerSpec,
     Owner,
+    internal_network,
+    network_command,
     read_label,
     remove_orphans,
     run_command,
@@ -78,6 +83,9 @@ suffix, and a NETWORK_FILE comes with its directory, as parts of it may lie besi
 METER = "ENERGY_METER"
 """The parameter that a container does not get: energy is read here."""
 LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
+SERVER_LOG = "container-server.log"
+NEIGHBOUR = f"{SHM}/cnnbench-neighbour"
+"""Where a container asks the one beside it, in the shared memory that both have."""
 
 MEMORY_SHARE = 0.95
 """What part of the memory that is free now a container may take, so that it runs out of memory and not the host."""
@@ -139,8 +147,12 @@ class ContainerRun:
                 environment[name] = f"{inside}{path.suffix}" if name == "WEIGHTS" else inside
                 mounts[environment[name]] = path
         device = self._sgx.device if planned.case.sgx else None
+        name, memory_bytes = self._name, int(MEMORY_SHARE * read_available_bytes())
+        if planned.clients:  # what the server reads and writes is where both have it; each has half of the memory
+            environment |= {NEIGHBOUR_VARIABLE: NEIGHBOUR, "TMPDIR": SHM}
+            memory_bytes //= 2
         return ContainerSpec(
-            name=f"cnnbench-{self._run_id.lower()}",
+            name=name,
             image=inference_image(
                 planned.workload, planned.parameters.data_type, planned.case.sgx, self._options.images
             ),
@@ -148,7 +160,7 @@ class ContainerRun:
             environment=environment,
             cpus=with_siblings(planned.cpus) & os.sched_getaffinity(0),
             nodes=frozenset() if UNKNOWN_NODE in nodes else nodes,
-            memory_bytes=int(MEMORY_SHARE * read_available_bytes()),
+            memory_bytes=memory_bytes,
             pids=PIDS_BASE
             + PIDS_PER_CPU * (os.cpu_count() or 1) * len(plan.processes)
             + len(planned.measuring.instances),
@@ -157,11 +169,34 @@ class ContainerRun:
             sys_nice=sys_nice,
             extra=self._options.extra,
             groups=[device.stat().st_gid] if device and device.exists() else [],
+            network=name if planned.clients else "none",
+            is_shared=planned.clients is not None,
         )
+
+    @property
+    def _name(self) -> str:
+        return f"cnnbench-{self._run_id.lower()}"
+
+    @property
+    def _server_spec(self) -> ContainerSpec:
+        """The container that the server runs in, which is all that the other is but for what that is told to do."""
+        program = ("python", "-I", "-m", "cnnbench.launch.beside", NEIGHBOUR)
+        return replace(self._spec, name=f"{self._name}-server", environment={}, beside=self._name, program=program)
 
     def command(self) -> list[str]:
         """Return the command that starts the container."""
         return run_command(self._options.cli, self._spec)
+
+    def commands(self) -> list[list[str]]:
+        """Return the commands of a run: the one that starts the container, and those for a server beside it."""
+        if not self._planned.clients:
+            return [self.command()]
+        cli = self._options.cli
+        return [
+            network_command(cli, self._name, self._spec.labels),
+            self.command(),
+            run_command(cli, self._server_spec),
+        ]
 
     def run(self, timeout_s: float | None = None, reporter: Reporter = SILENT) -> tuple[RunResult, Path]:
         """Run the container to its end; return the result and the directory of its logs.
@@ -229,24 +264,36 @@ class ContainerRun:
 
     def _attend(self, logs: Path) -> RunResult:
         """Start the container, wait for its logs, and make a result of what came."""
-        archive = logs / ARCHIVE
+        archive, cli = logs / ARCHIVE, self._options.cli
         interrupt, broken, facts = None, "", self._facts()
-        with (
-            watch_energy(self._energy, logs, self._planned.cpus, self._keep_energy),
-            Container(self._options.cli, self._spec.name, logs / LOG, self._take) as container,
-        ):
+        account: dict[str, Any] = {}
+        with ExitStack() as stack:
+            if self._planned.clients:
+                stack.enter_context(internal_network(cli, self._name, self._spec.labels))
+            stack.enter_context(watch_energy(self._energy, logs, self._planned.cpus, self._keep_energy))
+            container = stack.enter_context(Container(cli, self._name, logs / LOG, self._take))
             self._reporter.begin("starting the container")
-            self._start(container)
+            is_running = self._start(container)
+            if is_running and self._planned.clients:
+                server = stack.enter_context(Container(cli, self._server_spec.name, logs / SERVER_LOG))
+                server.start(run_command(cli, self._server_spec))
+                if not server.wait_until_running() and container.inspect()[0].get("Running"):
+                    broken = f"the engine could not start the server's container: {'; '.join(server.output)}"
             self._reporter.begin("running in the container")
             try:
-                interrupt = container.fetch(archive)
+                if not broken:
+                    interrupt = container.fetch(archive)
             except OSError as error:
                 broken = f"writing the logs to {archive} failed: {error.strerror}"
                 archive.unlink()  # on a full disk the result needs its room
             state, complaint = container.inspect()
+            if is_running and self._planned.clients:
+                account = {"server": {"command": run_command(cli, self._server_spec), "state": server.inspect()[0]}}
+                facts["container network"] = f"{self._name}, internal: the server is in {self._server_spec.name}"
         if state:
             facts["container memory limit"] = bytes_text(state["Memory"])
-        (logs / FACTS).write_text(json.dumps({"command": self.command(), "state": state}, indent=1))
+        account = {"command": self.command(), "state": state, **account}
+        (logs / FACTS).write_text(json.dumps(account, indent=1))
         if not broken:
             broken = self._unpack(archive, logs, state, complaint, container)
         if broken:
@@ -284,14 +331,19 @@ class ContainerRun:
         archive.unlink()
         return ""
 
-    def _start(self, container: Container) -> None:
-        """Start the container, without the capability where the engine refuses it; how it ends is judged later."""
+    def _start(self, container: Container) -> bool:
+        """Start the container, without the capability where the engine refuses it; return whether it was started.
+
+        How it ends is judged later.
+        """
         container.start(self.command())
-        if not container.wait_until_running() and container.was_refused_a_capability():
+        is_running = container.wait_until_running()
+        if not is_running and container.was_refused_a_capability():
             container.remove()
             self._spec = self._plan_container(sys_nice=False)
             container.start(self.command())
-            container.wait_until_running()
+            is_running = container.wait_until_running()
+        return is_running
 
     def _read_result(
         self, logs: Path, facts: dict[str, str], state: dict[str, Any], interrupt: KeyboardInterrupt | None

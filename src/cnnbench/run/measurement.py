@@ -28,7 +28,7 @@ from cnnbench.launch.local import (
 )
 from cnnbench.launch.mpi import JOB, MpirunLaunch, RankJob
 from cnnbench.machine.ceiling import measure_ceiling
-from cnnbench.machine.cgroup import read_cpu_quotas
+from cnnbench.machine.cgroup import CpuQuota, read_cpu_quotas
 from cnnbench.machine.contention import sample_cpu_time, with_siblings
 from cnnbench.machine.host import sample_frequency_mhz
 from cnnbench.machine.topology import read_topology
@@ -305,10 +305,14 @@ class Measurement:
         """Take down the conditions under load: clock frequency, who uses the cores, and what a quota holds back."""
         cpus = self._job.cpus
         cpu_time = sample_cpu_time(with_siblings(cpus), [os.getpid(), *pids])
-        time_s, quotas = time.monotonic(), tuple(read_cpu_quotas())
+        time_s, quotas = time.monotonic(), self._quotas()
         frequency_mhz, served = sample_frequency_mhz(cpus), self._count_served()
         look = Look(time_s=time_s, cpu_time=cpu_time, quotas=quotas, frequency_mhz=frequency_mhz, served=served)
         self._writer.add(look)
+
+    def _quotas(self) -> tuple[CpuQuota, ...]:
+        """Return the quotas that hold for what is measured."""
+        return read_cpu_quotas()
 
     def _count_served(self) -> ServiceCount | None:
         """Return what a server has counted so far; None where there is none."""

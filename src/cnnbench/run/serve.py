@@ -26,7 +26,7 @@ from cnnbench.cases.case import FIXED_BY_NAME, TestCase
 from cnnbench.cases.parameters import default_text
 from cnnbench.cases.variables import STATUS_VARIABLE
 from cnnbench.cases.workload import Workload, load_workload
-from cnnbench.launch.container import EXPORT
+from cnnbench.launch.container import EXPORT, SHM
 from cnnbench.launch.mpi import refuse_in_container
 from cnnbench.machine.sgx import HOST_SGX, SgxRoots
 from cnnbench.results.kpi_text import write_logs
@@ -171,10 +171,11 @@ def _run(
     except OSError as error:  # what there is of the logs is still handed over
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None):  # numpy's have none
             return CnnbenchError.exit_code, str(error)
-        free = bytes_text(shutil.disk_usage(scratch).free)
+        free, where = bytes_text(shutil.disk_usage(scratch).free), tempfile.gettempdir()
+        option = "--shm-size ..." if where == SHM else f"--tmpfs {where}:size=..."
         return InvalidMeasurementError.exit_code, (
-            f"writing in the container failed: {error}; its {tempfile.gettempdir()} has {free} left, "
-            'which DOCKER_OPTIONS="--tmpfs /tmp:size=..." sets'
+            f"writing in the container failed: {error}; its {where} has {free} left, "
+            f'which DOCKER_OPTIONS="{option}" sets'
         )
     except TimeUpInterrupt as error:
         return InvalidMeasurementError.exit_code, f"{error}, before anything was measured"

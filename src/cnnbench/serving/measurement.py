@@ -16,6 +16,8 @@ import numpy as np
 
 from cnnbench.base.errors import InvalidMeasurementError, SkippedError
 from cnnbench.base.progress import SECONDS, Progress
+from cnnbench.cases.variables import NEIGHBOUR_VARIABLE
+from cnnbench.launch.beside import Neighbour
 from cnnbench.launch.local import (
     Limits,
     Run,
@@ -25,6 +27,7 @@ from cnnbench.launch.local import (
     split_environment,
     worker_command,
 )
+from cnnbench.machine.cgroup import CpuQuota, read_cpu_quotas
 from cnnbench.proof.verdict import LATE_BOUND
 from cnnbench.results import stats
 from cnnbench.results.steps import StepTimes
@@ -40,7 +43,7 @@ from cnnbench.serving.perf_analyzer import NAME as PERF_ANALYZER
 from cnnbench.serving.perf_analyzer import Asked, PerfAnalyzer, ask, find_perf_analyzer
 from cnnbench.serving.programs import EngineServer, Installation, find_installation, find_libpython
 from cnnbench.serving.repository import VERSION, write_repository
-from cnnbench.serving.server import LOOPBACK, START_S, Ports, Server
+from cnnbench.serving.server import START_S, Ports, Server
 from cnnbench.staging.environments import TRITON_CLIENT, locked_python
 from cnnbench.staging.sampler import stage_sampler
 from cnnbench.worker.control import ControlBlock
@@ -60,7 +63,7 @@ class ServedMeasurement(Measurement):
     """One run of a job of serving.
 
     `client`: the Python of what asks; `installation`: the server that answers; `analyzer`: what asks again; None for
-    nothing.
+    nothing. `neighbour`: the container that the server is to run in; None where it runs here, on loopback.
     """
 
     def __init__(
@@ -72,9 +75,11 @@ class ServedMeasurement(Measurement):
         client: Path,
         installation: Installation,
         analyzer: PerfAnalyzer | None = None,
+        neighbour: Neighbour | None = None,
     ) -> None:
         super().__init__(job, inputs, logs, hang_s)
         self._client, self._installation, self._analyzer = client, installation, analyzer
+        self._neighbour = neighbour
         self._server: Server | None = None
         self._served: WorkerSpec | None = None
         self._model = ""
@@ -92,7 +97,7 @@ class ServedMeasurement(Measurement):
         ports = Ports.choose(grpc=job.parameters.grpc_port or None)
         start_s = min(START_S, self._hang_s)
         names = [self._model]
-        with Server(origin, repository, names, ports, log, start_s) as server:
+        with Server(origin, repository, names, ports, log, start_s, self._neighbour) as server:
             self._server, self._served = server, spec
             (directory / METADATA).write_text(json.dumps(server.metadata), encoding="utf-8")
             if job.parameters.mode == "capacity":
@@ -169,7 +174,13 @@ class ServedMeasurement(Measurement):
     @property
     def _client_environment(self) -> dict[str, str]:
         inherited, _ = split_environment(self._job.environment)
-        return inherited | {"OMP_NUM_THREADS": "1"} | dict.fromkeys(("no_proxy", "NO_PROXY"), LOOPBACK)
+        assert self._server is not None
+        return inherited | {"OMP_NUM_THREADS": "1"} | dict.fromkeys(("no_proxy", "NO_PROXY"), self._server.address)
+
+    def _where(self) -> str:
+        """Return the address and the port that the server is asked at."""
+        assert self._server is not None
+        return f"{self._server.address}:{getattr(self._server.ports, self._job.parameters.protocol)}"
 
     def _ask_again(self, analyzer: PerfAnalyzer, spec: WorkerSpec) -> SecondClientSeen:
         """Have perf_analyzer ask as our clients have, from their cores."""
@@ -178,7 +189,7 @@ class ServedMeasurement(Measurement):
         assert self._inputs.model.form is not None
         p, run = self._job.parameters, self._measured
         asked = Asked(
-            address=f"{LOOPBACK}:{getattr(self._server.ports, p.protocol)}",
+            address=self._where(),
             model=self._model,
             protocol=p.protocol,
             batch_size=p.batch_size,
@@ -196,6 +207,13 @@ class ServedMeasurement(Measurement):
         assert self._server is not None
         self._look([*pids, *self._server.pids()])
 
+    def _quotas(self) -> tuple[CpuQuota, ...]:
+        if self._neighbour is None:
+            return super()._quotas()
+        assert self._server is not None
+        process = Path(f"/proc/{self._server.pid}")  # its container has a cgroup of its own
+        return super()._quotas() + read_cpu_quotas(process, process / "root")
+
     def _count_served(self) -> ServiceCount | None:
         return self._server.count(self._model) if self._server else None
 
@@ -207,7 +225,7 @@ class ServedMeasurement(Measurement):
         p = job.parameters
         dealt = zip(clients.instances, share_images(self._inputs.images, len(clients.instances)), strict=True)
         options = {
-            "address": f"{LOOPBACK}:{getattr(self._server.ports, p.protocol)}",
+            "address": self._where(),
             "model": self._model,
             "protocol": p.protocol,
             "shared_memory": f"{self._server.prefix}-client" if p.shared_memory else "",
@@ -313,9 +331,11 @@ def measurement_of(job: Job, cache: Path) -> MeasurementKind:
         )
     installation = find_installation(job.parameters.triton_server, cache)
     find_libpython()
+    path = job.environment.get(NEIGHBOUR_VARIABLE)
     return partial(
         ServedMeasurement,
         client=locked_python(TRITON_CLIENT, cache),
         installation=installation,
         analyzer=find_perf_analyzer(cache) if job.parameters.perf_analyzer else None,
+        neighbour=Neighbour.find(Path(path)) if path else None,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cnnbench.base.errors import CnnbenchError, SkippedError, UsageError
 from cnnbench.machine.topology import format_cpu_list
-from cnnbench.serving.server import LOOPBACK, PREFIX, Origin, Start, Wanted
+from cnnbench.serving.server import PREFIX, Origin, Start, Wanted
 from cnnbench.staging.environments import TRITON_SERVER, locked_python
 
 PYTHON = "python"
@@ -128,7 +128,7 @@ class OwnServer(Origin):
 
 
 def _options(wanted: Wanted) -> list[str]:
-    return wanted.options(str(wanted.repository), LOOPBACK, wanted.ports)
+    return wanted.options(str(wanted.repository), wanted.address, wanted.ports)
 
 
 def _remove_regions(prefix: str) -> None:

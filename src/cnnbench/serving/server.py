@@ -1,4 +1,7 @@
-"""Start Triton Server on loopback, see whether it is up, read what it counts, and leave nothing of it behind."""
+"""Start Triton Server, see whether it is up, read what it counts, and leave nothing of it behind.
+
+It listens on loopback, or on the network of a run where it is in a container beside this one.
+"""
 
 import json
 import os
@@ -20,6 +23,7 @@ from typing import Any
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.base.signals import uninterrupted
 from cnnbench.base.start import START
+from cnnbench.launch.beside import Neighbour
 from cnnbench.launch.local import WorkerLaunch, WorkerProcess
 from cnnbench.run.record import ServiceCount
 from cnnbench.worker.process import read_resident_bytes
@@ -41,7 +45,7 @@ _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports of a server, on loopback."""
+    """The ports of a server."""
 
     http: int
     grpc: int
@@ -66,12 +70,16 @@ class Ports:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a server is to have: some models of a repository, ports, and what the names of what it makes begin with."""
+    """What a server is to have: some models of a repository, ports, and what the names of what it makes begin with.
+
+    `address`: where it listens.
+    """
 
     repository: Path
     models: Sequence[str]
     ports: Ports
     prefix: str
+    address: str = LOOPBACK
 
     def options(self, repository: str, address: str, ports: Ports) -> list[str]:
         """Return the options of any server; the repository, the address and the ports are as it sees them."""
@@ -108,7 +116,7 @@ class Server:
     """A server with some models of a repository, and no others that are there.
 
     It is up inside of the block, and gone with all that it made after it.
-    `prefix`: how the names of its shared memory begin, and of its clients'.
+    `prefix`: how the names of its shared memory begin, and of its clients'. `address`: where it is asked.
     """
 
     def __init__(
@@ -119,22 +127,22 @@ class Server:
         ports: Ports,
         log: Path,
         start_s: float = START_S,
+        neighbour: Neighbour | None = None,
     ) -> None:
         self._models: list[int] = []
-        self.ports, self._log, self._start_s = ports, log, start_s
+        self.ports, self._log, self._start_s, self._neighbour = ports, log, start_s, neighbour
         self.prefix = f"{PREFIX}-{os.getpid()}-{ports.grpc}"
-        self._origin, self._wanted, self._ready = origin, Wanted(repository, models, ports, self.prefix), False
+        self.address = neighbour.address if neighbour else LOOPBACK
+        self._wanted = Wanted(repository, models, ports, self.prefix, self.address)
+        self._origin, self._ready = origin, False
 
     def __enter__(self) -> "Server":
         """Start it and wait until it is ready; raise CnnbenchError with its own words when it does not get there."""
         self._stack = ExitStack()
         try:
             start = self._origin.prepare(self._wanted, self._stack)
-            # It is not started by itself: what it becomes ends with this process, however that ends.
-            tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), start.cpus, *start.command]
-            launch = WorkerLaunch(tied, dict(start.environment), self._log, ())
             with uninterrupted():
-                self._process: WorkerProcess = self._stack.enter_context(launch.process())
+                self._process: WorkerProcess = self._stack.enter_context(self._launch(start).process())
                 self._stack.callback(self._stop)
             self._wait_until_ready()
             self._ready = True
@@ -150,6 +158,13 @@ class Server:
     ) -> None:
         """End it, and remove what it leaves."""
         self._stack.close()
+
+    def _launch(self, start: Start) -> WorkerLaunch:
+        if self._neighbour:
+            return self._neighbour.launch([*start.command], dict(start.environment), self._log)
+        # It is not started by itself: what it becomes ends with this process, however that ends.
+        tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), start.cpus, *start.command]
+        return WorkerLaunch(tied, dict(start.environment), self._log, ())
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._start_s
@@ -176,7 +191,7 @@ class Server:
 
     @property
     def _url(self) -> str:
-        return f"http://{LOOPBACK}:{self.ports.http}"
+        return f"http://{self.address}:{self.ports.http}"
 
     @property
     def pid(self) -> int:
