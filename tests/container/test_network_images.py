@@ -16,14 +16,15 @@ from checkout import ROOT
 from cmake_build import find_tool, run_cmake
 from cnnbench.cases.workload import load_workload
 from cnnbench.harness.line import DIRECTORY as NETWORKS
+from cnnbench.launch.container import BUILD_LABEL, remove_orphans
 from cnnbench.results.record import load_run
 from cnnbench.run.images import ImageOptions, build_image, plan_images
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import plan_case, prepare_job
 from cnnbench.staging.environments import lock_path
 from cnnbench.staging.networks import give_network
-from container_engine import BUILD_S, CLI, ask, tell
-from null_workload import clean_environment
+from container_engine import BUILD_S, CLI, ask, find_containers, is_running, tell
+from null_workload import PATIENCE_S, clean_environment, wait_until
 
 CHOSEN = "CNNBENCH_TEST_NETWORK_IMAGES"
 
@@ -90,20 +91,27 @@ def given_network(engine_cache, pytorch_python, tmp_path_factory):
 
 
 @pytest.fixture
-def run_case(release, tmp_path):
-    def run(name, words, *arguments):
+def case_command(release, tmp_path):
+    """Make the command of a case, and say where its logs go."""
+
+    def command(name, words, *arguments):
         directory = ROOT / "workload" / name
         workload = load_workload(directory)
         case = f"test_{workload.slug}_{workload.function}_{words}"
-        command = ["--workload", str(directory), "--case", case, "--logs-root", str(tmp_path), *arguments]
+        asked = ["--workload", str(directory), "--case", case, "--logs-root", str(tmp_path), *arguments]
         options = ["--backend", "docker", "--container-cli", " ".join(CLI), "--release", release]
-        done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", "case", *options, *command, "--warmup_steps=1"],
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-        )
-        return done, tmp_path / f"logs-{case}" / "itr-1" / "worker-0"
+        words = [sys.executable, "-m", "cnnbench", "case", *options, *asked, "--warmup_steps=1"]
+        return words, tmp_path / f"logs-{case}" / "itr-1" / "worker-0"
+
+    return command
+
+
+@pytest.fixture
+def run_case(case_command):
+    def run(*arguments, **environment):
+        command, logs = case_command(*arguments)
+        done = subprocess.run(command, env=clean_environment(**environment), capture_output=True, text=True)
+        return done, logs
 
     return run
 
@@ -194,13 +202,69 @@ def test_an_image_without_pytorch_serves_what_was_compiled_before(base_with_pyto
             ask("rmi", one.reference)
 
 
-def test_a_network_is_served_in_a_container(run_case):
-    options = ("--engine=onnxruntime", "--min_time=4", "--max_time=6")
-    done, logs = run_case("CNN-Triton-Public", "throughput_avx_fp32_mobilenet_v3_small", *options)
+SERVED = ("CNN-Triton-Public", "throughput_avx_fp32_mobilenet_v3_small", "--engine=onnxruntime")
+
+
+def is_left(directory):
+    """Say whether a container or a network of runs whose logs go there is left."""
+    label = f"label={BUILD_LABEL}={directory}"
+    return tell("ps", "--all", "--quiet", "--filter", label) or tell("network", "ls", "--quiet", "--filter", label)
+
+
+@pytest.mark.parametrize("options", [(), ("--shared_memory",), ("--protocol=http",)])
+def test_a_network_is_served_in_a_container_of_its_own(run_case, tmp_path, options):
+    done, logs = run_case(*SERVED, "--min_time=4", "--max_time=6", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     run = load_run(logs)
-    assert {"client's pinning", "requests", "precision"} <= {one.name for one in run.criteria if one.passed}
+    judged = {one.name: one.passed for one in run.criteria}
+    assert all(judged[name] for name in ("client's pinning", "requests", "precision", "outputs"))
     assert run.facts["Triton Server"]
+    assert run.facts["container network"].endswith("-server")
+    assert (logs / "container-server.log").read_text() == ""
+    assert not is_left(tmp_path)
+
+
+def test_a_quota_of_the_servers_container_is_told(run_case):
+    done, logs = run_case(*SERVED, "--min_time=4", "--max_time=6", DOCKER_OPTIONS="--cpus 0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (throttling,) = (one for one in load_run(logs).criteria if one.name == "throttling")
+    assert not throttling.passed
+
+
+@pytest.mark.parametrize(
+    ("whose", "reason"),
+    [("-server", "Triton Server has ended: killed by SIGKILL"), ("", "the container was killed (SIGKILL) before")],
+)
+def test_a_container_of_the_two_that_is_killed_makes_the_run_invalid(case_command, tmp_path, whose, reason):
+    command, _ = case_command(*SERVED, "--min_time=100", "--max_time=100")
+    with subprocess.Popen(
+        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        until_measuring(one)
+        (name,) = (name for name in find_containers(tmp_path) if name.endswith("-server") == (whose == "-server"))
+        tell("kill", name)
+        printed, _ = one.communicate(timeout=PATIENCE_S)
+    assert one.returncode == 3, printed
+    assert reason in printed
+    assert not is_left(tmp_path)
+
+
+def test_what_a_killed_controller_of_the_two_leaves_is_removed_by_the_next(case_command, tmp_path):
+    command, _ = case_command(*SERVED, "--min_time=100", "--max_time=100")
+    with subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE, text=True) as one:
+        until_measuring(one)
+        one.kill()
+    wait_until(lambda: not any(map(is_running, find_containers(tmp_path))), "the end of both")
+    assert is_left(tmp_path)
+    remove_orphans(CLI)
+    assert not is_left(tmp_path)
+
+
+def until_measuring(controller):
+    for line in controller.stderr:
+        if line.startswith("loading and warming up"):
+            return
+    raise AssertionError("it has ended before it measured")
 
 
 @pytest.mark.parametrize("engine_name", ["onnxruntime", "openvino"])
