@@ -14,6 +14,7 @@ from cnnbench.staging.environments import engine_python
 
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
 TESTS = Path(__file__).parent
+TESTED = ["test_torch_networks.py", "test_torch_operations.py", "test_torch_compiler.py", "test_on_cpu_tensors.py"]
 
 
 def run_tests(python, path):
@@ -28,7 +29,7 @@ def run_tests(python, path):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("path", ["test_torch_networks.py", "test_torch_operations.py", "test_on_cpu_tensors.py"])
+@pytest.mark.parametrize("path", TESTED)
 def test_in_pytorch(pytorch_python, path):
     run_tests(pytorch_python, path)
 

@@ -105,10 +105,7 @@ class InductorBackend(EagerBackend):
     """The network compiled by torch.compile with its weights frozen, so that BatchNorm is folded."""
 
     def _compile(self, network: nn.Module) -> Call:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
-        inductor.compile_threads = 1  # no helper processes that outlive the compilation
+        _settle_inductor()
         return torch.compile(network)
 
 
@@ -116,14 +113,23 @@ class ZentorchBackend(EagerBackend):
     """The network compiled by torch.compile for ZenDNN's kernels, AMD's own."""
 
     def _compile(self, network: nn.Module) -> Call:
-        import torch._inductor.config as inductor
         import zentorch  # registers the backend
 
         self._zentorch = zentorch
-        inductor.freezing = True
-        inductor.compile_threads = 1  # as above
+        _settle_inductor()
         return torch.compile(network, backend="zentorch")
 
     def describe(self) -> dict[str, str]:
         """Return the versions of what runs."""
         return super().describe() | {"zentorch": self._zentorch.__version__}
+
+
+def _settle_inductor() -> None:
+    import torch._inductor.config as inductor
+    from torch._inductor.codecache import cache_dir
+
+    from cnnbench.engines.pytorch.compiler import write_whole_files
+
+    inductor.freezing = True
+    inductor.compile_threads = 1  # no helper processes that outlive the compilation
+    write_whole_files(Path(cache_dir()))

@@ -33,6 +33,9 @@ def export(network: Path, destination: Path, cache: Path) -> None:
     from torch._inductor import codecache
     from torch._inductor.select_algorithm import add_feedback_saver
 
+    from cnnbench.engines.pytorch.compiler import write_whole_files
+
+    write_whole_files(cache)
     asked, request = Asked.read(destination), json.loads((network / "network.json").read_bytes())
     torch.set_num_threads(asked.threads)  # so many are written into what is compiled
     module = build(Network(**request["network"]))
