@@ -69,12 +69,13 @@ def pair(images, tmp_path):
         devices=(),
         sys_nice=False,
         extra=("--cpus", "0.75"),
-        network=name,
+        network=f"{name}-network",
         is_shared=True,
         program=IDLE,
     )
     program = ("python", "-I", "-m", "cnnbench.launch.beside", NEIGHBOUR)
-    yield first, replace(first, name=f"{name}-server", beside=name, program=program)
+    quota = ("--cpus", "0.5")
+    yield first, replace(first, name=f"{name}-server", beside=name, program=program, extra=quota)
     stop_containers(CLI, tmp_path)
 
 
@@ -101,24 +102,24 @@ def reaches(container, address):
 
 def test_what_runs_beside_is_asked_over_a_network_that_no_other_is_on(pair, elsewhere, tmp_path):
     first, second = pair
-    with internal_network(CLI, first.name, first.labels):
+    with internal_network(CLI, first.network, first.labels):
         one, other = started(first, tmp_path), started(second, tmp_path)
         try:
             done = ask("exec", first.name, "python", "-c", FIRST)
             assert done.returncode == 0, done.stderr
-            assert done.stdout.splitlines() == ["served", "http.server", "0.75", "False", "-9"]
+            assert done.stdout.splitlines() == ["served", "http.server", "0.5", "False", "-9"]
             assert not any(reaches(name, elsewhere[1]) for name in (first.name, second.name))
             assert reaches(*elsewhere)
         finally:
             other.remove()
             one.remove()
     assert find_containers(tmp_path) == [elsewhere[0]]
-    assert first.name not in tell("network", "ls", "--format", "{{.Name}}").split()
+    assert first.network not in tell("network", "ls", "--format", "{{.Name}}").split()
 
 
 def test_the_second_ends_with_the_first(pair, tmp_path):
     first, second = pair
-    with internal_network(CLI, first.name, first.labels):
+    with internal_network(CLI, first.network, first.labels):
         one, other = started(first, tmp_path), started(second, tmp_path)
         try:
             tell("kill", first.name)
@@ -136,7 +137,7 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next_its_network_too(pair,
         tell(
             *["network", "create", "--internal"],
             *(f"--label={name}={value}" for name, value in labels.items()),
-            first.name,
+            first.network,
         )
         for spec in (first, second):
             words = run_command(CLI, replace(spec, labels=labels))[len(CLI) + 2 :]
@@ -146,13 +147,13 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next_its_network_too(pair,
         owner.kill()
     remove_orphans(CLI)
     assert not find_containers(tmp_path)
-    assert first.name not in tell("network", "ls", "--format", "{{.Name}}").split()
+    assert first.network not in tell("network", "ls", "--format", "{{.Name}}").split()
 
 
 def test_stop_names_and_removes_them_all(pair, tmp_path):
     first, second = pair
-    tell("network", "create", "--internal", f"--label={BUILD_LABEL}={tmp_path}", first.name)
+    tell("network", "create", "--internal", f"--label={BUILD_LABEL}={tmp_path}", first.network)
     for spec in (first, second):
         tell("run", "--detach", *run_command(CLI, spec)[len(CLI) + 2 :])
-    assert sorted(stop_containers(CLI, tmp_path)) == sorted([first.name, first.name, second.name])
+    assert sorted(stop_containers(CLI, tmp_path)) == [first.name, first.network, second.name]
     assert not stop_containers(CLI, tmp_path)

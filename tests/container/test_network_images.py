@@ -5,9 +5,13 @@ Making them takes minutes, so that this runs with CNNBENCH_TEST_NETWORK_IMAGES=1
 
 import os
 import secrets
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ from cnnbench.results.record import load_run
 from cnnbench.run.images import ImageOptions, build_image, plan_images
 from cnnbench.run.inputs import stage_inputs
 from cnnbench.run.job import plan_case, prepare_job
+from cnnbench.run.record import read_seen
 from cnnbench.staging.environments import lock_path
 from cnnbench.staging.networks import give_network
 from container_engine import BUILD_S, CLI, ask, find_containers, is_running, tell
@@ -229,42 +234,100 @@ def test_a_quota_of_the_servers_container_is_told(run_case):
     assert done.returncode == 0, done.stdout + done.stderr
     (throttling,) = (one for one in load_run(logs).criteria if one.name == "throttling")
     assert not throttling.passed
+    first, last = (
+        [quota.throttled_s for quota in look.quotas if quota.cgroup.is_relative_to("/proc")]
+        for look in read_seen(logs).looks
+    )
+    assert last[0] - first[0] > 0.1  # the server's own, seconds
+
+
+@contextmanager
+def measuring(command):
+    """A case under way, whose clients have begun."""
+    with subprocess.Popen(
+        [*command, "--min_time=100", "--max_time=100"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as case:
+        assert any(line.startswith("loading and warming up") for line in case.stderr), (
+            "it has ended before it got there"
+        )
+        yield case
 
 
 @pytest.mark.parametrize(
-    ("whose", "reason"),
-    [("-server", "Triton Server has ended: killed by SIGKILL"), ("", "the container was killed (SIGKILL) before")],
+    ("end", "code", "reason"),
+    [
+        ("-server", 3, "Triton Server has ended: killed by SIGKILL"),
+        ("", 3, "the container was killed (SIGKILL) before"),
+        (signal.SIGINT, 3, "the run was interrupted"),
+        (signal.SIGTERM, 3, "the run was interrupted"),
+    ],
+    ids=["the-servers-container", "the-other-container", "SIGINT", "SIGTERM"],
 )
-def test_a_container_of_the_two_that_is_killed_makes_the_run_invalid(case_command, tmp_path, whose, reason):
-    command, _ = case_command(*SERVED, "--min_time=100", "--max_time=100")
-    with subprocess.Popen(
-        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as one:
-        until_measuring(one)
-        (name,) = (name for name in find_containers(tmp_path) if name.endswith("-server") == (whose == "-server"))
-        tell("kill", name)
-        printed, _ = one.communicate(timeout=PATIENCE_S)
-    assert one.returncode == 3, printed
+def test_a_served_run_that_is_ended_says_how_and_leaves_nothing(case_command, tmp_path, end, code, reason):
+    command, _ = case_command(*SERVED)
+    with measuring(command) as case:
+        if isinstance(end, signal.Signals):
+            case.send_signal(end)
+        else:
+            (name,) = (one for one in find_containers(tmp_path) if one.endswith("-server") == (end == "-server"))
+            tell("kill", name)
+        printed, _ = case.communicate(timeout=PATIENCE_S)
+    assert case.returncode == code, printed
     assert reason in printed
     assert not is_left(tmp_path)
 
 
+def test_a_served_run_is_ended_by_its_time_limit_and_as_it_starts(case_command, tmp_path):
+    command, _ = case_command(*SERVED)
+    done = subprocess.run(
+        [*command, "--timeout=20"], env=clean_environment(MIN_TIME="100"), capture_output=True, text=True
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "not done within TIMEOUT=20 s" in done.stdout
+    assert not is_left(tmp_path)
+    for seconds in (0.5, 1, 2, 3):
+        case = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)  # while the network and the two containers are being made
+        case.send_signal(signal.SIGINT)
+        assert case.wait(timeout=PATIENCE_S) in (3, 130, -signal.SIGINT)
+        assert not is_left(tmp_path)
+
+
+def test_a_servers_container_that_cannot_be_started_is_told(case_command, tmp_path):
+    cli = tmp_path / "refusing"
+    cli.write_text(
+        f'#!/bin/sh\ncase "$*" in *--pid*) echo no such thing >&2; exit 125;; esac\nexec {shlex.join(CLI)} "$@"\n'
+    )
+    cli.chmod(0o755)
+    command, _ = case_command(*SERVED)
+    command[command.index("--container-cli") + 1] = str(cli)
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "the engine could not start the server's container: no such thing" in done.stdout
+    assert not is_left(tmp_path)
+
+
+def test_a_servers_container_that_runs_out_of_memory_is_told(run_case, tmp_path):
+    done, logs = run_case(
+        *SERVED, "--batch_size=64", "--max_batch_size=64", DOCKER_OPTIONS="--memory 220m --memory-swap 220m"
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "ran out at the limit" in load_run(logs).facts["server's container memory"]
+    assert not is_left(tmp_path)
+
+
 def test_what_a_killed_controller_of_the_two_leaves_is_removed_by_the_next(case_command, tmp_path):
-    command, _ = case_command(*SERVED, "--min_time=100", "--max_time=100")
-    with subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE, text=True) as one:
-        until_measuring(one)
-        one.kill()
+    command, _ = case_command(*SERVED)
+    with measuring(command) as case:
+        case.kill()
     wait_until(lambda: not any(map(is_running, find_containers(tmp_path))), "the end of both")
     assert is_left(tmp_path)
     remove_orphans(CLI)
     assert not is_left(tmp_path)
-
-
-def until_measuring(controller):
-    for line in controller.stderr:
-        if line.startswith("loading and warming up"):
-            return
-    raise AssertionError("it has ended before it measured")
 
 
 @pytest.mark.parametrize("engine_name", ["onnxruntime", "openvino"])

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.start import START
 from cnnbench.launch import beside
 from cnnbench.launch.beside import Neighbour
+from fleet_files import is_alive
 from null_workload import wait_until
 
 
@@ -22,14 +25,6 @@ def agent(tmp_path):
     with subprocess.Popen([sys.executable, START, "cnnbench.launch.beside", str(path)]) as process:
         yield process, path
         process.kill()
-
-
-def is_there(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def launch(path, directory, *words, environment=None):
@@ -65,8 +60,8 @@ def test_it_and_what_it_has_started_end_with_the_block(agent, tmp_path):
         wait_until(lambda: log.read_text().strip(), "its child")
         child = int(log.read_text())
     assert one.exit_code == -signal.SIGKILL
-    wait_until(lambda: not is_there(one.pid), "the end of the program")
-    wait_until(lambda: not is_there(child), "the end of its child")
+    wait_until(lambda: not is_alive(one.pid), "the end of the program")
+    wait_until(lambda: not is_alive(child), "the end of its child")
 
 
 def test_one_after_the_other_runs_there(agent, tmp_path):
@@ -80,7 +75,7 @@ def test_where_the_neighbour_is_killed_so_is_the_program(agent, tmp_path):
     with launch(agent[1], tmp_path, "sleep", "600").process() as one:
         agent[0].kill()
         assert ended(one) == -signal.SIGKILL
-        wait_until(lambda: not is_there(one.pid), "the end of the program")
+        wait_until(lambda: not is_alive(one.pid), "the end of the program")
 
 
 def test_where_who_has_asked_is_killed_so_is_the_program(agent, tmp_path):
@@ -95,9 +90,9 @@ with neighbour.launch(["sleep", "600"], dict(os.environ), log).process() as one:
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as asking:
         pid = int(asking.stdout.readline())
-        assert is_there(pid)
+        assert is_alive(pid)
         asking.kill()
-    wait_until(lambda: not is_there(pid), "the end of the program")
+    wait_until(lambda: not is_alive(pid), "the end of the program")
     with launch(agent[1], tmp_path, "true").process() as one:  # the neighbour is there for the next
         assert ended(one) == 0
 
@@ -113,7 +108,34 @@ def test_a_neighbour_that_does_not_come_is_told(tmp_path, monkeypatch):
 def test_a_program_that_is_not_there_says_so_in_its_output(agent, tmp_path):
     with launch(agent[1], tmp_path, "/no/such/program").process() as one:
         assert ended(one) == 1
-        assert (
-            "No such file or directory: '/no/such/program'" in one.describe_end()
-            or "FileNotFoundError" in one.describe_end()
-        )
+        assert "FileNotFoundError" in one.describe_end()
+
+
+def test_a_neighbour_that_has_gone_is_told_at_once_and_not_waited_for(agent, tmp_path):
+    asked = launch(agent[1], tmp_path, "true")
+    agent[0].kill()
+    agent[0].wait()
+    with (
+        pytest.raises(CnnbenchError, match="true: not started: the container beside this one has ended: "),
+        asked.process(),
+    ):
+        pass
+
+
+def test_a_neighbour_that_ends_before_it_has_answered_is_told(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "neighbour"))
+        listening.listen()
+        ending = threading.Thread(target=lambda: listening.accept()[0].close())
+        ending.start()
+        with pytest.raises(CnnbenchError, match="the container beside this one has ended"):
+            Neighbour.find(tmp_path / "neighbour")
+        ending.join()
+
+
+def test_a_neighbour_without_an_address_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "no.such.name.invalid")
+    path = tmp_path / "neighbour"
+    threading.Thread(target=beside.run_for_others, args=(path,), daemon=True).start()
+    with pytest.raises(CnnbenchError, match=r"no\.such\.name\.invalid: .*: it has no address by its name"):
+        Neighbour.find(path)

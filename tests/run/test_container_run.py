@@ -89,10 +89,10 @@ def test_a_server_has_a_container_beside_the_clients_on_a_network_of_the_run(tmp
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     network, clients, server = (shlex.split(line) for line in done.stdout.splitlines()[-3:])
-    name = network[-1]
+    name = clients[clients.index("--name") + 1]
     assert network[1:4] == ["network", "create", "--internal"]
-    assert clients[clients.index("--name") + 1] == name
-    assert [one[one.index("--network") + 1] for one in (clients, server)] == [name, name]
+    assert network[-1] == f"{name}-network"
+    assert [one[one.index("--network") + 1] for one in (clients, server)] == [network[-1]] * 2
     assert {f"CNNBENCH_NEIGHBOUR={NEIGHBOUR}", "TMPDIR=/dev/shm"} <= set(clients)
     assert server[server.index("--pid") + 1] == f"container:{name}"
     assert server[-2:] == ["cnnbench.launch.beside", NEIGHBOUR]

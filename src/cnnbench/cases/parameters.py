@@ -293,7 +293,7 @@ class Parameters(BaseModel):
         "", "a directory that the server's model is written into and kept in; empty: a passing one", path=True
     )
     grpc_port: Annotated[int, Field(ge=1, le=65535)] | Literal[""] = _served(
-        "", "the server's port for gRPC, on loopback; empty: any that is free"
+        "", "the server's port for gRPC; empty: any that is free"
     )
     triton_server: str = _served(
         "", "the program `tritonserver` of another installation; empty: that of its wheel", path=True

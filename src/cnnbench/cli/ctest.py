@@ -40,7 +40,7 @@ Run this workload's test cases. Options:
   --status [DIR]... tell from another terminal what runs here, and in other workloads' build directories, how far it is,
                     and what ran last
   --describe-params list the parameters: default, accepted values, meaning
-  --stop            end this workload's containers and remove them; other builds' are left alone
+  --stop            end this workload's containers, remove them and their networks; other builds' are left alone
   -h, --help        this text
 Everything else goes to ctest unchanged, such as -N (list), -R REGEX (choose by name), -L LABEL (choose by mode,
 precision, case type or platform) and -V (show what the cases print); see ctest --help. To choose no case at all is an

@@ -17,14 +17,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.start import START
 from cnnbench.launch.local import WorkerLaunch, WorkerProcess
 
 COME_S, LOOK_S = 60.0, 0.05
-"""How long that container may take to answer, as it is started after this one, and how often it is looked for."""
+"""How long that container may take to come, as it is started after this one, and how often it is looked for."""
+ANSWER_S = 10.0
+"""How long it may take to start a program."""
+GONE = "the container beside this one has ended"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,17 @@ class Neighbour:
     @classmethod
     def find(cls, path: Path) -> "Neighbour":
         """Return it once it answers; raise CnnbenchError when it does not."""
-        with _connect(path) as connection, connection.makefile("r") as stream:
-            return cls(path, json.loads(stream.readline())["address"])
+        deadline = time.monotonic() + COME_S
+        while True:
+            try:
+                connection = _connect(path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if time.monotonic() > deadline:
+                    raise CnnbenchError(f"{path}: no container beside this one within {COME_S:g} s") from error
+                time.sleep(LOOK_S)
+        with connection, connection.makefile("r") as stream:
+            return cls(path, str(_read(stream)["address"]))
 
     def launch(self, command: list[str], environment: dict[str, str], log: Path) -> "NeighbourLaunch":
         """Return what starts a program there."""
@@ -66,32 +78,28 @@ class NeighbourProcess(WorkerProcess):
 
     def __enter__(self) -> "NeighbourProcess":
         """Start it; raise CnnbenchError when it could not be."""
+        asked = {"command": self.launch.command, "environment": dict(self.launch.environment)}
         with ExitStack() as stack:
-            self._connection = stack.enter_context(_connect(self._path))
-            self._stream = stack.enter_context(self._connection.makefile("r"))
-            self._read()  # the address
-            with self.launch.log.open("wb") as log:
-                socket.send_fds(self._connection, [b"\0"], [log.fileno()])
-            asked = {"command": self.launch.command, "environment": dict(self.launch.environment)}
-            self._connection.sendall(json.dumps(asked).encode() + b"\n")
-            self._pid = self._read()["pid"]
+            try:
+                connection = stack.enter_context(_connect(self._path))
+                self._stream = stack.enter_context(connection.makefile("r"))
+                _read(self._stream)  # the address
+                with self.launch.log.open("wb") as log:
+                    socket.send_fds(connection, [b"\0"], [log.fileno()])
+                connection.sendall(json.dumps(asked).encode() + b"\n")
+                self._pid = _read(self._stream)["pid"]
+                connection.settimeout(None)
+            except OSError as error:
+                raise CnnbenchError(f"{self.launch.command[0]}: not started: {GONE}: {error}") from error
             self._stack = stack.pop_all()
         self._waiting = threading.Thread(target=self._wait, daemon=True)
         self._waiting.start()
         return self
 
-    def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._stream.readline() or "null") or {
-            "failure": "the container beside this one has ended"
-        }
-        if "failure" in found:
-            raise CnnbenchError(f"{self.launch.command[0]}: {found['failure']}")
-        return found
-
     def _wait(self) -> None:
         try:
-            self._exit_code = self._read()["exit_code"]
-        except (CnnbenchError, OSError, ValueError):  # its container was ended, and it with that
+            self._exit_code = _read(self._stream)["exit_code"]
+        except CnnbenchError:  # its container was ended, and it with that
             self._exit_code = -signal.SIGKILL
 
     def __exit__(
@@ -116,18 +124,25 @@ class NeighbourProcess(WorkerProcess):
 
 
 def _connect(path: Path) -> socket.socket:
-    deadline = time.monotonic() + COME_S
-    while True:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            connection.close()
-            if time.monotonic() > deadline:
-                raise CnnbenchError(f"{path}: no container beside this one within {COME_S:g} s") from error
-            time.sleep(LOOK_S)
-        else:
-            return connection
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(ANSWER_S)
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _read(stream: TextIO) -> dict[str, Any]:
+    """Return what is told next; raise CnnbenchError for a failure, and where nothing comes any more."""
+    try:
+        found: dict[str, Any] = json.loads(stream.readline())
+    except (OSError, ValueError) as error:
+        raise CnnbenchError(f"{GONE}: {error}") from error
+    if "failure" in found:
+        raise CnnbenchError(f"the container beside this one: {found['failure']}")
+    return found
 
 
 def run_for_others(path: Path) -> None:
@@ -145,7 +160,10 @@ def _run_for(connection: socket.socket) -> None:
     def tell(**said: object) -> None:
         connection.sendall(json.dumps(said).encode() + b"\n")
 
-    tell(address=socket.gethostbyname(socket.gethostname()))
+    try:
+        tell(address=socket.gethostbyname(name := socket.gethostname()))
+    except socket.gaierror as error:
+        tell(failure=f"{name}: {error.strerror}: it has no address by its name; which DOCKER_OPTIONS took that?")
     _, files, _, _ = socket.recv_fds(connection, 1, 1)
     if not files:  # who only wanted to know the address
         return

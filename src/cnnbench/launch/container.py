@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TextIO
 
 from cnnbench.base.errors import CnnbenchError
 from cnnbench.base.progress import progress_stream
+from cnnbench.base.signals import uninterrupted
 from cnnbench.machine.topology import format_cpu_list
 
 EXPORT = Path("/export-logs")
@@ -54,9 +55,9 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """What a container is given, which is nothing else: no network, no capability but one, a read-only file system.
+    """What a container is given, which is nothing else: no capability but one, a read-only file system.
 
-    `network`: an internal one, of the run's own; `is_shared`: another may have its processes and its shared memory, as
+    `network`: none, or one of the run's own; `is_shared`: another may have its processes and its shared memory, as
     it has those of `beside`. `program`: what runs in place of the image's entry point, with its arguments.
     `cpus`, `nodes`: the logical CPUs and the NUMA nodes it may use; no nodes: all. `mounts`: files of the host by where
     they are read-only inside. `sys_nice`: have the capability that binding memory to a node takes. `extra`: options of
@@ -122,12 +123,13 @@ def network_command(cli: Sequence[str], name: str, labels: Mapping[str, str]) ->
 @contextlib.contextmanager
 def internal_network(cli: Sequence[str], name: str, labels: Mapping[str, str]) -> Iterator[None]:
     """Have such a network for the block; containers that are on it still must have been removed by then."""
-    run_engine(network_command(cli, name, labels))
     try:
+        with uninterrupted():
+            run_engine(network_command(cli, name, labels))
         yield
     finally:
-        with contextlib.suppress(CnnbenchError):  # the engine is gone: remove_orphans comes later
-            run_engine([*cli, "network", "rm", name])
+        with contextlib.suppress(CnnbenchError), uninterrupted():  # the engine is gone: remove_orphans comes later
+            _remove(cli, NETWORK, name)
 
 
 def mount_value(source: Path, destination: str) -> str:
@@ -144,7 +146,13 @@ def run_engine(command: Sequence[str], timeout_s: float | None = ANSWER_S) -> st
     words = " ".join(command)
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout_s
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            start_new_session=True,  # a Ctrl-C must not reach it first
         )
     except FileNotFoundError as error:
         raise CnnbenchError(
@@ -184,17 +192,18 @@ class Container:
         """Start it with what `run_command` returned."""
         with contextlib.suppress(OSError):
             self._log.touch()
-        self._client = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # a Ctrl-C must not reach it first
-        )
-        self._follower = threading.Thread(target=self._follow, args=(self._client.stdout, progress_stream()))
-        self._follower.start()
+        with uninterrupted():
+            self._client = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # as above
+            )
+            self._follower = threading.Thread(target=self._follow, args=(self._client.stdout, progress_stream()))
+            self._follower.start()
 
     def _follow(self, lines: TextIO, stream: TextIO) -> None:
         """Copy what it prints to the log and on; whatever cannot be written, the run must not wait for a reader."""
@@ -275,7 +284,8 @@ class Container:
         """
         form = "{{json .State}}\n{{.HostConfig.Memory}}"  # podman's account as a whole has another shape
         try:
-            state, _, memory = run_engine([*self._cli, "inspect", "--format", form, self._name]).rpartition("\n")
+            command = [*self._cli, "inspect", "--type", CONTAINER, "--format", form, self._name]
+            state, _, memory = run_engine(command).rpartition("\n")
         except CnnbenchError as error:
             return {}, str(error)
         return json.loads(state) | {"Memory": int(memory)}, ""
@@ -294,8 +304,8 @@ class Container:
         """Remove it and wait until nothing of it is left; an engine that has gone away cannot be asked any more."""
         if self._client is None:
             return
-        with contextlib.suppress(CnnbenchError):  # not there, or the engine is not: remove_orphans comes later
-            run_engine([*self._cli, "rm", "--force", self._name])
+        with contextlib.suppress(CnnbenchError), uninterrupted():  # not there, or the engine is not, as above
+            _remove(self._cli, CONTAINER, self._name)
         if self._client.poll() is None:
             os.killpg(self._client.pid, signal.SIGKILL)
             self._client.wait()
@@ -360,7 +370,7 @@ class Owner:
 
 def read_label(cli: Sequence[str], kind: str, name: str, label: str) -> str:
     """Return a label of a container, an image or a network (`kind`); empty when it has none of that name."""
-    labels = ".Labels" if kind == "network" else ".Config.Labels"
+    labels = ".Labels" if kind == NETWORK else ".Config.Labels"
     form = f'{{{{index {labels} "{label}"}}}}'
     return run_engine([*cli, "inspect", "--type", kind, "--format", form, name])
 
@@ -394,8 +404,10 @@ def stop_containers(cli: Sequence[str], root: Path) -> list[str]:
 
 
 def _list(cli: Sequence[str], kind: str, label: str) -> list[str]:
+    """Return the names; of two containers the one beside the other first, without which podman removes neither."""
     command, name = (["ps", "--all"], "{{.Names}}") if kind == CONTAINER else (["network", "ls"], "{{.Name}}")
-    return run_engine([*cli, *command, "--filter", f"label={label}", "--format", name]).split()
+    names = run_engine([*cli, *command, "--filter", f"label={label}", "--format", name]).split()
+    return sorted(names, reverse=True)
 
 
 def _remove(cli: Sequence[str], kind: str, name: str) -> None:

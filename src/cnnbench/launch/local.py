@@ -444,7 +444,8 @@ def _shared_root() -> Path:
             return root
     raise CnnbenchError(
         f"{memory} and {root}: neither can be written to and has {bytes_text(SHARED_BYTES)} free, which the files that "
-        'instances share need: make room, or set TMPDIR (in a container: DOCKER_OPTIONS="--tmpfs /tmp:size=...")'
+        'instances share need: make room, or set TMPDIR (in a container: DOCKER_OPTIONS="--tmpfs /tmp:size=..." or '
+        '"--shm-size ...")'
     )
 
 

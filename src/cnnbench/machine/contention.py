@@ -88,9 +88,9 @@ def compare_quotas(
 ) -> Throttling | None:
     """Return what quotas took of so many cores between two readings; None when there is no quota, or none that counts.
 
-    The share is throttled CPU time over cores x seconds. Of several cgroups with a quota, one above the other, the one
-    that was throttled most counts, as their times overlap. What else runs in that cgroup is counted along. The kernel
-    counts a period's time (mostly of 0.1 s) when the period ends, so each end may be off by one.
+    The share is throttled CPU time over cores x seconds. Of several cgroups with a quota, one above the other or beside
+    it, the one that was throttled most counts, as their times may overlap. What else runs in that cgroup is counted
+    along. The kernel counts a period's time (mostly of 0.1 s) when the period ends, so each end may be off by one.
     """
     before = {quota.cgroup: quota.throttled_s for quota in first}
     found = []

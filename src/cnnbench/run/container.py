@@ -169,13 +169,17 @@ class ContainerRun:
             sys_nice=sys_nice,
             extra=self._options.extra,
             groups=[device.stat().st_gid] if device and device.exists() else [],
-            network=name if planned.clients else "none",
+            network=self._network if planned.clients else "none",
             is_shared=planned.clients is not None,
         )
 
     @property
     def _name(self) -> str:
         return f"cnnbench-{self._run_id.lower()}"
+
+    @property
+    def _network(self) -> str:
+        return f"{self._name}-network"
 
     @property
     def _server_spec(self) -> ContainerSpec:
@@ -193,7 +197,7 @@ class ContainerRun:
             return [self.command()]
         cli = self._options.cli
         return [
-            network_command(cli, self._name, self._spec.labels),
+            network_command(cli, self._network, self._spec.labels),
             self.command(),
             run_command(cli, self._server_spec),
         ]
@@ -266,10 +270,11 @@ class ContainerRun:
         """Start the container, wait for its logs, and make a result of what came."""
         archive, cli = logs / ARCHIVE, self._options.cli
         interrupt, broken, facts = None, "", self._facts()
+        server: Container | None = None
         account: dict[str, Any] = {}
         with ExitStack() as stack:
             if self._planned.clients:
-                stack.enter_context(internal_network(cli, self._name, self._spec.labels))
+                stack.enter_context(internal_network(cli, self._network, self._spec.labels))
             stack.enter_context(watch_energy(self._energy, logs, self._planned.cpus, self._keep_energy))
             container = stack.enter_context(Container(cli, self._name, logs / LOG, self._take))
             self._reporter.begin("starting the container")
@@ -287,9 +292,12 @@ class ContainerRun:
                 broken = f"writing the logs to {archive} failed: {error.strerror}"
                 archive.unlink()  # on a full disk the result needs its room
             state, complaint = container.inspect()
-            if is_running and self._planned.clients:
-                account = {"server": {"command": run_command(cli, self._server_spec), "state": server.inspect()[0]}}
-                facts["container network"] = f"{self._name}, internal: the server is in {self._server_spec.name}"
+            if server is not None:
+                served = server.inspect()[0]
+                account = {"server": {"command": run_command(cli, self._server_spec), "state": served}}
+                facts["container network"] = f"{self._network}, internal: the server is in {self._server_spec.name}"
+                if served.get("OOMKilled"):
+                    facts["server's container memory"] = f"ran out at the limit, {bytes_text(served['Memory'])}"
         if state:
             facts["container memory limit"] = bytes_text(state["Memory"])
         account = {"command": self.command(), "state": state, **account}

@@ -241,7 +241,8 @@ class Server:
         """
         whole = all(map(_is_alive, self._models)) and (self._ready or not self._origin.removable)
         if self._process.exit_code is None and whole:
-            os.kill(self._process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it ends at this moment
+                os.kill(self._process.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
         while whole and self._process.exit_code is None and time.monotonic() < deadline:
             time.sleep(LOOK_S)
