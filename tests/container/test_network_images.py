@@ -300,7 +300,7 @@ def test_a_served_run_is_ended_by_its_time_limit_and_as_it_starts(case_command, 
 def test_a_servers_container_that_cannot_be_started_is_told(case_command, tmp_path):
     cli = tmp_path / "refusing"
     cli.write_text(
-        f'#!/bin/sh\ncase "$*" in *--pid*) echo no such thing >&2; exit 125;; esac\nexec {shlex.join(CLI)} "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *"--pid "*) echo no such thing >&2; exit 125;; esac\nexec {shlex.join(CLI)} "$@"\n'
     )
     cli.chmod(0o755)
     command, _ = case_command(*SERVED)
@@ -311,12 +311,27 @@ def test_a_servers_container_that_cannot_be_started_is_told(case_command, tmp_pa
     assert not is_left(tmp_path)
 
 
-def test_a_servers_container_that_runs_out_of_memory_is_told(run_case, tmp_path):
-    done, logs = run_case(
-        *SERVED, "--batch_size=64", "--max_batch_size=64", DOCKER_OPTIONS="--memory 220m --memory-swap 220m"
-    )
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "ran out at the limit" in load_run(logs).facts["server's container memory"]
+SPARING = """#!{}
+import os, sys
+words = sys.argv[1:]
+if "--pid" in words:  # the server's container
+    for name in ("--memory", "--memory-swap"):
+        words[words.index(name) + 1] = "100m"
+cli = {}
+os.execvp(cli[0], [*cli, *words])
+"""
+
+
+def test_a_servers_container_that_runs_out_of_memory_is_told(case_command, tmp_path):
+    cli = tmp_path / "sparing"
+    cli.write_text(SPARING.format(sys.executable, CLI))
+    cli.chmod(0o755)
+    command, _ = case_command(*SERVED)
+    command[command.index("--container-cli") + 1] = str(cli)
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr  # before it was ready
+    assert "Triton Server did not start: " in done.stderr
+    assert "; server's container memory ran out at the limit, 104.9 MB" in done.stderr
     assert not is_left(tmp_path)
 
 

@@ -83,7 +83,7 @@ suffix, and a NETWORK_FILE comes with its directory, as parts of it may lie besi
 METER = "ENERGY_METER"
 """The parameter that a container does not get: energy is read here."""
 LOG, FACTS, ARCHIVE = "container.log", "container.json", "export.tar"
-SERVER_LOG = "container-server.log"
+SERVER_LOG, SERVER_MEMORY = "container-server.log", "server's container memory"
 NEIGHBOUR = f"{SHM}/cnnbench-neighbour"
 """Where a container asks the one beside it, in the shared memory that both have."""
 
@@ -297,7 +297,7 @@ class ContainerRun:
                 account = {"server": {"command": run_command(cli, self._server_spec), "state": served}}
                 facts["container network"] = f"{self._network}, internal: the server is in {self._server_spec.name}"
                 if served.get("OOMKilled"):
-                    facts["server's container memory"] = f"ran out at the limit, {bytes_text(served['Memory'])}"
+                    facts[SERVER_MEMORY] = f"ran out at the limit, {bytes_text(served['Memory'])}"
         if state:
             facts["container memory limit"] = bytes_text(state["Memory"])
         account = {"command": self.command(), "state": state, **account}
@@ -359,6 +359,8 @@ class ContainerRun:
         """Return what the container made of the run, with what only this side knows; raise what it raised."""
         if (logs / ERROR).is_file():
             status, message = int((logs / STATUS).read_text()), (logs / ERROR).read_text()
+            if memory := facts.get(SERVER_MEMORY):
+                message = f"{message}; {SERVER_MEMORY} {memory}"
             if status in (INTERRUPTED, InvalidMeasurementError.exit_code):
                 return self._reject(logs, interrupt, message, facts)
             self._reject(logs, interrupt, message, facts)  # whoever judges these logs again is told the same

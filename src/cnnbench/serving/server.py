@@ -31,8 +31,8 @@ from cnnbench.worker.process import read_resident_bytes
 LOOPBACK = "127.0.0.1"
 START_S = 120.0
 """How long a server may take until it is ready: loading a network takes most of it."""
-STOP_S = 30.0
-"""How long it may take to end when told to."""
+STOP_S, HURRY_S = 30.0, 3.0
+"""How long it may take to end when told to, and after a Ctrl-C, when whoever runs this waits for some seconds only."""
 ANSWER_S = 10.0
 """How long it may take to tell how it is, or what it has counted."""
 LOOK_S = 0.05
@@ -134,7 +134,7 @@ class Server:
         self.prefix = f"{PREFIX}-{os.getpid()}-{ports.grpc}"
         self.address = neighbour.address if neighbour else LOOPBACK
         self._wanted = Wanted(repository, models, ports, self.prefix, self.address)
-        self._origin, self._ready = origin, False
+        self._origin, self._ready, self._stop_s = origin, False, STOP_S
 
     def __enter__(self) -> "Server":
         """Start it and wait until it is ready; raise CnnbenchError with its own words when it does not get there."""
@@ -157,6 +157,8 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End it, and remove what it leaves."""
+        if isinstance(error, KeyboardInterrupt):
+            self._stop_s = HURRY_S
         self._stack.close()
 
     def _launch(self, start: Start) -> WorkerLaunch:
@@ -235,7 +237,7 @@ class Server:
         return found
 
     def _stop(self) -> None:
-        """Have it end its models, which write their results then; what is left then, or after STOP_S, is killed.
+        """Have it end its models, which write their results then; what is left then, or has not by then, is killed.
 
         Where one of them has died it would wait for that in vain.
         """
@@ -243,7 +245,7 @@ class Server:
         if self._process.exit_code is None and whole:
             with suppress(ProcessLookupError):  # it ends at this moment
                 os.kill(self._process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_S
+        deadline = time.monotonic() + self._stop_s
         while whole and self._process.exit_code is None and time.monotonic() < deadline:
             time.sleep(LOOK_S)
         with suppress(ProcessLookupError):  # its models, where it was killed
