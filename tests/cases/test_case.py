@@ -352,8 +352,8 @@ def test_what_is_accepted_and_the_default_can_be_said():
         assert "None" not in accepted(name) + default_text(name), name
 
 
-def test_an_unknown_parameter_in_an_argument_is_told_the_known_ones():
-    with pytest.raises(UsageError, match=r"^BATCHSIZE: no such parameter; known are FUNCTION .* BATCH_SIZE "):
+def test_an_unknown_parameter_in_an_argument_is_told_the_nearest_one():
+    with pytest.raises(UsageError, match=r"^BATCHSIZE: no such parameter; did you mean BATCH_SIZE\? --describe-params"):
         parse_arguments(["--batchsize=1"])
 
 

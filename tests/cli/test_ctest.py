@@ -102,6 +102,23 @@ def test_to_select_no_case_is_an_error_that_names_near_ones(script, log):
     assert not log.exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("--dryrun", "did you mean --dry-run?"),
+        ("--testcases=x", "did you mean --testcase?"),
+        ("--output-on-failures", "did you mean --output-on-failure?"),
+        ("--zzz", "see --help, and ctest --help"),
+    ],
+)
+def test_an_option_that_nobody_has_is_refused_before_anything_runs(script, log, word, hint):
+    for more in ((), ("--set", "BATCH_SIZE=1 2")):
+        done = run(script, word, *more, *ONE)
+        assert done.returncode == 2
+        assert f"{word.partition('=')[0]}: neither ctest.sh nor ctest has it; {hint}" in done.stderr
+    assert not log.exists() or not log.read_text()
+
+
 @pytest.mark.parametrize("more", [["-N"], ["--no-tests=ignore"], ["--no-tests=ignore", "--set", "BATCH_SIZE=1"]])
 def test_to_select_no_case_is_right_where_it_is_asked_for(script, log, more):
     done = run(script, *more, "-R", "typo")

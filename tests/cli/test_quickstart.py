@@ -173,8 +173,28 @@ def test_a_sweep_lists_each_run(every_precision):
     code, output = quick(every_precision, "--set", "BATCH_SIZE=1 2", "--options", step_of(2))
     assert code == 0, output
     assert "\nprecision  " not in output
-    shown = [row[:2] for row in read_table(output, -1)[1:]]
-    assert all(shown.count([f"throughput_{precision}_pkm", "Throughput (img/s)"]) == 2 for precision in HERE), output
+    header, *rows = read_table(output, -1)
+    assert header[:3] == ["case", "settings", "KPI"]
+    shown = [row[:3] for row in rows]
+    for precision, size in itertools.product(HERE, (1, 2)):
+        told = [f"throughput_{precision}_pkm", f"BATCH_SIZE={size}", "Throughput (img/s)"]
+        assert shown.count(told) == 1, output
+
+
+def test_a_run_of_another_call_meanwhile_is_not_in_the_table(checkout):
+    build = checkout / "build" / "workload" / "Harness"
+    with start(checkout, "--options", f"--steps=1000 {step_of(5)}") as process:
+        wait_until(lambda: list(build.glob("status/case-*.json")), "the case")
+        words = ("--workload", checkout / "workload" / "Harness", "--case", THROUGHPUT, "--logs-root", build)
+        command = [sys.executable, "-m", "cnnbench", "case", *words, "--steps=20", step_of(2)]
+        subprocess.run(command, env=clean_environment(), check=True, capture_output=True)
+        assert process.poll() is None
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    assert len(list(build.glob("logs-*/itr-*/worker-0/run.json"))) == 2
+    table, _, logs = output[output.rindex("\ncase") :].partition("\nlogs:")
+    assert len(read_table(table, -1)) == 2, output
+    assert logs.count("/worker-0") == 1
 
 
 def test_a_case_that_fails_leaves_the_others_rows(every_precision, tmp_path):

@@ -404,6 +404,26 @@ def test_kpi_table_shows_intervals_percentiles_and_verdicts():
     assert fits(text)
 
 
+def test_runs_of_one_case_are_told_apart_by_what_was_asked_of_each():
+    def asked(case, value, **parameters):
+        run = make_run(case, value)
+        return run.model_copy(update={"requested": {**run.requested, **parameters}})
+
+    runs = [
+        asked(THROUGHPUT, 100.0, BATCH_SIZE="8", STEPS="10"),
+        asked(THROUGHPUT, 120.0, BATCH_SIZE="16", STEPS="10"),
+        asked("accuracy_avx_fp32", 80.0, BATCH_SIZE="50", STEPS="20"),
+    ]
+    text = kpi_table(runs)
+    assert [row[:2] for row in read_table(text)] == [
+        ["case", "settings"],
+        [THROUGHPUT, "BATCH_SIZE=8"],
+        [THROUGHPUT, "BATCH_SIZE=16"],
+        ["accuracy_avx_fp32", "-"],
+    ]
+    assert fits(text)
+
+
 def test_what_is_too_wide_is_broken_where_its_words_allow_and_numbers_last():
     header = ["case_name", "rate (img/s)", "empty", "verdict"]
     cells = [["a_long_name", "12.50 ±0.25", "", "unstable [1] [2]"], ["b", "7", "", "valid"]]

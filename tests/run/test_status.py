@@ -18,6 +18,7 @@ from cnnbench.run.status import (
     Call,
     CaseEnd,
     CaseStatus,
+    Costs,
     InstanceStatus,
     Phase,
     Progressed,
@@ -157,8 +158,7 @@ def test_what_ran_before_the_machine_started_again_is_dead(build):
 
 
 def test_a_call_tells_which_case_it_is_at_and_how_long_all_of_them_take(build):
-    (build / COSTS).parent.mkdir(parents=True)
-    (build / COSTS).write_text("c 3 100.5\nd 0 7\n---\nb\n")
+    write_status(build / DIRECTORY, COSTS, Costs(seconds={"c": 100.5}))
     call = Call(build, ["a", "b", "c", "d"], runs=2)
     call.begin_run(1, "BATCH_SIZE=1")
     name = call.status.name
@@ -166,11 +166,26 @@ def test_a_call_tells_which_case_it_is_at_and_how_long_all_of_them_take(build):
     assert "last: a" in lines(build)
     put(build, case_of(name, "b", phase=Phase(name="x", began_s=NOW_S, left_s=30)))
     top = lines(build)[:3]
-    # Left: b's 30 s; a once more, as long as it took; c twice, by ctest's mean. b's second run and d's are not known.
+    # Left: b's 30 s; a once more, as it took; c twice, as in another call. b's second run and d's are not known.
     assert f"ctest.sh (process {os.getpid()}): case 2 of 8, " in top[0]
     assert top[0].endswith("at least 4 min 11 s left")
     assert top[1:] == ["  how long 3 cases will take is not known yet", "  run 1 of 2: BATCH_SIZE=1"]
     assert lines(build)[-2:] == ["last: a", "  valid after 20 s: Throughput (img/s): 151.4"]
+
+
+def test_how_long_a_case_took_last_is_known_in_later_calls(build):
+    ends = [("a", 20, "valid"), ("a", 30, "unstable"), ("a", 1, "invalid"), ("b", 7, "skipped"), ("c", 9, "valid")]
+    for at, (case, seconds, verdict) in enumerate(ends):
+        call = Call(build, [case], runs=1)
+        ended = {"began_s": NOW_S + 100 * at, "ended_s": NOW_S + 100 * at + seconds}
+        add_end(build / DIRECTORY, call.status.name, end_of(case, verdict=verdict).model_copy(update=ended))
+        call.end(0)
+    assert read_build(build).costs_s == {"a": 30, "c": 9}
+    assert len(list((build / DIRECTORY).glob("*.ends"))) == 1  # of the last call
+    (build / DIRECTORY / COSTS).write_text("{")
+    seen = read_build(build)
+    assert seen.costs_s == {"c": 9}
+    assert "costs.json: damaged" in seen.complaints[0]
 
 
 def test_a_call_that_ended_is_told_with_its_last_case(build):
@@ -194,7 +209,7 @@ def test_a_new_call_removes_the_files_of_those_that_are_over_and_no_others(build
     add_end(build / DIRECTORY, going_on.status.name, end_of("c"))
     new = Call(build, ["d"], runs=1)
     assert [seen.call.cases for seen in read_build(build).calls] == [("c",), ("d",)]
-    left = {f"{going_on.status.name}.json", f"{going_on.status.name}.ends", f"{new.status.name}.json"}
+    left = {f"{going_on.status.name}.json", f"{going_on.status.name}.ends", f"{new.status.name}.json", COSTS}
     assert {path.name for path in (build / DIRECTORY).iterdir()} == left
 
 

@@ -6,6 +6,7 @@ come, the later winning, from the table's defaults, the workload's sections, tho
 arguments.
 """
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -132,7 +133,9 @@ def check_name(name: str, known: Collection[str] = FIELDS) -> None:
     """Raise UsageError for a name that is not among the known ones."""
     if name not in known:
         where = " of this workload" if name in FIELDS else ""
-        raise UsageError(f"{name}: no such parameter{where}; known are {' '.join(known)}")
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        hint = f"did you mean {close[0]}? --describe-params has all" if close else f"known are {' '.join(known)}"
+        raise UsageError(f"{name}: no such parameter{where}; {hint}")
 
 
 def from_environment(environ: Mapping[str, str], known: Iterable[str] = FIELDS) -> dict[str, str]:

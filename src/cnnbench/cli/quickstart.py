@@ -29,6 +29,7 @@ from cnnbench.results.record import RUN_FILE, WORKER, RunResult, load_run
 from cnnbench.run.inputs import stage_engine
 from cnnbench.run.job import graph_quantizer_obstacle
 from cnnbench.run.kpis import primary_kind
+from cnnbench.run.status import read_build
 
 WORKLOAD = "ResNet50-TensorFlow-Xeon-Public"
 
@@ -118,18 +119,21 @@ def quickstart(
     timings.note("configure")
     directory, tool = build / "workload" / name, find_tool("ctest")
     is_choice = any(word.split("=")[0] in CHOOSING for word in arguments)
-    if is_choice:
-        ctest.check_choice(directory, tool, arguments)  # a slip is told before minutes of staging
+    ctest.check_choice(directory, tool, arguments)  # a slip is told before minutes of staging
     stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
     timings.note("stage")
     before = _runs(directory)
 
+    foreign: set[Path] = set()
+
     def run_choice(choice: Sequence[str]) -> int:
-        return ctest.run_script(directory, tool, source, [*choice, *arguments], source / DEFAULTS)
+        code = ctest.run_script(directory, tool, source, [*choice, *arguments], source / DEFAULTS)
+        foreign.update(_runs_of_others(directory))  # the next call removes what tells of those that are over
+        return code
 
     def new_runs() -> dict[Path, RunResult]:
-        logs = sorted(_runs(directory) - before, key=lambda path: (path / RUN_FILE).stat().st_mtime)
-        return {path: load_run(path) for path in logs}
+        logs = _runs(directory) - before - foreign
+        return {path: load_run(path) for path in sorted(logs, key=lambda path: (path / RUN_FILE).stat().st_mtime)}
 
     precisions: list[PrecisionName] = []
     lacking: list[str] = []
@@ -202,6 +206,13 @@ def _fastest(precisions: Sequence[PrecisionName], runs: Iterable[RunResult]) -> 
         if kpi.primary and kpi.key == throughput and run.verdict != "invalid"
     }
     return max(precisions, key=lambda precision: rates.get(precision, 0.0))
+
+
+def _runs_of_others(directory: Path) -> set[Path]:
+    """Return the logs of the runs of other calls than those of this process, in the same directory meanwhile."""
+    seen = read_build(directory)
+    ended = [end for one in seen.calls if one.call.pid != os.getpid() for end in one.ended]
+    return {Path(end.logs) for end in (*ended, *seen.ended_alone) if end.logs}
 
 
 def _runs(directory: Path) -> set[Path]:

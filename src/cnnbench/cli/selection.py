@@ -37,6 +37,12 @@ class _Listing:
     complaint: str
 
 
+OWN_OPTIONS = frozenset(
+    {"--set", "--loop", "--config", "--testcase", "--options", "--continue", "--dry-run", "--status", "--stop"}
+)
+"""What ctest.sh has besides ctest's options."""
+
+
 def runs_cases(words: Sequence[str]) -> bool:
     """Say whether ctest runs cases with these arguments; else it lists them or does something else."""
     return not any(word.partition("=")[0] in _OTHER_WORK or word.startswith("--help") for word in words)
@@ -50,10 +56,11 @@ def list_cases(build_dir: Path, command: Sequence[str]) -> list[str]:
 def select_cases(build_dir: Path, command: Sequence[str]) -> list[str]:
     """Return the names of the cases that a ctest command would run.
 
-    Raises UsageError where there is none, unless --no-tests=ignore accepts that, and where a filter is none: ctest
-    would take no notice of it, and run other cases than those that are wanted.
+    Raises UsageError where there is none, unless --no-tests=ignore accepts that, and where a filter or an option is
+    none: ctest would take no notice of it, and run other cases than those that are wanted.
     """
     ctest, *words = command
+    _refuse_unknown(ctest, words)
     filters = _read_filters(words, build_dir)
     found = _list(build_dir, command)
     if found.complaint:
@@ -87,6 +94,22 @@ def _list(build_dir: Path, command: Sequence[str]) -> _Listing:
 
 def _labels_of(test: dict) -> list[str]:
     return [label for one in test.get("properties", ()) if one["name"] == "LABELS" for label in one["value"]]
+
+
+def _refuse_unknown(ctest: str, words: Iterable[str]) -> None:
+    """Raise UsageError for an option that ctest does not have, as far as its own help tells."""
+    asked = [word.partition("=")[0] for word in words if word.startswith("--")]
+    if not asked:
+        return
+    told = subprocess.run([ctest, "--help"], capture_output=True, text=True).stdout
+    known = set(re.findall(r"--[a-z][\w-]*", told))
+    if "--tests-regex" not in known:  # another ctest tells it otherwise
+        return
+    for name in asked:
+        if name not in known:
+            close = difflib.get_close_matches(name, known | OWN_OPTIONS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see --help, and ctest --help"
+            raise UsageError(f"{name}: neither ctest.sh nor ctest has it; {hint}")
 
 
 def _read_filters(words: Iterable[str], build_dir: Path) -> list[tuple[str, str]]:

@@ -156,15 +156,29 @@ def kpi_rows(
 
 
 def kpi_table(runs: Sequence[RunResult]) -> str:
-    """Tabulate the primary KPI of each run with its 95 % interval, or its percentiles where it has none."""
+    """Tabulate the primary KPI of each run with its 95 % interval, or its percentiles where it has none.
+
+    Runs of one case have a column of the parameters that differ between them.
+    """
     prefix = common_prefix([run.case for run in runs])
-    cells, notes = [], Footnotes()
-    for run in runs:
+    cells, notes, settings = [], Footnotes(), _tell_apart(runs)
+    for run, setting in zip(runs, settings, strict=True):
         kpi = choose_kpis(run, all_kpis=False)[0]
         spread = _describe_spread(run, kpi) if kpi else ""
         verdict = notes.cite(WORDS[run.verdict], run.reason)
-        cells.append([run.case.removeprefix(prefix), *_describe_kpi(kpi), spread, verdict])
-    return notes.below(align(["case", "KPI", "value", "spread", "verdict"], cells)) if cells else ""
+        told = [setting] if any(settings) else []
+        cells.append([run.case.removeprefix(prefix), *told, *_describe_kpi(kpi), spread, verdict])
+    header = ["case", *(["settings"] if any(settings) else []), "KPI", "value", "spread", "verdict"]
+    return notes.below(align(header, cells)) if cells else ""
+
+
+def _tell_apart(runs: Sequence[RunResult]) -> list[str]:
+    """Return of each run the parameters that differ between those of its case, as far as they were asked for."""
+    cases: dict[str, list[RunResult]] = {}
+    for run in runs:
+        cases.setdefault(run.case, []).append(run)
+    differing = {case: name_differing([run.requested for run in alike]) for case, alike in cases.items()}
+    return [" ".join(f"{name}={get_parameter(run.requested, name)}" for name in differing[run.case]) for run in runs]
 
 
 def effective_parameters(run: RunResult) -> dict[str, str]:

@@ -6,7 +6,6 @@ each. Each file is put in place whole, by a rename. What has died leaves its fil
 
 import contextlib
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,11 @@ from cnnbench.launch.container import Owner
 
 DIRECTORY = "status"
 SCHEMA: Literal[1] = 1
-COSTS = Path("Testing/Temporary/CTestCostData.txt")
-"""The file of a build directory in which ctest keeps how long each case takes in the mean."""
+COSTS = "costs.json"
+"""The file that keeps how long each case took last, when the files of the call that it was of are removed.
+
+ctest's own of that (CTestCostData.txt) has the last time divided by the number of runs, where one case runs at a time.
+"""
 
 InstanceState = Literal["starting", "loading", "warming up", "measuring", "done", "dead"]
 STATES: tuple[InstanceState, ...] = ("starting", "loading", "warming up", "measuring", "done", "dead")
@@ -127,6 +129,13 @@ class CaseEnd(_Plain):
         return self.ended_s - self.began_s
 
 
+class Costs(_Plain):
+    """How long each case took last, by its name (s)."""
+
+    schema_version: Literal[1] = SCHEMA
+    seconds: dict[str, float] = {}
+
+
 class CallStatus(_Owned):
     """A call of ctest.sh; `cases`: of each of its `runs` of ctest, in their order. `run`: the one under way, from 1."""
 
@@ -144,7 +153,7 @@ class CallStatus(_Owned):
         return self.ended_s is None and not self.is_gone()
 
 
-_Model = TypeVar("_Model", CaseStatus, CallStatus, CaseEnd)
+_Model = TypeVar("_Model", CaseStatus, CallStatus, CaseEnd, Costs)
 
 
 @dataclass(frozen=True)
@@ -252,8 +261,10 @@ class Call:
 
 
 def _remove_past(build_dir: Path) -> None:
-    """Remove the files of calls that are over, and of cases that have died."""
+    """Remove the files of calls that are over, and of cases that have died, but for how long each case took."""
     directory, seen = build_dir / DIRECTORY, read_build(build_dir)
+    if seen.costs_s:
+        write_status(directory, COSTS, Costs(seconds=seen.costs_s))
     for one in seen.calls:
         if not one.call.is_running:
             for case in one.died:
@@ -296,7 +307,16 @@ def read_build(build_dir: Path) -> BuildSeen:
                  for call in calls)  # fmt: skip
     known = {call.name for call in calls}
     alone = tuple(case for case in cases if case.call not in known)
-    return BuildSeen(build_dir, seen, alone, ends(ends_file("")), _read_costs(build_dir / COSTS), tuple(complaints))
+    ended_alone = ends(ends_file(""))
+    kept = read(COSTS, _whole(Costs))
+    costs_s = (kept[0].seconds if kept else {}) | _costs_of((*ended_alone, *(end for one in seen for end in one.ended)))
+    return BuildSeen(build_dir, seen, alone, ended_alone, costs_s, tuple(complaints))
+
+
+def _costs_of(ended: Sequence[CaseEnd]) -> dict[str, float]:
+    """Return how long each case took that was measured to its end (s), the last time."""
+    whole = [end for end in ended if end.verdict in ("valid", "unstable")]
+    return {end.case: end.seconds for end in sorted(whole, key=lambda end: end.ended_s)}
 
 
 def _see(call: CallStatus, cases: Sequence[CaseStatus], ended: tuple[CaseEnd, ...]) -> CallSeen:
@@ -329,14 +349,6 @@ def _complain(path: Path, error: ValidationError) -> str:
     return f"{path}: damaged{f', {where}' if where else ''}: {what['msg']}; remove it"
 
 
-def _read_costs(path: Path) -> dict[str, float]:
-    """Return how long each case took in the mean (s), as far as ctest has kept it: `name runs seconds` in lines."""
-    with contextlib.suppress(OSError):
-        lines = re.findall(r"^(\S+) [1-9]\d* ([\d.e+-]+)$", path.read_text(errors="replace"), re.MULTILINE)
-        return {name: float(seconds) for name, seconds in lines}
-    return {}
-
-
 @dataclass(frozen=True)
 class LeftOfCall:
     """The time left of a call (s), as far as it is known: without that of `unknown` cases that never ran there.
@@ -362,7 +374,7 @@ def left_of_case(case: CaseStatus, cost_s: float | None, now_s: float) -> float 
 
 
 def left_of_call(seen: CallSeen, costs_s: dict[str, float], now_s: float) -> LeftOfCall:
-    """Return the time left of a call: what each case took in it before, else in the mean of all ctest's runs."""
+    """Return the time left of a call: what each case took in it before, however that ended, else in others."""
     costs_s = costs_s | {end.case: end.seconds for end in seen.ended if end.verdict != "skipped"}
     begun = [one.case for one in seen.ended] + [one.case for one in (*seen.died, *seen.running)]
     left = Counter(dict.fromkeys(seen.call.cases, seen.call.runs)) - Counter(begun)
