@@ -234,7 +234,7 @@ def test_weight_sharing_holds_the_instances_of_a_socket_in_one_process(workload)
         ("--precision=avx_int8", "PRECISION=avx_int8 (argument): the case"),
         ("--customer_env=A='1", "CUSTOMER_ENV=A='1 (argument)"),
         ("--customer_env=1A=2", "'1A=2' is not NAME=VALUE"),
-        ("--batchsize=1", "BATCHSIZE: no such parameter; known are"),
+        ("--batchsize=1", "BATCHSIZE: no such parameter; did you mean BATCH_SIZE?"),
         ("batch_size=1", "batch_size=1: not understood"),
         ("--config=/no/such.yaml", "/no/such.yaml: no such settings file"),
         ("--hang-after=0", "--hang-after 0: must be more than 0 and at most 1e+09 seconds"),
