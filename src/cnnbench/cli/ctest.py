@@ -22,7 +22,7 @@ from cnnbench.cases.variables import (
 )
 from cnnbench.cli.ctest_process import run_ctest
 from cnnbench.cli.options import split_words
-from cnnbench.cli.selection import check_case, list_cases, runs_cases, select_cases
+from cnnbench.cli.selection import FLAGS, VALUED, check_case, list_cases, runs_cases, select_cases
 
 HELP = """\
 ctest.sh [OPTION]... [CTEST ARGUMENT]...
@@ -194,9 +194,9 @@ def _parse(arguments: Sequence[str]) -> _Options:
     remaining = iter(arguments)
     for word in remaining:
         name, separator, value = word.partition("=")
-        if word in ("-h", "--help", "--describe-params", "--continue", "--dry-run", "--stop", "--status"):
+        if word in FLAGS:
             options.flags.add(word)
-        elif name in ("--set", "--loop", "--config", "--testcase", "--options"):
+        elif name in VALUED:
             text = value if separator else next(remaining, None)
             if not text:
                 raise UsageError(f"{name}: needs a value; see --help")

@@ -119,12 +119,11 @@ def quickstart(
     timings.note("configure")
     directory, tool = build / "workload" / name, find_tool("ctest")
     is_choice = any(word.split("=")[0] in CHOOSING for word in arguments)
-    ctest.check_choice(directory, tool, arguments)  # a slip is told before minutes of staging
+    if arguments:
+        ctest.check_choice(directory, tool, arguments)  # a slip is told before minutes of staging
     stage_engine(workload.engine, cpu, cache, int8=int8)  # before the first of the quick cases is timed by ctest
     timings.note("stage")
-    before = _runs(directory)
-
-    foreign: set[Path] = set()
+    before, foreign = _runs(directory), set[Path]()
 
     def run_choice(choice: Sequence[str]) -> int:
         code = ctest.run_script(directory, tool, source, [*choice, *arguments], source / DEFAULTS)

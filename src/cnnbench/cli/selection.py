@@ -37,10 +37,9 @@ class _Listing:
     complaint: str
 
 
-OWN_OPTIONS = frozenset(
-    {"--set", "--loop", "--config", "--testcase", "--options", "--continue", "--dry-run", "--status", "--stop"}
-)
-"""What ctest.sh has besides ctest's options."""
+FLAGS = ("-h", "--help", "--describe-params", "--continue", "--dry-run", "--stop", "--status")
+VALUED = ("--set", "--loop", "--config", "--testcase", "--options")
+"""What ctest.sh has besides ctest's options: such as stand alone, and such as need a value."""
 
 
 def runs_cases(words: Sequence[str]) -> bool:
@@ -107,7 +106,7 @@ def _refuse_unknown(ctest: str, words: Iterable[str]) -> None:
         return
     for name in asked:
         if name not in known:
-            close = difflib.get_close_matches(name, known | OWN_OPTIONS, n=1)
+            close = difflib.get_close_matches(name, [*known, *FLAGS, *VALUED], n=1)
             hint = f"did you mean {close[0]}?" if close else "see --help, and ctest --help"
             raise UsageError(f"{name}: neither ctest.sh nor ctest has it; {hint}")
 

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from cnnbench.base.errors import CnnbenchError
-from cnnbench.base.start import START
 from cnnbench.launch.local import WorkerLaunch, WorkerProcess
+from cnnbench.launch.tied import tied_command
 
 COME_S, LOOK_S = 60.0, 0.05
 """How long that container may take to come, as it is started after this one, and how often it is looked for."""
@@ -169,11 +169,9 @@ def _run_for(connection: socket.socket) -> None:
         return
     with os.fdopen(files[0], "wb") as log, connection.makefile("r") as stream:
         asked = json.loads(stream.readline())
-        # It becomes a program that ends with this process, as one would be that is not started from another container.
-        tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), "", *asked["command"]]
         try:
             process = subprocess.Popen(
-                tied,
+                tied_command(asked["command"]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -6,9 +6,17 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from cnnbench.base.signals import end_with_parent
+from cnnbench.base.start import START
 from cnnbench.machine.topology import parse_cpu_list
+
+
+def tied_command(command: Sequence[str], cpus: str = "") -> list[str]:
+    """Return the command of a program that ends with this process, however that ends."""
+    return [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), cpus, *command]
+
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]), signal.SIGTERM)

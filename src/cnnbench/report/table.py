@@ -162,13 +162,14 @@ def kpi_table(runs: Sequence[RunResult]) -> str:
     """
     prefix = common_prefix([run.case for run in runs])
     cells, notes, settings = [], Footnotes(), _tell_apart(runs)
+    differ = any(settings)
     for run, setting in zip(runs, settings, strict=True):
         kpi = choose_kpis(run, all_kpis=False)[0]
         spread = _describe_spread(run, kpi) if kpi else ""
         verdict = notes.cite(WORDS[run.verdict], run.reason)
-        told = [setting] if any(settings) else []
+        told = [setting] if differ else []
         cells.append([run.case.removeprefix(prefix), *told, *_describe_kpi(kpi), spread, verdict])
-    header = ["case", *(["settings"] if any(settings) else []), "KPI", "value", "spread", "verdict"]
+    header = ["case", *(["settings"] if differ else []), "KPI", "value", "spread", "verdict"]
     return notes.below(align(header, cells)) if cells else ""
 
 

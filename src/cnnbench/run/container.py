@@ -147,12 +147,12 @@ class ContainerRun:
                 environment[name] = f"{inside}{path.suffix}" if name == "WEIGHTS" else inside
                 mounts[environment[name]] = path
         device = self._sgx.device if planned.case.sgx else None
-        name, memory_bytes = self._name, int(MEMORY_SHARE * read_available_bytes())
+        memory_bytes = int(MEMORY_SHARE * read_available_bytes())
         if planned.clients:  # what the server reads and writes is where both have it; each has half of the memory
             environment |= {NEIGHBOUR_VARIABLE: NEIGHBOUR, "TMPDIR": SHM}
             memory_bytes //= 2
         return ContainerSpec(
-            name=name,
+            name=self._name,
             image=inference_image(
                 planned.workload, planned.parameters.data_type, planned.case.sgx, self._options.images
             ),

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +21,8 @@ import numpy as np
 
 from cnnbench.base.errors import SkippedError
 from cnnbench.base.progress import SECONDS, Progress
-from cnnbench.base.start import START
 from cnnbench.launch.local import KilledError, WorkerLaunch, WorkerProcess, run_program
+from cnnbench.launch.tied import tied_command
 from cnnbench.run.record import SecondClientSeen
 from cnnbench.serving.programs import REGIONS
 from cnnbench.staging.environments import PERF_ANALYZER, TRITON_SERVER, locked_python
@@ -198,9 +197,7 @@ def ask(
         if asked.shared_memory:
             stack.enter_context(_own_regions())
         path = stack.enter_context(_linked(analyzer.libraries))
-        # What it becomes ends with this process, however that ends.
-        tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), ",".join(map(str, cpus))]
-        command = [*tied, str(analyzer.program), *asked.options(directory)]
+        command = tied_command([str(analyzer.program), *asked.options(directory)], ",".join(map(str, cpus)))
         own = {**environment, "LD_LIBRARY_PATH": _search_path(path, environment)}
         progress = stack.enter_context(Progress(f"asking again with {NAME}", seconds, SECONDS))
         began_s, shown = time.monotonic(), 0

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,9 +21,9 @@ from typing import Any
 
 from cnnbench.base.errors import CnnbenchError, InvalidMeasurementError, UsageError
 from cnnbench.base.signals import uninterrupted
-from cnnbench.base.start import START
 from cnnbench.launch.beside import Neighbour
 from cnnbench.launch.local import WorkerLaunch, WorkerProcess
+from cnnbench.launch.tied import tied_command
 from cnnbench.run.record import ServiceCount
 from cnnbench.worker.process import read_resident_bytes
 
@@ -164,9 +163,7 @@ class Server:
     def _launch(self, start: Start) -> WorkerLaunch:
         if self._neighbour:
             return self._neighbour.launch([*start.command], dict(start.environment), self._log)
-        # It is not started by itself: what it becomes ends with this process, however that ends.
-        tied = [sys.executable, START, "cnnbench.launch.tied", str(os.getpid()), start.cpus, *start.command]
-        return WorkerLaunch(tied, dict(start.environment), self._log, ())
+        return WorkerLaunch(tied_command(start.command, start.cpus), dict(start.environment), self._log, ())
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._start_s
